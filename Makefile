@@ -1,0 +1,42 @@
+# Everything runs in .venv; nothing is installed outside this folder.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+# Small matrices: one thread a process is the fast way, processes share the cores.
+export OMP_NUM_THREADS := 1
+
+.PHONY: demo test check dashboard bench bench-kernels kernels-compile clean
+
+demo: $(STAMP)  ## the main job: a search, its front, an exported config
+	$(BIN)/python -m archfront.examples.demo
+
+test: $(STAMP)  ## the whole suite
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 tests/kernels/interpreted
+	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/kernels/interpreted tests
+
+check: $(STAMP)  ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+dashboard: $(STAMP)  ## browse the demo's store
+	$(BIN)/archfront dashboard --store sqlite:///demo/archfront.db
+
+bench: $(STAMP)  ## what the search itself costs, beside a bare Ray Tune run
+	$(BIN)/python -m benchmarks.overhead
+
+bench-kernels: $(STAMP)  ## each kernel beside its peer; needs a GPU
+	$(BIN)/python -m benchmarks.kernels
+
+kernels-compile: $(STAMP)  ## registers, stack, shared memory of each kernel on each architecture
+	$(BIN)/python -m archfront.kernels.compiled
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "torch>=2.11,<2.14"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $(STAMP)
+
+clean:  ## remove what was built and the demo's results
+	rm -rf .venv demo build *.egg-info

@@ -1,0 +1,1 @@
+"""archfront: hardware-aware architecture search for hybrid language models."""

@@ -1,0 +1,1 @@
+"""What may vary: architectures, spaces and their counts, as plain data."""

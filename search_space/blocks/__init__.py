@@ -1,0 +1,1 @@
+"""Block kinds: one record a file, its counting formula beside it."""

@@ -1,0 +1,65 @@
+"""Gated DeltaNet: a linear mixer that decays its state and corrects what it stores."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from .block import Block, Cache, Weight, linear, vector
+
+
+class GatedDeltaNet(Block):
+    """The gated delta rule of arXiv 2412.06464, in the shape that Qwen3-Next gave it.
+
+    `v_heads` states of `k_head_dim` x `v_head_dim`; each of `k_heads` query/key heads serves
+    `v_heads / k_heads` of them. A causal convolution of width `conv` runs over q, k and v.
+    """
+
+    kind: Literal["gdn"] = "gdn"
+    k_heads: PositiveInt
+    v_heads: PositiveInt
+    k_head_dim: PositiveInt
+    v_head_dim: PositiveInt
+    conv: int = Field(default=4, ge=2)
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if self.v_heads % self.k_heads:
+            raise ValueError(
+                f"k_heads must divide v_heads, got k_heads={self.k_heads}, v_heads={self.v_heads}"
+            )
+        return self
+
+    @property
+    def k_width(self) -> int:
+        return self.k_heads * self.k_head_dim
+
+    @property
+    def v_width(self) -> int:
+        return self.v_heads * self.v_head_dim
+
+    @property
+    def conv_width(self) -> int:
+        return 2 * self.k_width + self.v_width
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        return (
+            linear("in_proj", self.conv_width + self.v_width, d_model, "mixer.in"),  # q, k, v; z
+            linear("gate_proj", 2 * self.v_heads, d_model, "gate"),  # beta; decay
+            Weight(name="conv.weight", shape=(self.conv_width, self.conv)),
+            vector("A_log", self.v_heads),
+            vector("dt_bias", self.v_heads),
+            vector("norm.weight", self.v_head_dim),
+            linear("out_proj", d_model, self.v_width, "mixer.out"),
+        )
+
+    def cache(self) -> Cache:
+        return Cache(
+            state_elements=self.v_heads * self.k_head_dim * self.v_head_dim,
+            conv_elements=(self.conv - 1) * self.conv_width,
+        )
+
+    def mixing_flops(self, visible: float) -> float:
+        """The recurrence itself: decay, erase, write and read, and the convolution."""
+        return (
+            8 * self.v_heads * self.k_head_dim * self.v_head_dim + 2 * self.conv * self.conv_width
+        )

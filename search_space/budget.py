@@ -1,0 +1,72 @@
+"""The free width: solved so that every candidate costs the same, else a search finds bigger is better."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from .accounting import flops_per_token, parameters
+from .architecture import Architecture
+from .document import Record
+
+
+MAX_STEPS = 6
+
+
+class Budget(Record):
+    """Every candidate has `value` of `quantity`, within `tolerance`; FLOPs are taken at `context`.
+
+    The solver scales all fields that the space marks `free`: the width of a dense feed-forward,
+    and d_expert such that the experts a token meets have that width together.
+    """
+
+    quantity: Literal["flops_per_token", "active_params", "total_params"] = "flops_per_token"
+    value: float = Field(gt=0)
+    tolerance: float = Field(default=0.02, gt=0, lt=1)
+    context: PositiveInt = 4096
+    multiple_of: PositiveInt = 16
+
+
+class Unreachable(ValueError):
+    """No width lands within the budget's tolerance; the message says how far the nearest is."""
+
+
+def spent(architecture: Architecture, budget: Budget) -> float:
+    """How much of the budgeted quantity an architecture takes."""
+    match budget.quantity:
+        case "flops_per_token":
+            return flops_per_token(architecture, budget.context)
+        case "active_params":
+            return parameters(architecture).active
+        case "total_params":
+            return parameters(architecture).total
+
+
+def solve(budget: Budget, at_width: Callable[[int], Architecture]) -> Architecture:
+    """The architecture whose free width spends the budget; `at_width(w)` builds it at a width.
+
+    The quantity grows with the width in a straight line, up to the rounding of d_expert: a secant
+    gives the slope, a few steps along it the width. Raises Unreachable.
+    """
+    step = budget.multiple_of
+    low, high = 64 * step, 128 * step
+    slope = (spent(at_width(high), budget) - spent(at_width(low), budget)) / (high - low)
+    if slope <= 0:
+        raise Unreachable(f"budget {budget.quantity}={budget.value:g}: no free width changes it")
+    width, best_off, best = low, math.inf, at_width(low)
+    for _ in range(MAX_STEPS):
+        candidate = at_width(width)
+        off = spent(candidate, budget) / budget.value - 1
+        if abs(off) < abs(best_off):
+            best_off, best = off, candidate
+        following = max(step, width - step * round(off * budget.value / slope / step))
+        if following == width:
+            break
+        width = following
+    if abs(best_off) > budget.tolerance:
+        raise Unreachable(
+            f"budget {budget.quantity}={budget.value:.4g}: the nearest free width, {width}, "
+            f"misses it by {best_off:+.1%}, tolerance {budget.tolerance:.1%}"
+        )
+    return best

@@ -1,0 +1,102 @@
+"""What a field of a space may be: listed values, a range with a step, a range in the logarithm."""
+
+import json
+import random
+from collections import Counter
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from .document import Record
+
+
+class Choices(Record):
+    """One of the listed values; a value may be a list."""
+
+    choices: tuple[Any, ...] = Field(min_length=1)
+    when: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if twice := [label for label, count in Counter(self.labels).items() if count > 1]:
+            raise ValueError(f"choices must differ, got {twice[0]} twice")
+        return self
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return self.choices
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The values as text, in the order given: how samplers and rows name them."""
+        return tuple(json.dumps(value) for value in self.choices)
+
+
+class Range(Record):
+    """`[low, high, step]`, both ends included; whole numbers stay whole."""
+
+    range: tuple[float, float, float]
+    when: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        low, high, step = self.range
+        if not (low < high and step > 0):
+            raise ValueError(
+                f"range must be [low, high, step] with low < high and step > 0, got {[*map(_short, self.range)]}"
+            )
+        if abs((high - low) / step - round((high - low) / step)) > 1e-9:
+            raise ValueError(f"step must divide high - low, got {[*map(_short, self.range)]}")
+        return self
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        low, high, step = self.range
+        points = [low + index * step for index in range(round((high - low) / step) + 1)]
+        return tuple(int(p) if self.whole else p for p in points)
+
+    @property
+    def whole(self) -> bool:
+        return all(bound.is_integer() for bound in self.range)
+
+
+class LogRange(Record):
+    """`[low, high]`, sampled evenly in the logarithm; whole numbers stay whole."""
+
+    log_range: tuple[float, float]
+    when: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        low, high = self.log_range
+        if not 0 < low < high:
+            raise ValueError(
+                f"log_range must be [low, high] with 0 < low < high, got {[*map(_short, self.log_range)]}"
+            )
+        return self
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The two ends: what a check can try."""
+        return tuple(int(bound) if self.whole else bound for bound in self.log_range)
+
+    @property
+    def whole(self) -> bool:
+        return all(bound.is_integer() for bound in self.log_range)
+
+
+def _short(bound: float) -> float:
+    return int(bound) if bound.is_integer() else bound
+
+
+Domain = Choices | Range | LogRange
+DOMAINS: dict[str, type[Domain]] = {"choices": Choices, "range": Range, "log_range": LogRange}
+
+
+def draw_at_random(domain: Domain, source: random.Random) -> Any:
+    """A value of a domain, evenly (in the logarithm for a log range)."""
+    if isinstance(domain, LogRange):
+        low, high = domain.log_range
+        value = low * (high / low) ** source.random()
+        return round(value) if domain.whole else value
+    return source.choice(domain.values)

@@ -1,0 +1,68 @@
+"""Where attention goes among the linear mixers: a rule that writes a pattern."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from .document import Record
+from .pattern import FEED_FORWARD, SYMBOLS, compress
+
+Placement = Literal["even", "first", "middle", "last"]
+
+
+class Layout(Record):
+    """`layers` mixers, each followed by `feedforward`; a `ratio` of them is `attention`.
+
+    The number of attention layers is ratio * layers, rounded. `even` closes each group with its
+    attention layer, as Qwen3-Next and Kimi Linear do; the others keep them together.
+    """
+
+    layers: PositiveInt
+    ratio: float = Field(ge=0, le=1)
+    placement: Placement = "even"
+    attention: str | None = None
+    linear: str | None = None
+    feedforward: str | None = None
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        for field, needed in (
+            ("attention", self.num_attention > 0),
+            ("linear", self.num_attention < self.layers),
+        ):
+            symbol = getattr(self, field)
+            if needed and symbol is None:
+                raise ValueError(
+                    f"{field} must name a mixer, since {self.num_attention} of {self.layers} layers are attention"
+                )
+            if symbol is not None and (symbol[0] not in SYMBOLS or symbol[0] in FEED_FORWARD):
+                raise ValueError(f"{field} must be a mixer's symbol, got {symbol!r}")
+        if self.feedforward is not None and self.feedforward[0] not in FEED_FORWARD:
+            raise ValueError(f"feedforward must be one of - E r, got {self.feedforward!r}")
+        return self
+
+    @property
+    def num_attention(self) -> int:
+        return round(self.ratio * self.layers)
+
+    def pattern(self) -> str:
+        """The layout written in the layer notation."""
+        attention = _positions(self.placement, self.num_attention, self.layers)
+        blocks: list[str] = []
+        for layer in range(self.layers):
+            mixer = self.attention if layer in attention else self.linear
+            blocks += [block for block in (mixer, self.feedforward) if block]
+        return compress(tuple(blocks))
+
+
+def _positions(placement: Placement, count: int, layers: int) -> frozenset[int]:
+    match placement:
+        case "even":
+            return frozenset((index + 1) * layers // count - 1 for index in range(count))
+        case "first":
+            start = 0
+        case "middle":
+            start = (layers - count) // 2
+        case "last":
+            start = layers - count
+    return frozenset(range(start, start + count))

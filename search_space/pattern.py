@@ -1,0 +1,186 @@
+"""The layer notation: one symbol is one residual sub-block, `(GEGEGE*E)x12` is a model.
+
+    pattern := item+
+    item    := SYMBOL[xN] | (pattern)[xN] | [SYMBOL|SYMBOL...][xN]
+    SYMBOL  := a letter of `SYMBOLS`, then optional digits that name a variant (`W1`)
+
+Every Nemotron-H string is valid as it is. White space is ignored.
+"""
+
+import re
+from functools import lru_cache
+
+SYMBOLS = {
+    "*": "global attention",
+    "W": "sliding-window attention",
+    "C": "chunked attention",
+    "L": "multi-head latent attention",
+    "S": "sparse selected attention",
+    "Z": "compressed-KV attention",
+    "&": "cross attention",
+    "M": "Mamba-2",
+    "m": "Mamba-1",
+    "G": "gated DeltaNet",
+    "K": "Kimi Delta Attention",
+    "T": "lightning, retention, GLA",
+    "R": "RWKV-7 time mix",
+    "U": "RG-LRU",
+    "Y": "gated short convolution",
+    "-": "dense feed-forward",
+    "E": "mixture of experts",
+    "r": "RWKV channel mix",
+    ".": "no-op",
+    "@": "shared-weight block",
+}
+FEED_FORWARD = frozenset("-Er")
+MAX_SUB_BLOCKS = 4096
+
+_TOKEN = re.compile(r"(?P<symbol>[*WCLSZ&MmGKTRUY\-Er.@]\d*)|(?P<times>x\d+)|(?P<mark>[()\[\]|])")
+
+
+class PatternError(ValueError):
+    """A pattern breaks the notation; the message gives the law and the column."""
+
+
+@lru_cache(maxsize=4096)
+def unroll(pattern: str) -> tuple[str, ...]:
+    """The sub-blocks of `pattern` in order; a parallel group stays one entry, `"[*|M]"`.
+
+    Raises PatternError for an unknown symbol, an unclosed bracket, a count of zero, an empty
+    group, or more than `MAX_SUB_BLOCKS` sub-blocks.
+    """
+    tokens = _tokens(pattern)
+    blocks, position = _items(tokens, 0, pattern)
+    if position < len(tokens):
+        raise PatternError(
+            f"pattern {pattern!r}: ')' closes nothing at column {tokens[position][1]}"
+        )
+    if not blocks:
+        raise PatternError(f"pattern must name at least one sub-block, got {pattern!r}")
+    return tuple(blocks)
+
+
+def _tokens(pattern: str) -> list[tuple[str, int]]:
+    tokens, column = [], 0
+    while column < len(pattern):
+        if pattern[column].isspace():
+            column += 1
+            continue
+        match = _TOKEN.match(pattern, column)
+        if match is None:
+            raise PatternError(
+                f"pattern {pattern!r}: unknown symbol {pattern[column]!r} at column {column + 1}; "
+                f"known: {' '.join(SYMBOLS)}"
+            )
+        tokens.append((match.group(), column + 1))
+        column = match.end()
+    return tokens
+
+
+def _items(tokens: list[tuple[str, int]], position: int, pattern: str) -> tuple[list[str], int]:
+    """Read items up to the end or an unopened `)`; gives the sub-blocks and where it stopped."""
+    blocks: list[str] = []
+    while position < len(tokens) and tokens[position][0] != ")":
+        token, column = tokens[position]
+        if token == "(":
+            group, position = _items(tokens, position + 1, pattern)
+            if position == len(tokens):
+                raise PatternError(f"pattern {pattern!r}: '(' at column {column} is never closed")
+            if not group:
+                raise PatternError(f"pattern {pattern!r}: empty group at column {column}")
+        elif token == "[":
+            branch, position = _parallel(tokens, position, pattern)
+            group = [branch]
+        elif token[0] in SYMBOLS:
+            group = [token]
+        else:
+            raise PatternError(f"pattern {pattern!r}: {token!r} follows nothing at column {column}")
+        position += 1
+        if position < len(tokens) and tokens[position][0].startswith("x"):
+            times, column = tokens[position]
+            count = int(times[1:]) if len(times) < 6 else MAX_SUB_BLOCKS + 1
+            if count == 0:
+                raise PatternError(
+                    f"pattern {pattern!r}: a count must be at least 1, got x0 at column {column}"
+                )
+            if count * len(group) > MAX_SUB_BLOCKS:
+                raise PatternError(
+                    f"pattern has more than {MAX_SUB_BLOCKS} sub-blocks at column {column}: {times}"
+                )
+            group = group * count
+            position += 1
+        blocks += group
+        if len(blocks) > MAX_SUB_BLOCKS:
+            raise PatternError(f"pattern has more than {MAX_SUB_BLOCKS} sub-blocks")
+    return blocks, position
+
+
+def _parallel(tokens: list[tuple[str, int]], position: int, pattern: str) -> tuple[str, int]:
+    """Read `[a|b]`; gives it as one entry and the position of its `]`."""
+    start, branches = tokens[position][1], []
+    while True:
+        position += 1
+        if position + 1 >= len(tokens):
+            raise PatternError(f"pattern {pattern!r}: '[' at column {start} is never closed")
+        symbol, column = tokens[position]
+        if symbol[0] not in SYMBOLS:
+            raise PatternError(
+                f"pattern {pattern!r}: a branch must be one symbol, got {symbol!r} at column {column}"
+            )
+        branches.append(symbol)
+        position += 1
+        separator, column = tokens[position]
+        if separator == "]":
+            break
+        if separator != "|":
+            raise PatternError(
+                f"pattern {pattern!r}: branches are separated by '|', got {separator!r} at column {column}"
+            )
+    if len(branches) < 2:
+        raise PatternError(
+            f"pattern {pattern!r}: a parallel group needs two branches at column {start}"
+        )
+    return f"[{'|'.join(branches)}]", position
+
+
+def compress(blocks: tuple[str, ...]) -> str:
+    """The shortest pattern of whole layers that unrolls to `blocks`; on equal length the plainer one."""
+    return _spell(units(blocks))
+
+
+@lru_cache(maxsize=4096)
+def _spell(layers: tuple[tuple[str, ...], ...]) -> str:
+    best = [""] * (len(layers) + 1)  # best[i] spells layers[i:]
+    for start in reversed(range(len(layers))):
+        best[start] = "".join(layers[start]) + best[start + 1]
+        for size in range(1, (len(layers) - start) // 2 + 1):
+            unit = layers[start : start + size]
+            if layers[start + size : start + 2 * size] != unit:
+                continue
+            inner = unit[0][0] if unit == ((unit[0][0],),) else f"({_spell(unit)})"
+            times = 1
+            while layers[start + times * size : start + (times + 1) * size] == unit:
+                times += 1
+                text = f"{inner}x{times}{best[start + times * size]}"
+                if len(text) < len(best[start]):
+                    best[start] = text
+    return best[0]
+
+
+def units(blocks: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Layers as most papers count them: a mixer with the feed-forward that follows it.
+
+    A mixer or feed-forward that stands alone is a layer of its own.
+    """
+    layers: list[tuple[str, ...]] = []
+    for block in blocks:
+        if (
+            block[0] in FEED_FORWARD
+            and layers
+            and len(layers[-1]) == 1
+            and layers[-1][0][0] not in FEED_FORWARD
+        ):
+            layers[-1] = (layers[-1][0], block)
+        else:
+            layers.append((block,))
+    return tuple(layers)

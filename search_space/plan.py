@@ -1,0 +1,74 @@
+"""How candidates are judged: the target, the workloads, the twin that is trained and for how long."""
+
+from typing import Self
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from .document import Record, nearest
+from .workload import WORKLOADS, Workload
+
+
+class Proxy(Record):
+    """Size of the trainable twin, see proxy.py."""
+
+    d_model: PositiveInt = 64
+    layers: PositiveInt = 4
+
+
+class TextTask(Record):
+    """A short training run on bytes of text; the answer is bits per byte on held-out text."""
+
+    corpus: str | None = None  # a file or folder; by default Python's own library sources
+    context: PositiveInt = 128
+    batch: PositiveInt = 16
+    steps: PositiveInt = 100
+    learning_rate: float = Field(default=4e-3, gt=0)
+
+
+class RecallTask(Record):
+    """Multi-query associative recall: `pairs` keys with values, then asked for in another order."""
+
+    pairs: PositiveInt = 4
+    vocabulary: PositiveInt = 64
+    context: PositiveInt = 32
+    batch: PositiveInt = 64
+    steps: PositiveInt = 150
+    learning_rate: float = Field(default=4e-3, gt=0)
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if self.context < 4 * self.pairs:
+            raise ValueError(
+                f"context must hold every pair and every query, 4 * pairs, got context={self.context}, pairs={self.pairs}"
+            )
+        if self.vocabulary < 4 * self.pairs:
+            raise ValueError(
+                f"vocabulary must be at least 4 * pairs, got vocabulary={self.vocabulary}, pairs={self.pairs}"
+            )
+        return self
+
+
+class Plan(Record):
+    """Everything besides the architecture that a candidate's numbers depend on.
+
+    `workloads` are named ones of workload.py or points written out. `seeds` trainings are run of
+    each task, with the same data order for every candidate; their mean is reported, their spread
+    is its interval. A trial that runs longer than `trial_seconds` is recorded as hung.
+    """
+
+    target: str = "h200_sxm"
+    workloads: tuple[Workload, ...] = Field(default=(WORKLOADS["chat-4k"],), min_length=1)
+    proxy: Proxy = Proxy()
+    text: TextTask = TextTask()
+    recall: RecallTask = RecallTask()
+    seeds: PositiveInt = 1
+    trial_seconds: PositiveInt = 600
+
+    @field_validator("workloads", mode="before")
+    @classmethod
+    def _by_name(cls, given: object) -> object:
+        if not isinstance(given, list | tuple):
+            return given
+        if unknown := [w for w in given if isinstance(w, str) and w not in WORKLOADS]:
+            raise ValueError(f"unknown workload {unknown[0]!r}{nearest(unknown[0], WORKLOADS)}")
+        return [WORKLOADS[w] if isinstance(w, str) else w for w in given]

@@ -1,0 +1,257 @@
+"""A search space: an architecture in which some values are choices.
+
+    architecture:
+      d_model: 512
+      layout: {layers: 12, ratio: {choices: [0.25, 0.5, 1]}, attention: {choices: ["*", L]}, ...}
+      blocks:
+        L: {kind: mla, kv_lora_rank: {range: [64, 256, 64]}, ...}
+        "-": {kind: ffn, width: free}           # solved by the budget
+      precision: {fp8: {choices: [[], [ffn.up, ffn.down]]}}
+
+A choice in a block exists only while the layout uses that block; `when` states any other condition.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
+
+from .accounting import placed_weights
+from .architecture import Architecture
+from .budget import Budget, Unreachable, solve
+from .document import Document, FieldPath, Record
+from .domain import Domain, draw_at_random
+from .laws import Law, broken
+from .layout import Layout
+from .pattern import unroll
+from .plan import Plan
+
+FREE = "free"  # a width that the budget solves
+FP8_GRAIN = 16
+LAYOUT_ORDER = ("layers", "ratio", "attention", "linear", "placement", "feedforward")
+Choose = Callable[[str, Domain], Any]
+M = TypeVar("M", bound=BaseModel)
+
+
+class Bound(Record):
+    """What a metric may be at most, or at least."""
+
+    max: float | None = None
+    min: float | None = None
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if (self.max is None) == (self.min is None):
+            raise ValueError("a constraint gives either max or min")
+        return self
+
+    def violation(self, value: float) -> float:
+        """How far `value` is beyond the bound; at most 0 where it is kept."""
+        return value - self.max if self.max is not None else (self.min or 0.0) - value
+
+
+class SpaceFile(Record):
+    """The fields of a space file; `architecture` stays plain until a candidate is drawn."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+    description: str = ""
+    architecture: dict[str, Any]
+    laws: tuple[str, ...] = ()
+    budget: Budget | None = None
+    objectives: tuple[str, ...] = Field(min_length=1, max_length=4)
+    constraints: dict[str, Bound] = {}
+    profile: Plan = Plan()
+
+
+class Refused(ValueError):
+    """The values drawn make no legal candidate; `law` says in short which law refused it."""
+
+    def __init__(self, law: str, reason: str) -> None:
+        super().__init__(reason)
+        self.law = law
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """A checked space. `draw` is its only behaviour; all else is what the file says."""
+
+    document: Document
+    file: SpaceFile
+    domains: dict[str, Domain]
+    laws: tuple[Law, ...]
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def plan(self) -> Plan:
+        return self.file.profile
+
+    def for_target(self, target: str | None) -> Self:
+        """The same space, judged for another GPU; None leaves it as it is."""
+        if target is None:
+            return self
+        plan = self.plan.model_copy(update={"target": target})
+        return replace(self, file=self.file.model_copy(update={"profile": plan}))
+
+    def draw(self, choose: Choose) -> Architecture:
+        """One candidate; `choose(name, domain)` is asked for each choice that exists, in order.
+
+        Raises Refused when the values break a law, the schema, or the budget.
+        """
+        fields = _Walk(self.file.architecture, self.domains, choose).architecture()
+        architecture = self._at_budget(fields)
+        for law in self.laws:
+            if reason := broken(law, architecture):
+                raise Refused(law.text, reason)
+        if reason := broken_fp8_shape(architecture):
+            raise Refused("FP8 shapes", reason)
+        return architecture
+
+    def _at_budget(self, fields: dict[str, Any]) -> Architecture:
+        if self.file.budget is None:
+            return _built(Architecture, fields)
+        try:
+            return solve(
+                self.file.budget, lambda width: _built(Architecture, _widened(fields, width))
+            )
+        except Unreachable as error:
+            raise Refused("budget", str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What random draws of a space gave: the legal candidates and how often each law refused."""
+
+    legal: tuple[Architecture, ...]
+    refused: Counter[str]
+    reasons: dict[str, str]
+
+
+def sample(space: SearchSpace, count: int, seed: int) -> Sample:
+    """Draw `count` times at random: what share of the space is legal, and which laws refuse."""
+    source = random.Random(seed)
+    legal, refused, reasons = [], Counter[str](), {}
+    for _ in range(count):
+        try:
+            legal.append(space.draw(lambda _, domain: draw_at_random(domain, source)))
+        except Refused as error:
+            refused[error.law] += 1
+            reasons.setdefault(error.law, str(error))
+    return Sample(legal=tuple(legal), refused=refused, reasons=reasons)
+
+
+class _Walk:
+    """One pass over the template that asks for each choice that exists and leaves plain data."""
+
+    def __init__(
+        self, template: dict[str, Any], domains: dict[str, Domain], choose: Choose
+    ) -> None:
+        self.template, self.domains, self.choose = template, domains, choose
+        self.taken: dict[str, Any] = {}
+
+    def architecture(self) -> dict[str, Any]:
+        fields = {
+            name: self.value((name,))
+            for name in self.template
+            if name not in ("layout", "blocks", "precision", "norm")
+        }
+        fields = {name: value for name, value in fields.items() if value is not _ABSENT}
+        if "layout" in self.template:
+            fields["pattern"] = self.layout().pattern()
+        used = set(unroll(fields["pattern"]))
+        fields["blocks"] = {
+            symbol: self.record(("blocks", symbol))
+            for symbol in self.template.get("blocks", {})
+            if symbol in used
+        }
+        for name in ("norm", "precision"):
+            if name in self.template:
+                fields[name] = self.record((name,))
+        return fields
+
+    def layout(self) -> Layout:
+        """The layout's choices; one that another makes needless is not asked for."""
+        given: dict[str, Any] = {}
+        for name in LAYOUT_ORDER:
+            if name not in ("layers", "ratio"):
+                count, layers = round(given["ratio"] * given["layers"]), given["layers"]
+                needless = {"attention": count == 0, "linear": count == layers}
+                needless["placement"] = count in (0, layers)
+                if needless.get(name, False):
+                    continue
+            given[name] = self.value(("layout", name))
+        return _built(
+            Layout, {name: value for name, value in given.items() if value is not _ABSENT}
+        )
+
+    def record(self, path: FieldPath) -> dict[str, Any]:
+        fields = {name: self.value((*path, name)) for name in _at(self.template, path)}
+        return {name: value for name, value in fields.items() if value is not _ABSENT}
+
+    def value(self, path: FieldPath) -> Any:
+        raw = _at(self.template, path)
+        name = ".".join(str(part) for part in path)
+        domain = self.domains.get(name)
+        if domain is None:
+            if isinstance(raw, dict):
+                return self.record(path)
+            self.taken[name] = raw
+            return raw
+        if not all(self.holds(field, wanted) for field, wanted in domain.when.items()):
+            return _ABSENT
+        self.taken[name] = self.choose(name, domain)
+        return self.taken[name]
+
+    def holds(self, field: str, wanted: Any) -> bool:
+        return self.taken.get(field, _ABSENT) in (wanted if isinstance(wanted, list) else [wanted])
+
+
+_ABSENT = object()
+
+
+def _at(template: Any, path: FieldPath) -> Any:
+    for part in path:
+        if not isinstance(template, dict) or part not in template:
+            return _ABSENT
+        template = template[part]
+    return template
+
+
+def _built(record: type[M], fields: dict[str, Any]) -> M:
+    try:
+        return record.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if not str(part).endswith("!"))
+        reason = first["msg"].removeprefix("Value error, ")
+        raise Refused(f"{field or record.__name__.lower()}", reason) from None
+
+
+def _widened(fields: dict[str, Any], width: int) -> dict[str, Any]:
+    """`fields` with every free width set: a dense one to `width`, experts to share it."""
+    blocks = {}
+    for symbol, block in fields["blocks"].items():
+        filled = dict(block)
+        if filled.get("width") == FREE:
+            filled["width"] = width
+        if filled.get("d_expert") == FREE:
+            met = filled["top_k"] + filled.get("n_shared", 0)
+            filled["d_expert"] = max(FP8_GRAIN, FP8_GRAIN * round(width / met / FP8_GRAIN))
+        blocks[symbol] = filled
+    return {**fields, "blocks": blocks}
+
+
+def broken_fp8_shape(architecture: Architecture) -> str | None:
+    """FP8 tensor cores take matrices whose dimensions divide by 16; None where all do."""
+    for placed in placed_weights(architecture):
+        if placed.fp8 and any(size % FP8_GRAIN for size in placed.weight.shape):
+            return (
+                f"FP8 matrices need dimensions divisible by {FP8_GRAIN}, got {placed.weight.name} "
+                f"{list(placed.weight.shape)} in {placed.weight.role}"
+            )
+    return None

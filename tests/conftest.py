@@ -1,0 +1,46 @@
+"""What the tests of all rooms share: small architectures and spaces."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archfront.search_space.architecture import Architecture
+
+ROOT = Path(__file__).parents[1]
+BLOCKS: dict[str, dict[str, Any]] = {
+    "*": {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 16},
+    "W": {"kind": "attn", "heads": 4, "kv_heads": 1, "head_dim": 16, "window": 8},
+    "L": {
+        "kind": "mla",
+        "heads": 2,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 16,
+    },
+    "M": {"kind": "mamba2", "heads": 4, "head_dim": 16, "d_state": 16},
+    "G": {"kind": "gdn", "k_heads": 2, "v_heads": 4, "k_head_dim": 16, "v_head_dim": 16},
+    "-": {"kind": "ffn", "width": 96},
+    "E": {"kind": "moe", "n_experts": 4, "top_k": 2, "d_expert": 32, "n_shared": 1},
+}
+
+
+@pytest.fixture
+def architecture() -> Callable[..., Architecture]:
+    """A model of width 64 on 256 tokens by its pattern; keywords change fields or blocks."""
+
+    def make(pattern: str, **fields: Any) -> Architecture:
+        blocks = BLOCKS | fields.pop("blocks", {})
+        used = {symbol: block for symbol, block in blocks.items() if symbol in pattern}
+        plain = {"d_model": 64, "vocab_size": 256, "pattern": pattern, "blocks": used, **fields}
+        return Architecture.model_validate(plain)
+
+    return make
+
+
+@pytest.fixture
+def tiny() -> str:
+    """The text of the space that ships for the demo."""
+    return (ROOT / "examples" / "tiny.yaml").read_text()

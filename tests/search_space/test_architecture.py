@@ -1,0 +1,83 @@
+"""Architecture: its laws, its key, its YAML, its precision plan."""
+
+from collections.abc import Callable
+
+import pytest
+from pydantic import ValidationError
+
+from archfront.search_space.architecture import Architecture, architecture_from, to_yaml
+from archfront.search_space.document import InputError, parse_document
+
+Make = Callable[..., Architecture]
+
+
+def test_the_key_names_the_model_not_its_spelling(architecture: Make) -> None:
+    assert architecture("*-*-").key == architecture("(*-)x2", name="other").key
+    assert architecture("*-*-").key != architecture("*-*-*-").key
+
+
+def test_yaml_gives_back_an_equal_architecture(architecture: Make) -> None:
+    made = architecture("(M-G-)x2L-*EWE", precision={"fp8": ["ffn.up", "kv_cache"]})
+    read = architecture_from(parse_document(to_yaml(made.plain()), source="x.yaml"))
+    assert read == made
+    assert read.key == made.key
+
+
+def test_no_position_survives_yaml(architecture: Make) -> None:
+    block = {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 16, "rope": None}
+    made = architecture("*-", blocks={"*": block})
+    read = architecture_from(parse_document(to_yaml(made.plain()), source="x.yaml"))
+    assert read.key == made.key
+
+
+@pytest.mark.parametrize(
+    ("pattern", "blocks", "law"),
+    [
+        ("*-", {"*": {"kind": "attn", "heads": 4, "kv_heads": 3, "head_dim": 16}}, "kv_heads must divide heads"),
+        ("*-", {"*": {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 15}}, "must be even"),
+        ("*-", {"*": {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 16, "window": 4}}, "use W"),
+        ("*-", {"*": {"kind": "mamba2", "heads": 4, "head_dim": 16, "d_state": 16}}, "stands for kind attn"),
+        ("*E", {"E": {"kind": "moe", "n_experts": 4, "top_k": 5, "d_expert": 32}}, "top_k may be at most"),
+        ("G-", {"G": {"kind": "gdn", "k_heads": 3, "v_heads": 4, "k_head_dim": 16, "v_head_dim": 16}}, "k_heads must divide"),
+        ("M-", {"M": {"kind": "mamba2", "heads": 4, "head_dim": 16, "d_state": 16, "groups": 3}}, "groups must divide"),
+        ("K-", {}, "Kimi Delta Attention .* cannot be built yet"),
+        ("[*|M]-", {}, "parallel branches .* cannot be built yet"),
+        ("*-W2-", {}, "blocks does not describe"),
+    ],
+)  # fmt: skip
+def test_a_broken_law_is_named(architecture: Make, pattern: str, blocks: dict, law: str) -> None:
+    with pytest.raises(ValidationError, match=law):
+        architecture(pattern, blocks=blocks)
+
+
+def test_a_block_that_the_pattern_never_uses_is_refused() -> None:
+    ffn = {"kind": "ffn", "width": 64}
+    attention = {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 16}
+    with pytest.raises(ValidationError, match="every block must occur"):
+        Architecture.model_validate(
+            {"d_model": 64, "vocab_size": 256, "pattern": "*", "blocks": {"*": attention, "-": ffn}}
+        )
+
+
+def test_the_precision_plan_keeps_first_last_and_what_feeds_attention(architecture: Make) -> None:
+    plan = {
+        "fp8": ["ffn.up", "mixer.in"],
+        "keep_first_layers": 1,
+        "keep_last_layers": 1,
+        "keep_before_attention": True,
+    }
+    made = architecture("M-M-M-*-M-M-", precision=plan)
+    in_fp8 = [bool(made.fp8_roles(index)) for index in range(12)]
+    #                 M-           M-          M-           *-          M-          M-
+    assert (
+        in_fp8 == [False] * 2 + [True] * 2 + [False, True] + [True] * 2 + [True] * 2 + [False] * 2
+    )
+
+
+def test_a_misspelt_field_is_told_with_its_line_and_nearest_name() -> None:
+    text = "d_model: 64\nvocab_size: 256\npattern: '-'\nblocks:\n  '-': {kind: ffn, widht: 64}\n"
+    with pytest.raises(
+        InputError, match=r"a.yaml:5: blocks.-.widht: .*did you mean 'width'"
+    ) as told:
+        architecture_from(parse_document(text, source="a.yaml"))
+    assert len(str(told.value).splitlines()) == 2  # width is missing as well

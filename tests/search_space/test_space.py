@@ -1,0 +1,164 @@
+"""Search spaces: what a draw asks for, what it refuses, what a bad file is told."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from archfront.search_space.accounting import flops_per_token
+from archfront.search_space.check import check_space, load_space
+from archfront.search_space.document import InputError, parse_document
+from archfront.search_space.domain import Domain, draw_at_random
+from archfront.search_space.space import Refused, SearchSpace, broken_fp8_shape, sample
+
+SPACES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+def space_of(text: str) -> SearchSpace:
+    return check_space(parse_document(text, source="space.yaml"))
+
+
+def first_choices(wanted: dict[str, object]) -> Callable[[str, Domain], object]:
+    return lambda name, domain: wanted.get(name, domain.values[0])
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_a_space_that_ships_is_mostly_legal_and_within_budget(path: Path) -> None:
+    space = load_space(path)
+    drawn = sample(space, 60, seed=1)
+    assert len(drawn.legal) > 30
+    assert len({candidate.key for candidate in drawn.legal}) > 20
+    budget = space.file.budget
+    assert budget is not None
+    if budget.quantity == "flops_per_token":
+        for candidate in drawn.legal:
+            assert flops_per_token(candidate, budget.context) == pytest.approx(
+                budget.value, rel=0.02
+            )
+    assert not any(broken_fp8_shape(candidate) for candidate in drawn.legal)
+
+
+def test_a_choice_exists_only_while_its_block_is_used(tiny: str) -> None:
+    space, asked = space_of(tiny), []
+    random_source = random.Random(0)
+
+    def choose(name: str, domain: Domain) -> object:
+        asked.append(name)
+        fixed = {"layout.ratio": 1, "layout.attention": "L", "layout.feedforward": "-"}
+        return fixed.get(name, draw_at_random(domain, random_source))
+
+    space.draw(choose)
+    assert asked == [
+        "layout.ratio",
+        "layout.attention",
+        "layout.feedforward",
+        "blocks.L.kv_lora_rank",
+        "precision.fp8",
+    ]
+
+
+def test_a_condition_hides_a_choice(tiny: str) -> None:
+    shown = "placement: {choices: [even, middle, last], when: {layout.ratio: [0.5]}}"
+    space = space_of(tiny.replace("placement: {choices: [even, middle, last]}", shown))
+    half = space.draw(first_choices({"layout.ratio": 0.5, "layout.placement": "last"}))
+    quarter = space.draw(first_choices({"layout.ratio": 0.25, "layout.placement": "last"}))
+    assert half.pattern == "(M-)x4(*-)x4"
+    assert quarter.pattern == "(M-M-M-*-)x2"
+
+
+def test_a_broken_law_refuses_with_its_values(tiny: str) -> None:
+    wanted = {"layout.feedforward": "E", "blocks.E.n_experts": 8, "blocks.E.top_k": 4}
+    with pytest.raises(Refused, match=r"moe.top_k \* 4 <= moe.n_experts is broken by 16 and 8"):
+        space_of(tiny).draw(first_choices(wanted))
+
+
+def test_experts_share_the_free_width(tiny: str) -> None:
+    chosen = {"layout.feedforward": "E", "blocks.E.n_experts": 32, "blocks.E.n_shared": 1}
+    widths = [
+        space_of(tiny).draw(first_choices(chosen | {"blocks.E.top_k": k})).blocks["E"].d_expert  # pyright: ignore[reportAttributeAccessIssue]
+        for k in (1, 2, 4)
+    ]
+    assert widths[0] * 2 == pytest.approx(widths[2] * 5, rel=0.15)
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_fp8_shapes_must_divide_by_16(tiny: str) -> None:
+    odd = tiny.replace("fp8: {choices: [[],", "fp8: {choices: [[mixer.in],")
+    odd = odd.replace(
+        "{kind: mamba2, heads: 16, head_dim: 64,", "{kind: mamba2, heads: 4, head_dim: 64,"
+    )
+    with pytest.raises(
+        Refused, match=r"divisible by 16, got in_proj.weight \[\d+, 512\] in mixer.in"
+    ):
+        space_of(odd).draw(first_choices({"layout.ratio": 0.25}))
+
+
+BAD = {
+    "unknown field": ("  d_model: 512", "  d_modle: 512", r"s.yaml:7: architecture.d_modle: unknown field; did you mean 'd_model'"),
+    "unknown top": ("laws:", "lawz:", r"s.yaml:40: lawz: unknown field; did you mean 'laws'"),
+    "unknown in block": ("heads: 8, kv_heads: {", "headz: 8, kv_heads: {", r"s.yaml:18: .*headz: unknown field; did you mean 'heads'"),
+    "wrong type": ("d_model: 512", "d_model: wide", r"s.yaml:7: architecture.d_model: .*got 'wide'"),
+    "wrong type of choice": ("{choices: [64, 128]}", "{choices: [64, many]}", r"s.yaml:27: .*M.d_state: .*got 'many'"),
+    "empty choices": ("{choices: [64, 128]}", "{choices: []}", r"s.yaml:27: .*d_state.choices: .*at least 1"),
+    "twice the same": ("{choices: [64, 128]}", "{choices: [64, 64]}", r"choices must differ, got 64 twice"),
+    "range": ("[64, 256, 64]", "[256, 64, 64]", r"s.yaml:23: .*low < high and step > 0, got \[256, 64, 64\]"),
+    "range step": ("[64, 256, 64]", "[64, 256, 100]", r"step must divide high - low"),
+    "contradiction": ("[even, middle, last]}", "[even], when: {layout.attention: Q}}", r"contradiction: layout.attention is never 'Q', only \*, W, L"),
+    "condition on nothing": ("[even, middle, last]}", "[even], when: {layout.atention: W}}", r"unknown field; did you mean 'layout.attention'"),
+    "condition too early": ("0.5, 1]}", "0.5, 1], when: {layout.placement: even}}", r"drawn before layout.ratio"),
+    "unreachable budget": ("value: 1.5e8", "value: 1.0e5", r"s.yaml:43: budget: 64 of 64 .*nearest free width, 16, misses it by"),
+    "unknown objective": ("decode_ms]", "decode_sm]", r"s.yaml:45: objectives.2: unknown metric 'decode_sm'; did you mean 'decode_ms'"),
+    "objective without a side": ("decode_ms]", "twin_parameters]", r"no better side"),
+    "objective of no workload": ("decode_ms]", "decode_ms@rag-32k]", r"profile.workloads has no 'rag-32k'"),
+    "unknown constraint": ("memory_gib:", "memory_gb:", r"s.yaml:47: .*did you mean 'memory_gib'"),
+    "tab": ("  d_model: 512", "\td_model: 512", r"s.yaml:7: not valid YAML: .*tab"),
+    "broken yaml": ('["*", W, L]}', '["*", W, L}', r"s.yaml:13: not valid YAML"),
+    "unknown kind": ("kind: gdn", "kind: gnd", r"s.yaml:28: .*got 'gnd'; did you mean 'gdn'"),
+    "symbol without block": ("[M, G]", "[M, G, K]", r"s.yaml:14: .*blocks does not describe 'K'"),
+    "law on unknown field": ("moe.top_k * 4", "moe.topk * 4", r"s.yaml:41: .*did you mean 'top_k'"),
+    "law as code": ("moe.top_k * 4", "open('x')", r"s.yaml:41: laws.0: a law knows names, numbers"),
+    "impossible law": ("moe.top_k * 4 <= moe.n_experts", "d_model > 1000", r"s.yaml:41: .*none is legal"),
+    "unknown workload": ("[chat-4k]", "[chat-5k]", r"unknown workload 'chat-5k'; did you mean 'chat-4k'"),
+    "unknown role": ("[ffn.up, ffn.down, experts],", "[ffn.sideways],", r"got 'ffn.sideways'; did you mean 'ffn.down'"),
+    "ratio": ("0.5, 1]", "0.5, 2]", r"s.yaml:12: architecture.layout.ratio: .*got 2"),
+    "duplicate key": ("laws:", "name: x\nlaws:", r"s.yaml:40: name: the same field is given twice"),
+    "anchor": ("name: tiny", "name: &a tiny", r"s.yaml:3: anchors and aliases"),
+    "free without budget": ("budget: {quantity", "description: {quantity", r"given twice"),
+    "name": ("name: tiny", "name: Tiny Space", r"s.yaml:3: name: .*got 'Tiny Space'"),
+    "python tag": ("name: tiny", "name: !!python/object/apply:os.system [id]", r"not valid YAML"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_space_is_told_where_and_why(tiny: str, case: str) -> None:
+    old, new, told = BAD[case]
+    assert old in tiny
+    with pytest.raises(InputError, match=told) as error:
+        check_space(parse_document(tiny.replace(old, new, 1), source="s.yaml"))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: folder / "none.yaml", "no such file"),
+        (lambda folder: folder, "is a folder"),
+        (lambda folder: write(folder, b""), "the file is empty"),
+        (lambda folder: write(folder, b"- a\n- b\n"), "expected a mapping of fields, got list"),
+        (lambda folder: write(folder, b"\xff\xfe\x00"), "must be UTF-8"),
+        (lambda folder: write(folder, b"a" * (1 << 21)), "at most 1048576 bytes"),
+        (lambda folder: write(folder, b"[" * 5000), "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_space_is_told_so(
+    tmp_path: Path, make: Callable[[Path], Path], told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        load_space(make(tmp_path))
+
+
+def write(folder: Path, content: bytes) -> Path:
+    path = folder / "space.yaml"
+    path.write_bytes(content)
+    return path
