@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 .PHONY: demo test check dashboard bench bench-kernels kernels-compile clean
 
 demo: $(STAMP)  ## the main job: a search, its front, an exported config
-	$(BIN)/python -m archfront.examples.demo
+	$(BIN)/python -P -m archfront.examples.demo
 
 test: $(STAMP)  ## the whole suite
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 tests/kernels/interpreted
@@ -24,10 +24,10 @@ dashboard: $(STAMP)  ## browse the demo's store
 	$(BIN)/archfront dashboard --store sqlite:///demo/archfront.db
 
 bench: $(STAMP)  ## what the search itself costs, beside a bare Ray Tune run
-	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -P benchmarks/overhead.py
 
 bench-kernels: $(STAMP)  ## each kernel beside its peer; needs a GPU
-	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -P benchmarks/kernels.py
 
 kernels-compile: $(STAMP)  ## registers, stack, shared memory of each kernel on each architecture
 	$(BIN)/python -m archfront.kernels.compiled

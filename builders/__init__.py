@@ -1,0 +1,1 @@
+"""Architecture in, nn.Module out."""

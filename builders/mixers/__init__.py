@@ -1,0 +1,1 @@
+"""Sequence mixers: modules that move information between tokens."""

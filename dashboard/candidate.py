@@ -1,0 +1,78 @@
+"""One architecture on the page: its layers, its numbers, the file that exports it."""
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from ..search_space.architecture import Architecture
+from ..search_space.pattern import SYMBOLS
+from .queries import Details
+from .strip import strip
+
+# As the terminal colours them.
+PROVENANCES = {
+    "measured": "#2f9e44",
+    "composed": "#1098ad",
+    "estimated": "#e0a800",
+    "counted": "#3b6fd8",
+}
+
+
+def show(details: Details) -> None:
+    """Everything known of an architecture."""
+    architecture, trial = details.architecture, details.trial
+    where = "on the front" if trial.on_front else "not on the front"
+    st.subheader(architecture.key)
+    st.text(
+        f"{architecture.pattern} · d_model {architecture.d_model} · {architecture.num_layers} layers · "
+        f"vocabulary {architecture.vocab_size:,} · FP8: {', '.join(architecture.precision.fp8) or 'none'} · "
+        f"trial {trial.number} of {trial.study}, {where}"
+    )
+    st.image(
+        strip(architecture, dark=st.context.theme.type == "dark"),
+        width="content",
+        alt=f"layers of {architecture.pattern}",
+    )
+    st.dataframe(_blocks(architecture), hide_index=True, width="stretch")
+    left, right = st.columns([2, 1])
+    with left:
+        st.dataframe(
+            details.numbers,
+            hide_index=True,
+            width="stretch",
+            height="content",
+            column_config={
+                "value": st.column_config.TextColumn(alignment="right"),
+                "device": st.column_config.TextColumn(width=170),
+                "provenance": st.column_config.MultiselectColumn(
+                    options=list(PROVENANCES), color=list(PROVENANCES.values())
+                ),
+            },
+        )
+    with right:
+        st.download_button(
+            f"Download {architecture.key}.yaml",
+            details.yaml,
+            file_name=f"{architecture.key}.yaml",
+            mime="application/yaml",
+            on_click="ignore",
+            type="primary",
+        )
+        st.code(details.yaml, language="yaml", height=640)
+        st.text(" · ".join(f"{name} {value[:12]}" for name, value in details.facts.items()))
+
+
+def _blocks(architecture: Architecture) -> pd.DataFrame:
+    """A row a block, with what is not at its default."""
+    rows: list[dict[str, Any]] = []
+    for symbol, block in architecture.blocks.items():
+        fields = block.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
+        rows.append(
+            {
+                "block": symbol,
+                "meaning": SYMBOLS[symbol[0]],
+                "fields": " · ".join(f"{name} {value}" for name, value in fields.items()),
+            }
+        )
+    return pd.DataFrame(rows)

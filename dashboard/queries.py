@@ -1,0 +1,231 @@
+"""What the pages show: store in, data frames out, read again only when a study has moved on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import pandas as pd
+import streamlit as st
+
+from ..orchestrator.export import as_yaml, best_known, exported
+from ..orchestrator.pareto import knee
+from ..orchestrator.store import FrontStep, Reading, Store, Study, Trial, open_store
+from ..profilers.report import Measurement
+from ..search_space.architecture import Architecture
+from ..search_space.metrics import METRICS, split
+
+_CANDIDATE = ("number", "key", "pattern", "active_params", "feasible", "on_front")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A metric as the candidates of a study have it; `source` is its provenance and usual error."""
+
+    label: str
+    unit: str
+    better: Literal["lower", "higher"] | None
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The label with its better side and its unit."""
+        arrow = {"lower": " ↓", "higher": " ↑", None: ""}[self.better]
+        return f"{self.label}{arrow}" + (f" [{self.unit}]" if self.unit else "")
+
+
+class Details(NamedTuple):
+    """One architecture with the trial that measured it last, and the file that exports it."""
+
+    architecture: Architecture
+    trial: Trial
+    numbers: pd.DataFrame
+    facts: Mapping[str, str]
+    yaml: str
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def opened(url: str) -> Store:
+    """The store, opened once for all viewers. Raises InputError."""
+    return open_store(url, readonly=True)
+
+
+# The moment of its last write stands for a study and all that is in it.
+_per_study = st.cache_data(
+    max_entries=8,
+    show_spinner=False,
+    hash_funcs={Study: lambda study: (study.name, study.created, study.updated)},
+)
+
+
+def overview(studies: list[Study]) -> pd.DataFrame:
+    """A row a study."""
+    return pd.DataFrame(
+        {
+            "study": study.name,
+            "status": study.status,
+            "done": study.counts.get("complete", 0),
+            "wanted": study.trials_wanted,
+            "failed": study.counts.get("failed", 0),
+            "refused": study.counts.get("refused", 0),
+            "front": study.front_size,
+            "target": study.target,
+            "objectives": ", ".join(o.label for o in study.objectives),
+            "begun": study.created,
+        }
+        for study in studies
+    )
+
+
+@_per_study
+def volumes(_store: Store, study: Study) -> pd.DataFrame:
+    """The front's size and hypervolume after each completed trial, in the order of completion."""
+    return pd.DataFrame(_store.hypervolume_history(study.name), columns=list(FrontStep._fields))
+
+
+@_per_study
+def candidates(_store: Store, study: Study) -> pd.DataFrame:
+    """A row a completed trial, by number; `knee` is true for one of the front."""
+    trials = [trial for trial in _store.trials(study.name) if trial.state == "complete"]
+    front = [trial for trial in trials if trial.on_front]
+    best = front[knee([t.values or () for t in front], study.signs)].number if front else None
+    rows = [[getattr(trial, field) for field in _CANDIDATE] for trial in trials]
+    frame = pd.DataFrame(rows, columns=list(_CANDIDATE))
+    flags = {"feasible": bool, "on_front": bool}
+    return frame.astype(flags).assign(knee=frame["number"] == best)
+
+
+@_per_study
+def faults(_store: Store, study: Study) -> pd.DataFrame:
+    """Failed and refused trials: for each reason how many, and which."""
+    numbers: dict[tuple[str, ...], list[int]] = {}
+    for t in _store.trials(study.name):
+        if t.state in ("failed", "refused"):
+            fault = (t.state, t.stage or "", t.kind or "", t.reason or "")
+            numbers.setdefault(fault, []).append(t.number)
+    rows = [(*fault, len(these), ", ".join(map(str, these))) for fault, these in numbers.items()]
+    columns = ["state", "stage", "kind", "reason", "trials", "numbers"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values("trials", ascending=False, kind="stable", ignore_index=True)
+
+
+@_per_study
+def readings(_store: Store, study: Study) -> pd.DataFrame:
+    """Every measurement of the study with its `label`: `decode_ms@chat-4k`."""
+    rows = _store.measurements(study.name)
+    frame = pd.DataFrame(rows, columns=list(Reading._fields))
+    frame[["value", "low", "high"]] = frame[["value", "low", "high"]].astype(float)
+    at = [f"{row.name}@{row.workload}" if row.workload else row.name for row in rows]
+    return frame.assign(label=pd.Series(at, dtype=object))
+
+
+@_per_study
+def quantities(_store: Store, study: Study) -> dict[str, Quantity]:
+    """What the candidates can be compared by, under its label, the objectives first."""
+    read = readings(_store, study)
+    labels = list(read["label"].unique())
+    wanted = [
+        next((x for x in labels if o.label in (x, split(x)[0])), None) for o in study.objectives
+    ]
+    order = dict.fromkeys([*(label for label in wanted if label), *labels])
+    groups = dict(tuple(read.groupby("label")))
+    return {label: _quantity(label, groups[label]) for label in order}
+
+
+def _quantity(label: str, read: pd.DataFrame) -> Quantity:
+    metric = METRICS[split(label)[0]]
+    return Quantity(
+        label=label,
+        unit=shown_unit(metric.unit),
+        better=metric.better,
+        source=" · ".join(
+            [
+                "/".join(read["provenance"].unique()),
+                _usual_error(read),
+                *read["device"].dropna().unique(),
+            ]
+        ),
+    )
+
+
+def _usual_error(read: pd.DataFrame) -> str:
+    """Half the 90% interval as a share of the value, the median over the candidates."""
+    if set(read["provenance"]) == {"counted"}:
+        return "exact"
+    rows = read.loc[read["value"] != 0]
+    shares = ((rows["high"] - rows["low"]) / 2 / rows["value"].abs()).dropna()
+    return f"±{100 * shares.median():.2g}%" if len(shares) else "error unknown (one seed)"
+
+
+def points(
+    candidates: pd.DataFrame, readings: pd.DataFrame, axes: Mapping[str, str]
+) -> pd.DataFrame:
+    """The candidates with `x_value`, `x_low`, `x_high` for an axis x, given as {"x": label}."""
+    frame = candidates
+    for axis, label in axes.items():
+        read = readings.loc[readings["label"] == label, ["number", "value", "low", "high"]]
+        named = {field: f"{axis}_{field}" for field in ("value", "low", "high")}
+        frame = frame.merge(read.rename(columns=named), on="number", how="left")
+    return frame.dropna(subset=["x_value", "y_value"])
+
+
+def front_table(
+    candidates: pd.DataFrame, readings: pd.DataFrame, objectives: list[Quantity]
+) -> pd.DataFrame:
+    """The front, best first in the first objective; an objective's ± is half its 90% interval."""
+    frame = candidates[candidates["on_front"]].set_index("number")
+    table = pd.DataFrame({"key": frame["key"]})
+    table[""] = ["◆" if knee else "" for knee in frame["knee"]]
+    for quantity in objectives:
+        read = readings[readings["label"] == quantity.label].set_index("number")
+        table[quantity.name] = read["value"]
+        table[f"± {quantity.label}"] = (read["high"] - read["low"]) / 2
+    table["active M params"] = frame["active_params"] / 1e6
+    table["layers"] = frame["pattern"]
+    first = objectives[0]
+    return table.sort_values(first.name, ascending=first.better == "lower").reset_index()
+
+
+@_per_study
+def details(_store: Store, study: Study, key: str) -> Details:
+    """What `archfront show` and `archfront export` know of an architecture. Raises InputError."""
+    trial, report = best_known(_store, key)
+    config = exported(_store, key)
+    return Details(
+        architecture=config.architecture,
+        trial=trial,
+        numbers=pd.DataFrame(
+            {
+                "metric": m.name,
+                "value": shown(m.value),
+                "unit": shown_unit(m.unit),
+                "90% interval": _interval(m),
+                "provenance": [m.provenance],
+                "workload": m.workload or "",
+                "device": m.device or "",
+                "meaning": METRICS[m.name].meaning,
+            }
+            for m in report.measurements
+        ),
+        facts=report.facts,
+        yaml=as_yaml(config),
+    )
+
+
+def shown(value: float) -> str:
+    """Three or four digits that matter; whole numbers in thousands stay whole."""
+    if value == int(value) and abs(value) >= 1000:
+        return f"{int(value):,}"
+    return f"{value:.4g}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def shown_unit(unit: str) -> str:
+    """Nothing for a count or a share."""
+    return "" if unit in ("1", "fraction") else unit
+
+
+def _interval(m: Measurement) -> str:
+    if m.provenance == "counted":
+        return "exact"
+    if m.low is None or m.high is None:
+        return "unknown (one seed)"
+    return f"{shown(m.low)} to {shown(m.high)}"

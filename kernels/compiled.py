@@ -1,0 +1,142 @@
+"""Ahead-of-time compilation: what each kernel costs on a GPU that is not here.
+
+    python -m archfront.kernels.compiled
+
+prints registers, stack and shared memory for every kernel, shape and target, and exits 1 if one
+of them breaks a limit. It needs a process without TRITON_INTERPRET.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from .configs import ARCHS
+from .launch import INTERPRETED, Launch
+from .rows import norm, swiglu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    registers: int  # of one thread
+    stack_bytes: int  # of one thread; above zero, registers spill
+    shared_bytes: int  # of one program
+    transposed_accumulators: int  # see `violations`
+
+
+def compile_for(launch: Launch, arch: str) -> Resources:
+    """The launch compiled for `arch` as it would be there, meta tensors standing for the data.
+
+    The launcher's own binder specialises the arguments: a stride or a pointer that is not declared
+    divisible by 16 would be loaded byte by byte, and the numbers would mean nothing.
+    """
+    assert not INTERPRETED, "compilation needs a process without TRITON_INTERPRET"
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    backend = make_backend(target)
+    kernel = launch.kernel
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(**launch.arguments, **launch.options)
+    options, signature, constexprs, attrs = kernel._pack_args(
+        backend, launch.options, bound, specialization, options
+    )
+    source = ASTSource(kernel, signature, constexprs, attrs)
+    binary = triton.compile(source, target=target, options=vars(options))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        Path(cubin.name).write_bytes(binary.asm["cubin"])
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", cubin.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack_bytes = map(int, re.findall(r"(?:REG|STACK):(\d+)", usage))
+    return Resources(
+        registers=registers,
+        stack_bytes=stack_bytes,
+        shared_bytes=binary.metadata.shared,
+        transposed_accumulators=len(
+            re.findall(r"tt\.trans .*tensor<[^>]*#mma", binary.asm["ttgir"])
+        ),
+    )
+
+
+def violations(resources: Resources, arch: str) -> list[str]:
+    """The limits that the compiler itself does not hold.
+
+    On Hopper, triton 3.4.0 to 3.7.0 silently computes a wrong product where the transpose of a
+    dot's result feeds the next dot (flash-linear-attention pull request 826): load the operand
+    transposed, or compute the transposed product.
+    """
+    broken = []
+    if resources.stack_bytes > 0:
+        broken.append(f"registers must not spill, got stack_bytes={resources.stack_bytes}")
+    limit = ARCHS[arch].shared_bytes
+    if resources.shared_bytes > limit:
+        broken.append(f"shared_bytes must be <= {limit}, got {resources.shared_bytes}")
+    if arch == "sm_90" and resources.transposed_accumulators > 0:
+        broken.append(
+            f"no accumulator may be transposed on {arch}, got {resources.transposed_accumulators}"
+        )
+    return broken
+
+
+TARGETS = ("sm_80", "sm_90", "sm_100")
+# a head, a width that divides nothing, a model, the widest rows
+NORM_SHAPES = ((65_536, 128), (8192, 1000), (8192, 4096), (8192, 8192), (8192, 16_384))
+SWIGLU_SHAPES = ((65_536, 60), (8192, 14_336))
+
+
+def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
+    """(kernel, shape, launch): every kernel at the shapes above, in bfloat16 and float32."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for shape in NORM_SHAPES:
+            label = f"{shape[0]} x {shape[1]} {dtype}"
+            for name, launch in _norm_launches(arch, shape, dtype).items():
+                yield name, label, launch
+        for shape in SWIGLU_SHAPES:
+            label = f"{shape[0]} x {shape[1]} {dtype}"
+            h = torch.empty(shape, dtype=dtype, device="meta")
+            yield "swiglu_forward", label, swiglu.forward_launch(arch, h, h, h)
+            yield "swiglu_backward", label, swiglu.backward_launch(arch, h, h, h, h, h)
+
+
+def _norm_launches(arch: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Launch]:
+    num_rows, width = shape
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    rstd = torch.empty(num_rows, device="meta")
+    partial = torch.empty(norm.backward_programs(arch, num_rows), width, device="meta")
+    forward, backward = norm.forward_launch, norm.backward_launch
+    forwards = {
+        "rms_norm_forward": forward(arch, x, None, x[0], x, None, rstd, 1e-6, False),
+        "add_rms_norm_forward": forward(arch, x, x, x[0], x, x, rstd, 1e-6, False),
+    }
+    if width > norm.WIDEST_WITH_GRADIENT:
+        return forwards
+    return forwards | {
+        "rms_norm_backward": backward(arch, x, None, x, x[0], rstd, x, partial, False),
+        "add_rms_norm_backward": backward(arch, x, x, x, x[0], rstd, x, partial, False),
+    }
+
+
+def main() -> int:
+    line = "{:24} {:28} {:8} {:>9} {:>6} {:>7}  {}\n".format
+    sys.stdout.write(line("kernel", "shape", "target", "registers", "stack", "shared", ""))
+    failed = False
+    for arch in TARGETS:
+        for kernel, shape, launch in launches(arch):
+            cost = compile_for(launch, arch)
+            broken = violations(cost, arch)
+            failed = failed or bool(broken)
+            numbers = cost.registers, cost.stack_bytes, cost.shared_bytes
+            sys.stdout.write(line(kernel, shape, arch, *numbers, "; ".join(broken)))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""How a kernel refuses what it cannot run: by the law, with the values, before anything is launched."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+class Unsupported(ValueError):
+    """A shape, dtype, device or layout outside the chosen kernel's law; backend="torch" takes it."""
+
+
+def require(holds: bool, law: str, **values: object) -> None:
+    if not holds:
+        got = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise Unsupported(f"{law}, got {got}")
+
+
+def as_rows(x: Tensor, name: str) -> Tensor:
+    """`x` [..., width] as [rows, width], without a copy; the rows need not touch each other.
+
+    So a slice of a wider projection, `h[..., :width]`, is read where it lies.
+    """
+    require(x.dim() >= 1, f"{name} must have a last dimension", shape=tuple(x.shape))
+    *sizes, width = x.shape
+    *strides, step = x.stride()
+    layout = {"shape": tuple(x.shape), "strides": x.stride()}
+    require(width >= 1, f"the last dimension of {name} must not be empty", **layout)
+    require(step == 1 or width == 1, f"the last dimension of {name} must be contiguous", **layout)
+    axes = [(n, stride) for n, stride in zip(sizes, strides, strict=True) if n != 1]
+    even = all(outer == n * stride for (_, outer), (n, stride) in pairwise(axes))
+    require(even or x.numel() == 0, f"the rows of {name} must lie at one distance", **layout)
+    return x.view(-1, width)
+
+
+def needs_gradient(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def require_float(x: Tensor, name: str) -> None:
+    floats = (torch.float32, torch.bfloat16, torch.float16)
+    require(x.dtype in floats, f"{name} must be float32, bfloat16 or float16", dtype=x.dtype)
+
+
+def require_like(other: Tensor, x: Tensor, name: str) -> None:
+    """`other` has the shape, dtype and device of the operator's first input `x`."""
+    require(
+        (other.shape, other.dtype, other.device) == (x.shape, x.dtype, x.device),
+        f"{name} must have the first input's shape, dtype and device {_facts(x)}",
+        **{name: _facts(other)},
+    )
+
+
+def _facts(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype} {x.device}"

@@ -1,0 +1,1 @@
+"""Row kernels: one program handles whole rows, bandwidth is the bound."""

@@ -1,0 +1,1 @@
+"""The search and its memory: Optuna samples, Ray Tune runs, SQL remembers."""

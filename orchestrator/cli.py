@@ -1,0 +1,358 @@
+"""The command line: results on stdout, progress and complaints on stderr.
+
+Exit codes: 0 done, 1 failed, 2 the input is wrong, 3 no candidate is left, 130 interrupted with
+everything finished kept. Heavy imports wait until a command needs them: `--version` takes 0.2 s.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..search_space.space import SearchSpace
+    from .search import Run
+    from .store import Store, Study
+
+DEFAULT_STORE = "sqlite:///archfront.db"
+
+app = typer.Typer(
+    name="archfront",
+    help="Hardware-aware architecture search for hybrid language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+space_app = typer.Typer(help="Search spaces.", no_args_is_help=True)
+app.add_typer(space_app, name="space")
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="ARCHFRONT_STORE", help="sqlite:///FILE or postgresql://USER@HOST/DB"
+    ),
+]
+SecondsOption = Annotated[float | None, typer.Option(min=1, help="Stop after this long.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="A Ray cluster, or 'auto'. Default: local.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Trials at once; default: a CPU each.")
+]
+GpusOption = Annotated[float, typer.Option(min=0, help="GPUs a trial takes, parts allowed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document, for machines.")]
+
+
+def main() -> NoReturn:
+    """The console script. Bad input is one line on stderr and exit code 2."""
+    from ..search_space.document import InputError
+
+    try:
+        app()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    raise AssertionError("the app exits by itself")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"archfront {installed('archfront')}")
+        raise typer.Exit
+
+
+@app.command()
+def search(
+    space: Annotated[Path, typer.Argument(help="The space: a YAML file.", show_default=False)],
+    target: Annotated[
+        str | None, typer.Option(help="GPU to search for; default: the space's.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials to finish.")] = 50,
+    seconds: SecondsOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling, data order and weights.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Of the study; default: SPACE-N.")] = None,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    gpus: GpusOption = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Search a space; finished trials are kept whatever happens."""
+    from ..profilers.corpus import load_corpus
+    from ..profilers.device import device
+    from ..search_space.check import load_space
+    from .search import create_study
+    from .store import open_store
+
+    checked = load_space(space).for_target(target)
+    device(checked.plan.target)
+    load_corpus(checked.plan.text.corpus)
+    with open_store(store) as opened:
+        study = create_study(
+            opened,
+            checked,
+            name=name or _free_name(opened, checked.name),
+            target=checked.plan.target,
+            trials=trials,
+            seed=seed,
+        )
+        _run(opened, study, checked, store, _how(address, workers, gpus, seconds), as_json=as_json)
+
+
+@app.command()
+def resume(
+    study: Annotated[str, typer.Argument(help="The study's name.")],
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="New total of trials to finish.")
+    ] = None,
+    seconds: SecondsOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    gpus: GpusOption = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a study that was cut off, or give a finished one more trials."""
+    from ..search_space.check import check_space
+    from ..search_space.document import parse_document
+    from .store import open_store
+
+    with _existing(store) as found, open_store(store) as opened:
+        known = found.study(study)
+        space = check_space(parse_document(known.space_yaml, source=f"study {study}"))
+        how = _how(address, workers, gpus, seconds)
+        space = space.for_target(known.target)
+        _run(opened, known, space, store, how, trials=trials, as_json=as_json)
+
+
+@app.command()
+def studies(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the studies of a store."""
+    from . import text
+
+    with _existing(store) as opened:
+        found = opened.studies()
+    _out({"studies": [text.plain_study(study) for study in found]}, as_json, text.studies(found))
+
+
+@app.command()
+def front(
+    study: Annotated[str | None, typer.Argument(help="Default: the newest.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """The Pareto front of a study, each number with where it comes from."""
+    from . import text
+
+    with _existing(store) as opened:
+        found = opened.study(study) if study else _newest(opened)
+        entries = text.front_entries(opened, found)
+        steps = opened.hypervolume_history(found.name)
+    _out(text.plain_front(found, entries, steps), as_json, text.front(found, entries, steps))
+    if not entries:
+        raise typer.Exit(3)
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(help="An architecture's key, or the start of it.")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """One architecture: its layers, its numbers, where they come from."""
+    from . import text
+    from .export import best_known
+
+    with _existing(store) as opened:
+        architecture = opened.architecture(key)
+        trial, report = best_known(opened, key)
+    plain = {"architecture": architecture.plain(), "trial": trial.number, "study": trial.study}
+    _out({**report.plain(), **plain}, as_json, text.candidate(architecture, trial, report))
+
+
+@app.command()
+def compare(
+    keys: Annotated[list[str], typer.Argument(help="Keys, or YAML files of architectures.")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Architectures side by side: what differs, and every number that two of them share."""
+    from . import text
+    from .export import best_known, read_config
+    from .store import open_store
+
+    columns = []
+    for key in keys:
+        if Path(key).suffix in (".yaml", ".yml"):
+            columns.append(text.column_of_file(read_config(Path(key)), Path(key).name))
+            continue
+        with open_store(store, readonly=True) as opened:
+            architecture = opened.architecture(key)
+            columns.append(text.column(architecture.key, architecture, best_known(opened, key)[1]))
+    _out({"architectures": [c.plain() for c in columns]}, as_json, text.compare(columns))
+
+
+@app.command()
+def export(
+    key: Annotated[str, typer.Argument(help="An architecture's key, or the start of it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write the chosen config: it builds, trains and profiles again from the file alone."""
+    from .export import as_yaml, exported, write_new
+
+    with _existing(store) as opened:
+        config = exported(opened, key)
+    write_new(output, as_yaml(config), force=force)
+    print(f"wrote {output}: {config.key} {config.architecture.pattern}")
+    print(f"next:  archfront profile {output}")
+
+
+@app.command()
+def profile(
+    file: Annotated[Path, typer.Argument(help="An exported config, or a bare architecture.")],
+    target: Annotated[str | None, typer.Option(help="GPU; default: the file's.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build, train and time the twin, count and estimate the architecture: all from one file."""
+    import torch
+
+    from ..profilers.device import device
+    from ..profilers.profile import profile as profiled
+    from ..profilers.report import Failure
+    from . import text
+    from .export import read_config
+
+    config = read_config(file)
+    plan = config.profile.model_copy(update={"target": target}) if target else config.profile
+    device(plan.target)
+    torch.set_num_threads(1)  # as in a search, so that the numbers are the same
+    answer = profiled(config.architecture, plan, seed=config.seed)
+    if isinstance(answer, Failure):
+        print(f"{file}: {answer.kind} in stage {answer.stage}: {answer.reason}", file=sys.stderr)
+        raise typer.Exit(1)
+    plain = {**answer.plain(), "architecture": config.architecture.plain()}
+    _out(plain, as_json, text.report(config.architecture, answer))
+
+
+@space_app.command("check")
+def check(
+    space: Annotated[Path, typer.Argument(help="The space: a YAML file.")],
+    draws: Annotated[int, typer.Option(min=1, max=100_000, help="Random draws to try.")] = 200,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a space file: its choices, how much of it is legal, and which laws refuse the rest."""
+    from ..profilers.corpus import load_corpus
+    from ..profilers.device import device
+    from ..search_space.check import load_space
+    from ..search_space.space import sample
+    from . import text
+
+    checked = load_space(space)
+    device(checked.plan.target)
+    load_corpus(checked.plan.text.corpus)
+    drawn = sample(checked, draws, seed=0)
+    _out(text.plain_space(checked, drawn), as_json, text.space(checked, drawn))
+
+
+@app.command()
+def dashboard(
+    store: StoreOption = DEFAULT_STORE,
+    port: Annotated[int, typer.Option(min=1, max=65_535)] = 8501,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open the dashboard: read-only, on this machine only unless --host says otherwise."""
+    import subprocess
+    from importlib.resources import files
+
+    with _existing(store):
+        pass
+    script = files("archfront.dashboard").joinpath("app.py")
+    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    command += ["--server.port", str(port), "--server.address", host, "--server.headless", "true"]
+    print(f"dashboard: http://{host}:{port}  (Ctrl-C ends it)", file=sys.stderr)
+    try:
+        ended = subprocess.run(command, env={**os.environ, "ARCHFRONT_STORE": store}, check=False)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+    raise typer.Exit(ended.returncode)
+
+
+def _how(address: str | None, workers: int | None, gpus: float, seconds: float | None) -> "Run":
+    from .search import Run
+
+    at_once = workers or os.cpu_count() or 1
+    return Run(address=address, workers=at_once, gpus_per_trial=gpus, seconds=seconds)
+
+
+def _run(
+    store: "Store",
+    study: "Study",
+    space: "SearchSpace",
+    url: str,
+    how: "Run",
+    *,
+    trials: int | None = None,
+    as_json: bool,
+) -> None:
+    """Run a study, print its front and the next commands; exits 130 when it was cut off."""
+    from . import text
+    from .progress import view
+    from .search import run_study
+
+    ended = run_study(store, study, space, how, view(as_json=as_json), trials=trials)
+    entries = text.front_entries(store, ended)
+    steps = store.hypervolume_history(ended.name)
+    _out(text.plain_front(ended, entries, steps), as_json, text.front(ended, entries, steps))
+    at = "" if url == DEFAULT_STORE else f" --store {url}"
+    if not as_json:
+        print(text.next_commands(ended, entries, at))
+    if ended.status == "interrupted":
+        print(
+            f"stopped early, finished trials are kept: archfront resume {ended.name}{at}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(0 if how.seconds is not None else 130)
+    if not entries:
+        raise typer.Exit(3)
+
+
+def _existing(store: str) -> "Store":
+    from .store import open_store
+
+    return open_store(store, readonly=True)
+
+
+def _newest(store: "Store") -> "Study":
+    from ..search_space.document import InputError
+
+    found = store.studies()
+    if not found:
+        raise InputError("the store has no study yet: archfront search SPACE.yaml")
+    return found[0]
+
+
+def _free_name(store: "Store", space: str) -> str:
+    taken = {study.name for study in store.studies()}
+    return next(name for n in range(1, len(taken) + 2) if (name := f"{space}-{n}") not in taken)
+
+
+def _out(plain: dict[str, Any], as_json: bool, table: "RenderableType") -> None:
+    """The result on stdout: one JSON document, or a table."""
+    if as_json:
+        print(json.dumps({"schema_version": 1, **plain}, allow_nan=False))
+        return
+    from rich.console import Console
+
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)

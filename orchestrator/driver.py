@@ -1,0 +1,261 @@
+"""A running study: asks the sampler what to try, judges the answers, writes the store.
+
+The driver is the study's only writer and knows nothing of Ray: `next_trial` and `finish` are all
+that a searcher calls. Everything it holds is rebuilt from the store, so a study can be resumed.
+"""
+
+import math
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ..profilers.profile import known_before_training
+from ..profilers.report import Failure, Report
+from ..search_space.architecture import Architecture
+from ..search_space.metrics import METRICS, split
+from ..search_space.space import SearchSpace
+from .progress import State, View
+from .sampler import Outcome, Sampler
+from .store import Objective, Store, Study, Trial
+
+# So many refusals in a row mean that the space holds nothing new.
+MAX_REFUSALS = 200
+# The sampler loves what did well and may suggest it again and again; after two refused draws the
+# next ones are random.
+PATIENCE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A trial that is about to run."""
+
+    number: int
+    architecture: Architecture
+
+
+def objectives(space: SearchSpace) -> tuple[Objective, ...]:
+    """The space's objectives with the better side of each, which is the metric's own."""
+    return tuple(
+        Objective(label=label, better=METRICS[split(label)[0]].better or "lower")
+        for label in space.file.objectives
+    )
+
+
+def this_process() -> str:
+    """How a driver signs its claim on a study."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def is_dead(owner: str) -> bool:
+    """Whether the signature is of a process of this machine that no longer runs."""
+    host, _, process = owner.rpartition(":")
+    return host == socket.gethostname() and not os.path.exists(f"/proc/{process}")
+
+
+class Driver:
+    """One study while it runs; `view` sees each step."""
+
+    def __init__(self, store: Store, study: Study, space: SearchSpace, view: View) -> None:
+        self.store, self.study, self.space, self.view = store, study, space, view
+        self.sampler = Sampler(space, [o.better for o in study.objectives], study.seed)
+        self.started, self.deadline = time.monotonic(), math.inf
+        self.running: dict[int, Candidate] = {}
+        self.number_of: dict[str, int] = {}  # architectures tried, by key
+        self.outcomes: dict[int, Outcome] = {}
+        self.counts = {"complete": 0, "failed": 0, "refused": 0}
+        self.exhausted = False
+        self.trials_wanted = study.trials_wanted
+        self.cut_off = store.drop_running(study.name)
+        earlier = store.trials(study.name)
+        for trial in earlier:
+            self._remember(trial)
+        self.sampler.replay([self.outcomes[trial.number] for trial in earlier])
+        self.next_number = 1 + max((t.number for t in (*earlier, *self.cut_off)), default=-1)
+        self.done_before = self.done
+
+    @property
+    def done(self) -> int:
+        """Finished trials: complete and failed ones."""
+        return self.counts["complete"] + self.counts["failed"]
+
+    @property
+    def remaining(self) -> int:
+        """How many trials are still to run."""
+        return max(0, self.trials_wanted - self.done)
+
+    def next_trial(self) -> Candidate | None:
+        """The next candidate, written as running; None where the space has nothing new.
+
+        Trials that a dead driver left are run again first, under their numbers. Refused draws are
+        answered here: broken laws, duplicates, and constraints that need no training to be broken.
+        """
+        if self.cut_off:
+            return self._begin_again(self.cut_off.pop(0))
+        for attempt in range(MAX_REFUSALS):
+            number, self.next_number = self.next_number, self.next_number + 1
+            suggestion = self.sampler.suggest(number, explore=attempt >= PATIENCE)
+            architecture = suggestion.architecture
+            if architecture is None:
+                self._refuse(number, suggestion.parameters, suggestion.refusal or "", None)
+                continue
+            refusal = self._refusal(architecture)
+            if refusal is None:
+                return self._begin(number, architecture, suggestion.parameters)
+            self._refuse(number, suggestion.parameters, refusal, architecture)
+        self.exhausted = True
+        return None
+
+    def finish(self, number: int, answer: dict[str, Any] | None, *, lost: bool = False) -> None:
+        """Judge and record an answer: a report or a failure as plain data, None for no answer.
+
+        `lost` says that the trial did not come back, however often it was tried.
+        """
+        candidate = self.running.pop(number)
+        judged = self._judge(candidate, answer, lost)
+        if isinstance(judged, Failure):
+            self.store.fail_trial(self.study.name, number, judged)
+            self.counts["failed"] += 1
+            values, violation = None, {}
+        else:
+            values = [self._value(judged, o.label) for o in self.study.objectives]
+            violation = self._violation(judged)
+            feasible = all(excess <= 0 for excess in violation.values())
+            self.store.finish_trial(self.study.name, number, judged, values, feasible, violation)
+            self.counts["complete"] += 1
+        outcome = Outcome(
+            number=number,
+            parameters=self.outcomes[number].parameters,
+            values=None if values is None else tuple(values),
+            violation=violation,
+        )
+        self.outcomes[number] = outcome
+        self.sampler.tell(outcome)
+        self._show()
+
+    def _judge(
+        self, candidate: Candidate, answer: dict[str, Any] | None, lost: bool
+    ) -> Report | Failure:
+        key = candidate.architecture.key
+
+        def failure(kind: Any, reason: str) -> Failure:
+            return Failure(key=key, stage="answer", kind=kind, reason=reason)
+
+        if lost:
+            return failure("lost", "the trial did not come back from its node or process")
+        if answer is None:
+            return failure("missing", "the worker returned without an answer")
+        if "measurements" not in answer:
+            return Failure.from_plain(answer)
+        report = Report.from_plain(answer)
+        needed = [o.label for o in self.study.objectives] + list(self.space.file.constraints)
+        for label in needed:
+            value = report.value(label)
+            if value is None:
+                return failure("missing", f"the report has no {label}")
+            if not math.isfinite(value):
+                return failure("nan", f"{label} is {value}")
+        return report
+
+    @staticmethod
+    def _value(report: Report, label: str) -> float:
+        value = report.value(label)
+        assert value is not None, f"_judge let a report without {label} through"
+        return value
+
+    def _violation(self, report: Report) -> dict[str, float]:
+        return {
+            label: bound.violation(self._value(report, label))
+            for label, bound in self.space.file.constraints.items()
+        }
+
+    def _refusal(self, architecture: Architecture) -> str | None:
+        """Why a legal candidate need not run: known already, or beyond a bound before training."""
+        if architecture.key in self.number_of:
+            return f"same architecture as trial {self.number_of[architecture.key]}"
+        try:
+            measurements = known_before_training(architecture, self.space.plan)
+        except ValueError as error:
+            return str(error)
+        known = Report(key=architecture.key, measurements=measurements)
+        for label, bound in self.space.file.constraints.items():
+            value = known.value(label)
+            if value is not None and bound.violation(value) > 0:
+                limit = (
+                    f"{value:.4g} > {bound.max:g}"
+                    if bound.max is not None
+                    else f"{value:.4g} < {bound.min:g}"
+                )
+                return f"constraint {label}: {limit}"
+        return None
+
+    def _refuse(
+        self,
+        number: int,
+        parameters: dict[str, Any],
+        reason: str,
+        architecture: Architecture | None,
+    ) -> None:
+        self.store.refuse_trial(self.study.name, number, parameters, reason, architecture)
+        self.counts["refused"] += 1
+        if architecture is not None:  # else the sampler has told this one itself
+            self.sampler.tell(_untold(number, parameters))
+
+    def _begin(
+        self, number: int, architecture: Architecture, parameters: dict[str, Any]
+    ) -> Candidate:
+        self.store.begin_trial(self.study.name, number, architecture, parameters)
+        candidate = Candidate(number=number, architecture=architecture)
+        self.running[number] = candidate
+        self.number_of[architecture.key] = number
+        self.outcomes[number] = _untold(number, parameters)
+        self._show()
+        return candidate
+
+    def _begin_again(self, trial: Trial) -> Candidate:
+        assert trial.key is not None, "a running trial has an architecture"
+        parameters = dict(trial.parameters)
+        self.sampler.expect(trial.number, parameters)
+        return self._begin(trial.number, self.store.architecture(trial.key), parameters)
+
+    def _remember(self, trial: Trial) -> None:
+        self.counts[trial.state] += 1
+        if trial.state == "refused":
+            illegal = trial.key is None
+            outcome = _untold(trial.number, dict(trial.parameters), refused=illegal)
+        else:
+            assert trial.key is not None, "a trial that ran has an architecture"
+            self.number_of[trial.key] = trial.number
+            outcome = Outcome(
+                number=trial.number,
+                parameters=dict(trial.parameters),
+                values=None if trial.values is None else tuple(trial.values),
+                violation=dict(trial.violation or {}),
+            )
+        self.outcomes[trial.number] = outcome
+
+    def _show(self) -> None:
+        front_size, hypervolume = self.store.front_now(self.study.name)
+        elapsed = time.monotonic() - self.started
+        ended = self.done - self.done_before
+        left = elapsed / ended * self.remaining if ended else math.inf
+        left = min(left, self.deadline - time.monotonic())
+        self.view.show(
+            State(
+                wanted=self.trials_wanted,
+                complete=self.counts["complete"],
+                failed=self.counts["failed"],
+                refused=self.counts["refused"],
+                running=len(self.running),
+                front_size=front_size,
+                hypervolume=hypervolume,
+                seconds=elapsed,
+                seconds_left=left if math.isfinite(left) else None,
+            )
+        )
+
+
+def _untold(number: int, parameters: dict[str, Any], *, refused: bool = False) -> Outcome:
+    """Nothing learnt of the objectives; to tell a repeat its values again would only breed more."""
+    return Outcome(number=number, parameters=parameters, values=None, violation={}, refused=refused)

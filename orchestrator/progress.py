@@ -1,0 +1,107 @@
+"""The live view of a search on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+LINE_EVERY_S = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a search stands."""
+
+    wanted: int
+    complete: int
+    failed: int
+    refused: int
+    running: int
+    front_size: int
+    hypervolume: float | None
+    seconds: float
+    seconds_left: float | None
+
+    @property
+    def line(self) -> str:
+        left = "" if self.seconds_left is None else f" · {self.seconds_left:.0f} s left"
+        volume = "" if self.hypervolume is None else f" · hypervolume {self.hypervolume:.3f}"
+        return (
+            f"{self.complete} of {self.wanted} done · {self.running} running · "
+            f"{self.failed} failed · {self.refused} refused · front {self.front_size}{volume}{left}"
+        )
+
+
+class View(Protocol):
+    """Whoever wants to see a search move."""
+
+    def show(self, state: State) -> None:
+        """Called after each trial that begins or ends."""
+        ...
+
+    def close(self) -> None:
+        """Called once, at the end."""
+        ...
+
+
+class Bar:
+    """A progress bar on a terminal."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("search"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=Console(stderr=True),
+            transient=False,
+        )
+        self.task = self.progress.add_task("starting Ray", total=None)
+        self.progress.start()
+
+    def show(self, state: State) -> None:
+        done = state.complete + state.failed
+        self.progress.update(self.task, total=state.wanted, completed=done, description=state.line)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+class Lines:
+    """A line every `LINE_EVERY_S` seconds, where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self.last = -float("inf")
+        self.state: State | None = None
+        print("search: starting Ray", file=sys.stderr, flush=True)
+
+    def show(self, state: State) -> None:
+        self.state = state
+        if time.monotonic() - self.last >= LINE_EVERY_S:
+            self.last = time.monotonic()
+            print(f"search: {state.line}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.state is not None:
+            print(f"search: {self.state.line}", file=sys.stderr, flush=True)
+
+
+class Events:
+    """One JSON object a line on stdout, for machines."""
+
+    def show(self, state: State) -> None:
+        print(json.dumps({"event": "progress", **asdict(state)}), flush=True)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def view(*, as_json: bool) -> View:
+    """The view that fits where the output goes."""
+    if as_json:
+        return Events()
+    return Bar() if sys.stderr.isatty() else Lines()

@@ -1,0 +1,165 @@
+"""A search, from a checked space to a finished study: Ray Tune runs what the driver asks for."""
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from ..search_space.document import InputError
+from ..search_space.space import SearchSpace
+from . import workers
+from .driver import Driver, is_dead, objectives, this_process
+from .progress import View
+from .searcher import StudySearcher
+from .store import Store, Study
+
+HEARTBEAT_S = 20
+# A lost node or a preempted actor is tried again; a candidate's own faults are answers (workers.py).
+MAX_NODE_FAILURES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How a study is run: where, how many at once, for how long."""
+
+    address: str | None = None  # of a Ray cluster; None starts a local one
+    workers: int = 1
+    gpus_per_trial: float = 0.0
+    seconds: float | None = None
+
+
+def create_study(
+    store: Store, space: SearchSpace, *, name: str, target: str, trials: int, seed: int
+) -> Study:
+    """A new study of a space, with the file as it is written. Raises InputError."""
+    return store.create_study(
+        name=name,
+        space_yaml=space.document.text,
+        space_name=space.name,
+        objectives=objectives(space),
+        seed=seed,
+        target=target,
+        trials_wanted=trials,
+    )
+
+
+def run_study(
+    store: Store,
+    study: Study,
+    space: SearchSpace,
+    run: Run,
+    view: View,
+    *,
+    trials: int | None = None,
+    trainable: Callable[[dict[str, Any]], None] = workers.trial,
+) -> Study:
+    """Run a study until its trials are done, its time is up, its space exhausted, or Ctrl-C.
+
+    `trials` gives it a new total.
+
+    Each trial's end is in the store before the next begins; what is cut off runs again on resume.
+    Raises InputError when another driver holds the study or the cluster cannot be reached.
+    """
+    dead = study.owner if study.owner and is_dead(study.owner) else None
+    store.claim(study.name, this_process(), dead=dead)
+    try:
+        if trials is not None:
+            store.set_trials_wanted(study.name, trials)
+            study = store.study(study.name)
+        with _heartbeat(store, study.name), _cluster(run):
+            driver = Driver(store, study, space, view)
+            if driver.remaining:
+                store.set_status(study.name, "running")
+                _tune(driver, run, trainable)
+            done = driver.remaining == 0 or driver.exhausted
+            store.set_status(study.name, "finished" if done else "interrupted")
+    finally:
+        view.close()
+        store.release(study.name)
+    return store.study(study.name)
+
+
+def _tune(driver: Driver, run: Run, trainable: Callable[[dict[str, Any]], None]) -> None:
+    if run.seconds is not None:
+        driver.deadline = time.monotonic() + run.seconds
+    resources = {"cpu": 1.0, "gpu": run.gpus_per_trial}
+    with tempfile.TemporaryDirectory(prefix="archfront-") as scratch:
+        tune.Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(driver),
+                num_samples=driver.remaining,
+                max_concurrent_trials=run.workers,
+                reuse_actors=True,
+                time_budget_s=run.seconds,
+            ),
+            run_config=tune.RunConfig(
+                name=driver.study.name,
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_NODE_FAILURES),
+            ),
+        ).fit()
+
+
+@contextmanager
+def _cluster(run: Run) -> Iterator[None]:
+    """A connection to the given cluster, or a local Ray of `run.workers` CPUs for this run."""
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # the store remembers, not files in a folder
+        TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
+        TUNE_GLOBAL_CHECKPOINT_S="3600",  # resume is from the store
+        TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
+        RAY_AIR_NEW_OUTPUT="0",
+        RAY_CHDIR_TO_TRIAL_DIR="0",
+    )
+    ours = not ray.is_initialized()
+    if ours:
+        where: dict[str, Any] = (
+            {"address": run.address}
+            if run.address
+            else {"num_cpus": run.workers, "address": "local"}
+        )
+        try:
+            ray.init(
+                **where,
+                include_dashboard=False if not run.address else None,
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if not run.address:
+                raise
+            raise InputError(f"--address {run.address}: {str(error).splitlines()[0]}") from None
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+@contextmanager
+def _heartbeat(store: Store, study: str) -> Iterator[None]:
+    """Renew the claim on the study while long trials keep the driver from writing."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_S):
+            store.claim(study, this_process())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,105 @@
+"""The store's answers as data frames."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from archfront.dashboard import queries
+from archfront.orchestrator.export import as_yaml, exported
+from archfront.orchestrator.store import Store
+
+OBJECTIVES = ["bits_per_byte", "recall", "decode_ms@chat-4k"]
+
+
+@pytest.fixture
+def study(store: Store):
+    return store.study("tiny-1")
+
+
+def test_the_overview_counts_each_study(store: Store):
+    rows = queries.overview(store.studies()).set_index("study")
+    assert rows.loc["tiny-1", ["done", "failed", "refused"]].tolist() == [38, 3, 4]
+    assert rows.loc["waiting", "done"] == 0
+
+
+def test_candidates_are_the_completed_trials_with_one_knee(store: Store, study):
+    candidates = queries.candidates(store, study)
+    assert len(candidates) == 38
+    assert candidates["on_front"].sum() == study.front_size
+    assert candidates.loc[candidates["knee"], "on_front"].tolist() == [True]
+
+
+def test_a_study_without_trials_gives_empty_frames(store: Store):
+    waiting = store.study("waiting")
+    assert queries.quantities(store, waiting) == {}
+    assert all(
+        frame(store, waiting).empty
+        for frame in (queries.candidates, queries.faults, queries.readings, queries.volumes)
+    )
+
+
+def test_the_objectives_lead_the_quantities_under_their_full_labels(store: Store, study):
+    assert list(queries.quantities(store, study))[:3] == OBJECTIVES
+
+
+@pytest.mark.parametrize(
+    ("label", "source"),
+    [
+        ("recall", r"measured · ±\d.*% · cpu x86_64, 1 thread\(s\)"),
+        ("decode_ms@chat-4k", r"estimated · ±2\d% · h200_sxm"),
+        ("weight_gib", "counted · exact"),
+    ],
+)
+def test_a_quantity_tells_provenance_and_error(store: Store, study, label: str, source: str):
+    assert re.fullmatch(source, queries.quantities(store, study)[label].source)
+
+
+def test_points_carry_the_interval_of_each_axis(store: Store, study):
+    candidates, readings = queries.candidates(store, study), queries.readings(store, study)
+    axes = {"x": "recall", "y": "decode_ms@chat-4k", "colour": "weight_gib"}
+    points = queries.points(candidates, readings, axes)
+    first = points.iloc[0]
+    report = store.report("tiny-1", int(first["number"]))
+    assert report is not None
+    assert first["x_value"] == report.value("recall")
+    assert first["x_low"] < first["x_value"] < first["x_high"]
+    assert len(points) == len(candidates)
+
+
+def test_the_front_table_is_best_first_with_half_intervals(store: Store, study):
+    quantities = queries.quantities(store, study)
+    table = queries.front_table(
+        queries.candidates(store, study),
+        queries.readings(store, study),
+        [quantities[label] for label in OBJECTIVES],
+    )
+    assert table["bits_per_byte ↓ [bit/byte]"].is_monotonic_increasing
+    assert table["± recall"].tolist() == pytest.approx([0.03] * study.front_size)
+    assert table[""].tolist().count("◆") == 1
+
+
+def test_faults_are_counted_by_reason(store: Store, study, hostile: str):
+    faults = queries.faults(store, study).set_index("reason")
+    assert faults.loc["duplicate of trial 3", "numbers"] == "9, 19, 29, 39"
+    assert faults.loc["loss is nan at step 40", ["kind", "trials"]].tolist() == ["nan", 2]
+    assert hostile in faults.index
+
+
+def test_details_are_what_is_exported(store: Store, study):
+    key = queries.candidates(store, study)["key"][0]
+    details = queries.details(store, study, key)
+    assert details.yaml == as_yaml(exported(store, key))
+    numbers = details.numbers.set_index("metric")
+    assert numbers.loc["weight_gib", "90% interval"] == "exact"
+    assert numbers.loc["decode_ms", "provenance"] == ["estimated"]
+    assert numbers.loc["decode_ms", "workload"] == "chat-4k"
+
+
+def test_the_app_needs_neither_torch_nor_ray():
+    code = (
+        "import sys; from archfront.dashboard import front, studies; "
+        "sys.exit(bool({'torch', 'ray', 'triton', 'optuna'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
