@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from .queries import Quantity, shown
+from ..orchestrator.text import number
+from .queries import Quantity
 
 GREY, ACCENT = "#8b93a3", "#f2542d"
 GRID = 60  # the background shows one point for each cell of a grid with so many cells a side
@@ -129,7 +130,7 @@ def _hover(frame: pd.DataFrame, axes: dict[str, Quantity]) -> dict[str, Any]:
         f"{escape(quantity.name)}: %{{customdata[{3 + index}]}}"
         for index, quantity in enumerate(axes.values())
     ]
-    numbers = [frame[f"{axis}_value"].map(shown) for axis in axes]
+    numbers = [frame[f"{axis}_value"].map(number) for axis in axes]
     data = pd.concat([frame[["key", "number", "pattern"]], *numbers], axis=1)
     return {"customdata": data.to_numpy(), "hovertemplate": "<br>".join(lines) + "<extra></extra>"}
 
@@ -159,7 +160,7 @@ def _coloured(best: pd.DataFrame, quantity: Quantity, *, log: bool) -> dict[str,
         values = np.log10(values)
         decades = np.arange(np.floor(values.min()), np.ceil(values.max()) + 1)
         ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
-        bar |= {"tickvals": np.log10(ticks), "ticktext": [shown(tick) for tick in ticks]}
+        bar |= {"tickvals": np.log10(ticks), "ticktext": [number(tick) for tick in ticks]}
     return {"color": values, "colorbar": bar}
 
 

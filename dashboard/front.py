@@ -43,7 +43,7 @@ def page(store: Store) -> None:
     key = _chosen(complete)
     with front:
         st.text(_headline(study, queries.volumes(store, study)))
-        chart, table = st.columns([5, 4])
+        chart, table = st.columns(2)
         labels = {axis: quantity.label for axis, quantity in axes.items()}
         with chart:
             st.plotly_chart(
@@ -110,9 +110,9 @@ def _table(table: pd.DataFrame, objectives: list[Quantity], chosen: str | None) 
             "number": None,
             "": st.column_config.TextColumn(width=20),
             "active M params": st.column_config.NumberColumn(format="%.1f", width=90),
-            **{q.name: st.column_config.NumberColumn(format="%.4g", width=100) for q in objectives},
+            **{q.name: st.column_config.NumberColumn(format="%.4g", width=84) for q in objectives},
             **{
-                f"± {q.label}": st.column_config.NumberColumn("±", format="%.2g", width=60)
+                f"± {q.label}": st.column_config.NumberColumn("±", format="%.2g", width=52)
                 for q in objectives
             },
         },

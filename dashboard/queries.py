@@ -10,7 +10,7 @@ import streamlit as st
 from ..orchestrator.export import as_yaml, best_known, exported
 from ..orchestrator.pareto import knee
 from ..orchestrator.store import FrontStep, Reading, Store, Study, Trial, open_store
-from ..profilers.report import Measurement
+from ..orchestrator.text import interval, number, unit_text
 from ..search_space.architecture import Architecture
 from ..search_space.metrics import METRICS, split
 
@@ -135,7 +135,7 @@ def _quantity(label: str, read: pd.DataFrame) -> Quantity:
     metric = METRICS[split(label)[0]]
     return Quantity(
         label=label,
-        unit=shown_unit(metric.unit),
+        unit=unit_text(metric.unit),
         better=metric.better,
         source=" · ".join(
             [
@@ -196,9 +196,9 @@ def details(_store: Store, study: Study, key: str) -> Details:
         numbers=pd.DataFrame(
             {
                 "metric": m.name,
-                "value": shown(m.value),
-                "unit": shown_unit(m.unit),
-                "90% interval": _interval(m),
+                "value": number(m.value),
+                "unit": unit_text(m.unit),
+                "90% interval": interval(m),
                 "provenance": [m.provenance],
                 "workload": m.workload or "",
                 "device": m.device or "",
@@ -209,23 +209,3 @@ def details(_store: Store, study: Study, key: str) -> Details:
         facts=report.facts,
         yaml=as_yaml(config),
     )
-
-
-def shown(value: float) -> str:
-    """Three or four digits that matter; whole numbers in thousands stay whole."""
-    if value == int(value) and abs(value) >= 1000:
-        return f"{int(value):,}"
-    return f"{value:.4g}" if abs(value) >= 1 else f"{value:.3g}"
-
-
-def shown_unit(unit: str) -> str:
-    """Nothing for a count or a share."""
-    return "" if unit in ("1", "fraction") else unit
-
-
-def _interval(m: Measurement) -> str:
-    if m.provenance == "counted":
-        return "exact"
-    if m.low is None or m.high is None:
-        return "unknown (one seed)"
-    return f"{shown(m.low)} to {shown(m.high)}"

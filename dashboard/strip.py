@@ -27,7 +27,7 @@ def strip(architecture: Architecture, *, dark: bool) -> str:
     text, ink = ("#e6e9f0", "#12151c") if dark else ("#1d2330", "#ffffff")
     in_fp8 = {placed.sub_block for placed in placed_weights(architecture) if placed.fp8}
     layers = units(architecture.symbols)
-    pitch = min(WIDEST, WIDTH // len(layers))
+    pitch = max(2 * GAP, min(WIDEST, WIDTH // len(layers)))
 
     def block(symbol: str, x: float, y: float, width: float) -> str:
         fill = COLOURS[symbol[0]][dark]

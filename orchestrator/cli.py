@@ -280,7 +280,9 @@ def dashboard(
         pass
     script = files("archfront.dashboard").joinpath("app.py")
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
-    command += ["--server.port", str(port), "--server.address", host, "--server.headless", "true"]
+    command += ["--server.port", str(port), "--server.address", host]
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        command += ["--server.allowedHosts", host]
     print(f"dashboard: http://{host}:{port}  (Ctrl-C ends it)", file=sys.stderr)
     try:
         ended = subprocess.run(command, env={**os.environ, "ARCHFRONT_STORE": store}, check=False)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ..profilers.profile import known_before_training
+from ..profilers.known import known_before_training
 from ..profilers.report import Failure, Report
 from ..search_space.architecture import Architecture
 from ..search_space.metrics import METRICS, split
@@ -151,11 +151,12 @@ class Driver:
         report = Report.from_plain(answer)
         needed = [o.label for o in self.study.objectives] + list(self.space.file.constraints)
         for label in needed:
-            value = report.value(label)
-            if value is None:
+            if report.value(label) is None:
                 return failure("missing", f"the report has no {label}")
-            if not math.isfinite(value):
-                return failure("nan", f"{label} is {value}")
+        for m in report.measurements:
+            for number in (m.value, m.low, m.high):
+                if number is not None and not math.isfinite(number):
+                    return failure("nan", f"{m.label} is {number}")
         return report
 
     @staticmethod

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ..profilers.report import Report
 from ..search_space.architecture import Architecture, architecture_from, to_yaml
@@ -21,7 +21,7 @@ class Exported(Record):
     architecture: Architecture
     profile: Plan = Plan()
     seed: int = 0
-    origin: dict[str, Any] = {}
+    origin: dict[str, Any] = Field(default_factory=dict)
     measurements: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="after")

@@ -32,7 +32,11 @@ class StudySearcher(Searcher):
         if candidate is None:
             return Searcher.FINISHED
         self.numbers[trial_id] = candidate.number
-        task = {"key": candidate.architecture.key, "architecture": candidate.architecture.plain()}
+        task = {
+            "number": candidate.number,
+            "key": candidate.architecture.key,
+            "architecture": candidate.architecture.plain(),
+        }
         return {TASK: json.dumps(task | self.common)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

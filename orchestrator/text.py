@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..profilers.profile import known_before_training
+from ..profilers.known import known_before_training
 from ..profilers.report import Measurement, Report
 from ..search_space.architecture import Architecture
 from ..search_space.metrics import METRICS, split
@@ -65,6 +65,11 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= 1 else f"{value:.3g}"
 
 
+def unit_text(unit: str) -> str:
+    """Nothing for a count or a share."""
+    return "" if unit in ("1", "fraction") else unit
+
+
 def spread(m: Measurement) -> str:
     """Half the width of the 90% interval; nothing where it is counted or not known."""
     if m.low is None or m.high is None or m.low == m.high:
@@ -96,11 +101,12 @@ def front(study: Study, entries: Sequence[Entry], steps: Sequence[FrontStep]) ->
     table.add_column("key", no_wrap=True)
     for objective in study.objectives:
         m = entries[0].measurement(objective.label)
-        metric = METRICS[split(objective.label)[0]]
-        unit = "" if metric.unit in ("1", "fraction") else f" {metric.unit}"
+        unit = unit_text(METRICS[split(objective.label)[0]].unit)
         arrow = "↓" if objective.better == "lower" else "↑"
         where = m.provenance if m else ""
-        table.add_column(f"{objective.label} {arrow}\n{where}{unit}", justify="right", no_wrap=True)
+        table.add_column(
+            f"{objective.label} {arrow}\n{where} {unit}".rstrip(), justify="right", no_wrap=True
+        )
     table.add_column("active\nM params", justify="right", no_wrap=True)
     table.add_column("layers", no_wrap=True)
     shown = sorted({best, *range(min(len(entries), MAX_FRONT_ROWS))})
@@ -227,8 +233,8 @@ def report(architecture: Architecture, found: Report) -> RenderableType:
         table.add_row(
             m.label,
             number(m.value),
-            "" if m.unit in ("1", "fraction") else m.unit,
-            "exact" if m.provenance == "counted" else interval(m),
+            unit_text(m.unit),
+            interval(m),
             Text(m.provenance, style=COLOURS[m.provenance]),
             m.device or "",
         )
@@ -238,6 +244,8 @@ def report(architecture: Architecture, found: Report) -> RenderableType:
 
 def interval(m: Measurement) -> str:
     """The 90% interval, or that nothing is known about it."""
+    if m.provenance == "counted":
+        return "exact"
     if m.low is None or m.high is None:
         return "unknown (one seed)"
     return f"{number(m.low)} to {number(m.high)}"
@@ -287,8 +295,8 @@ def compare(columns: Sequence[Column]) -> RenderableType:
             table.add_row(name, *values)
     table.add_section()
     for label in dict.fromkeys(m.label for c in columns for m in c.report.measurements):
-        unit = METRICS[split(label)[0]].unit
-        title = label if unit in ("1", "fraction") else f"{label} [{unit}]"
+        unit = unit_text(METRICS[split(label)[0]].unit)
+        title = f"{label} [{unit}]" if unit else label
         table.add_row(Text(title), *(marked(find(c.report, label)) for c in columns))
     legend = Text("green measured · cyan composed · yellow estimated · blue counted", style="dim")
     return Group(table, legend)

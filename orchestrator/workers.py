@@ -9,39 +9,50 @@ import json
 import os
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
-from ..profilers.report import Failure
+from ..profilers.report import Failure, Report
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 
 GRACE_S = 30  # beyond the plan's own limit, which ends a slow training in good order
 TASK, ANSWER = "task", "answer"
+Profile = Callable[[Architecture, Plan, int], Report | Failure]
 
 
 def trial(config: dict[str, Any]) -> None:
     """Ray Tune's function trainable: profile the task's architecture, report the answer once."""
+    attempt(config, _profile)
+
+
+def _profile(architecture: Architecture, plan: Plan, seed: int) -> Report | Failure:
+    from ..profilers.profile import profile  # torch loads on the worker, not in the driver
+
+    return profile(architecture, plan, seed=seed)
+
+
+def attempt(config: dict[str, Any], profile: Profile) -> None:
+    """Run `profile` on a task such that every way to end, its own death included, is an answer."""
     task = json.loads(config[TASK])
     architecture = Architecture.model_validate(task["architecture"])
     plan = Plan.model_validate(task["plan"])
     mark = Path(tune.get_context().get_trial_dir() or ".") / "attempt.json"
     if earlier := _earlier_attempt(mark):
-        report(died(architecture.key, earlier))
+        report(_died(architecture.key, earlier))
         return
     _write(mark, "crash")
     watchdog = threading.Timer(plan.trial_seconds + GRACE_S, _kill, (mark,))
     watchdog.daemon = True
     watchdog.start()
     try:
-        from ..profilers.profile import profile
-
-        report(profile(architecture, plan, seed=task["seed"]).plain())
+        report(profile(architecture, plan, task["seed"]).plain())
     except Exception as fault:  # noqa: BLE001 - the one place where a program error becomes an answer
-        report(failed(architecture.key, fault))
+        report(_failed(architecture.key, fault))
     finally:
         watchdog.cancel()
         mark.unlink(missing_ok=True)
@@ -52,7 +63,7 @@ def report(answer: dict[str, Any]) -> None:
     tune.report({ANSWER: json.dumps(answer)})
 
 
-def failed(key: str, fault: Exception) -> dict[str, Any]:
+def _failed(key: str, fault: Exception) -> dict[str, Any]:
     """An exception as an answer: its type, its first line and where it was raised."""
     frame = traceback.extract_tb(fault.__traceback__)[-1]
     text = str(fault).splitlines()[0] if str(fault) else ""
@@ -61,7 +72,7 @@ def failed(key: str, fault: Exception) -> dict[str, Any]:
     return Failure(key=key, stage="profile", kind="error", reason=reason).plain()
 
 
-def died(key: str, kind: str) -> dict[str, Any]:
+def _died(key: str, kind: str) -> dict[str, Any]:
     """The answer for a candidate whose earlier attempt did not come back."""
     reasons = {
         "crash": "the worker process died under this candidate",

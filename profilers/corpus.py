@@ -20,11 +20,40 @@ from ..search_space.document import InputError, nearest
 
 # What a folder is searched for; a file that is named itself may end in anything.
 TEXT_SUFFIXES = frozenset(
-    ".txt .md .rst .tex .html .xml .csv .json .yaml .toml .py .pyi .c .h .cc .cpp .hpp .cu .rs .go"
-    " .java .js .ts .rb .jl .sh .sql".split()
+    [
+        ".txt",
+        ".md",
+        ".rst",
+        ".tex",
+        ".html",
+        ".xml",
+        ".csv",
+        ".json",
+        ".yaml",
+        ".toml",
+        ".py",
+        ".pyi",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".hpp",
+        ".cu",
+        ".rs",
+        ".go",
+        ".java",
+        ".js",
+        ".ts",
+        ".rb",
+        ".jl",
+        ".sh",
+        ".sql",
+    ]
 )
 SUFFIXES = TEXT_SUFFIXES | {".jsonl", ".bin"}
-NO_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+NO_LIBRARY = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+)
 CAP_BYTES = 8 << 20  # far more than a short training run reads
 HELD_OUT_SHARE = 0.1
 LONGEST_SHARE = 20  # a document longer than this part of the corpus is cut, so that a split exists
@@ -73,7 +102,10 @@ def load_corpus(path: str | None) -> Corpus:
     """
     if path is None:
         root = Path(sysconfig.get_paths()["stdlib"])
-        name, files = f"python {platform.python_version()} library", _walk(root, {".py"}, NO_LIBRARY)
+        name, files = (
+            f"python {platform.python_version()} library",
+            _walk(root, {".py"}, NO_LIBRARY),
+        )
     else:
         name, files = path, _files(Path(path))
     total = sum(file.stat().st_size for file in files)

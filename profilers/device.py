@@ -24,7 +24,7 @@ class Device(Record):
 @cache
 def devices() -> dict[str, Device]:
     """All devices that can be a target, by name, from devices.yaml."""
-    text = files(__package__).joinpath("devices.yaml").read_text()
+    text = files("archfront.profilers").joinpath("devices.yaml").read_text()
     document = parse_document(text, source="devices.yaml")
     return {
         name: validate(Device, document, {"name": name, **facts}, (name,))

@@ -6,16 +6,14 @@ from functools import cache
 
 import torch
 
-from ..search_space.accounting import cache_bytes, flops_per_token, parameters, weight_bytes
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 from ..search_space.proxy import twin
-from . import cost_model, quality
+from . import quality
 from .corpus import Corpus, load_corpus
-from .device import device as named_device
+from .known import known_before_training
 from .latency import twin_latency
-from .memory import GIB, memory
-from .report import Failure, FailureKind, Measurement, Report
+from .report import Failure, FailureKind, Report
 from .training import NotFinite, OutOfTime
 
 corpus_at = cache(load_corpus)  # a worker reads its corpus once
@@ -42,7 +40,7 @@ def profile(architecture: Architecture, plan: Plan, *, seed: int) -> Report | Fa
             architecture, plan, corpus, seed=seed, device=local, deadline=deadline
         )
         stage = "time"
-        small = twin(architecture, plan.proxy, context_share=context_share(plan, plan.text.context))
+        small = twin(architecture, plan.proxy, context_share=plan.context_share(plan.text.context))
         measurements += twin_latency(small, plan.text, device=local)
     except NotFinite as fault:
         return failure("nan", str(fault))
@@ -57,37 +55,6 @@ def profile(architecture: Architecture, plan: Plan, *, seed: int) -> Report | Fa
     return Report(
         key=architecture.key, measurements=tuple(measurements), facts=facts(plan, corpus, seed)
     )
-
-
-def known_before_training(architecture: Architecture, plan: Plan) -> tuple[Measurement, ...]:
-    """What needs neither a build nor a device: counted numbers and the estimated latency.
-
-    Raises ValueError when the target cannot run the precision plan.
-    """
-    counts, caches = parameters(architecture), cache_bytes(architecture)
-    context = plan.workloads[0].decode_context
-    counted = {
-        "total_params": counts.total,
-        "active_params": counts.active,
-        "flops_per_token": flops_per_token(architecture, context),
-        "weight_gib": weight_bytes(architecture) / GIB,
-        "kv_bytes_per_token": caches.kv_bytes_per_token,
-        "state_bytes_per_sequence": caches.state_bytes_per_sequence,
-    }
-    found = [
-        Measurement(name=name, value=value, low=value, high=value, provenance="counted")
-        for name, value in counted.items()
-    ]
-    target = named_device(plan.target)
-    for workload in plan.workloads:
-        found += memory(architecture, workload)
-        found += cost_model.latency(architecture, target, workload)
-    return tuple(found)
-
-
-def context_share(plan: Plan, context: int) -> float:
-    """A task's context over the first workload's: how far the twin's windows shrink."""
-    return min(1.0, context / plan.workloads[0].decode_context)
 
 
 def facts(plan: Plan, corpus: Corpus, seed: int) -> dict[str, str]:

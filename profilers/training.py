@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import TypeVar
 
@@ -70,7 +71,7 @@ def train(
         model.rebalance()
         losses.append(loss_nats)
         moments.append(time.monotonic())
-    durations = [later - moment for moment, later in zip(moments, moments[1:], strict=False)]
+    durations = [later - moment for moment, later in pairwise(moments)]
     return Trained(losses=tuple(losses), seconds_per_step=median(durations))
 
 

@@ -10,7 +10,6 @@ from .accounting import flops_per_token, parameters
 from .architecture import Architecture
 from .document import Record
 
-
 MAX_STEPS = 6
 
 

@@ -20,19 +20,19 @@ class TextTask(Record):
 
     corpus: str | None = None  # a file or folder; by default Python's own library sources
     context: PositiveInt = 128
-    batch: PositiveInt = 16
-    steps: PositiveInt = 100
+    batch: PositiveInt = 4
+    steps: PositiveInt = 80
     learning_rate: float = Field(default=4e-3, gt=0)
 
 
 class RecallTask(Record):
     """Multi-query associative recall: `pairs` keys with values, then asked for in another order."""
 
-    pairs: PositiveInt = 4
-    vocabulary: PositiveInt = 64
-    context: PositiveInt = 32
-    batch: PositiveInt = 64
-    steps: PositiveInt = 150
+    pairs: PositiveInt = 5
+    vocabulary: PositiveInt = 20
+    context: PositiveInt = 20
+    batch: PositiveInt = 24
+    steps: PositiveInt = 120
     learning_rate: float = Field(default=4e-3, gt=0)
 
     @model_validator(mode="after")
@@ -72,3 +72,7 @@ class Plan(Record):
         if unknown := [w for w in given if isinstance(w, str) and w not in WORKLOADS]:
             raise ValueError(f"unknown workload {unknown[0]!r}{nearest(unknown[0], WORKLOADS)}")
         return [WORKLOADS[w] if isinstance(w, str) else w for w in given]
+
+    def context_share(self, context: int) -> float:
+        """A task's context over the first workload's: how far the twin's windows shrink."""
+        return min(1.0, context / self.workloads[0].decode_context)

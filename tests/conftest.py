@@ -41,6 +41,28 @@ def architecture() -> Callable[..., Architecture]:
 
 
 @pytest.fixture
-def tiny() -> str:
+def tiny_space() -> str:
     """The text of the space that ships for the demo."""
     return (ROOT / "examples" / "tiny.yaml").read_text()
+
+
+@pytest.fixture
+def small_space() -> str:
+    """A space of eight candidates, whose twins train for a moment."""
+    return """\
+name: small
+architecture:
+  d_model: 256
+  vocab_size: 1024
+  layout: {layers: 2, ratio: 1, attention: "*", feedforward: "-"}
+  blocks:
+    "*": {kind: attn, heads: 8, kv_heads: {choices: [1, 2, 4, 8]}, head_dim: 32}
+    "-": {kind: ffn, width: free}
+  precision: {fp8: {choices: [[], [ffn.up, ffn.down]]}}
+budget: {quantity: active_params, value: 3.0e6}
+objectives: [bits_per_byte, recall, decode_ms]
+profile:
+  proxy: {d_model: 32, layers: 2}
+  text: {context: 32, batch: 2, steps: 4}
+  recall: {pairs: 2, vocabulary: 16, context: 12, batch: 2, steps: 4}
+"""

@@ -83,6 +83,7 @@ def fill(store: Store, space: SearchSpace, name: str, *, trials: int) -> None:
         values = [report.value(label) or 0.0 for label in space.file.objectives]
         excess = (report.value("memory_gib") or 0.0) - MAX_MEMORY_GIB
         store.finish_trial(name, number, report, values, excess <= 0, {"memory_gib": excess})
+    store.set_status(name, "finished")
 
 
 def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random) -> Report:

@@ -70,16 +70,27 @@ def test_a_metric_with_zeros_has_no_logarithmic_axis(app: AppTest):
     assert app.toggle(key="log x kv_bytes_per_token").disabled
 
 
+def select(app: AppTest, widget: str, **selection: list[Any]) -> None:
+    """What the browser sends for a click on a chart or a table, which AppTest cannot make."""
+    state = WidgetState(id=widget, string_value=json.dumps({"selection": selection}))
+    app._run(WidgetStates(widgets=[state]))
+
+
 def test_a_click_on_a_point_shows_its_candidate(app: AppTest):
-    chart = app.get("plotly_chart")[0].proto
+    chart = app.get("plotly_chart")[0].proto.id
     key = next(t for t in figure(app)["data"] if t["name"] == "front")["customdata"][0][0]
-    point = {"curve_number": 2, "point_index": 0, "customdata": [key]}
-    selection = {"points": [point], "point_indices": [0], "box": [], "lasso": []}
-    clicked = WidgetState(id=chart.id, string_value=json.dumps({"selection": selection}))
-    app._run(WidgetStates(widgets=[clicked]))  # AppTest clicks no charts: this is what the browser sends
+    select(app, chart, points=[{"customdata": [key]}], point_indices=[0], box=[], lasso=[])
     assert app.subheader[0].value == key
-    assert app.query_params["key"] == [key]
+    assert app.query_params["key"] == key
     assert yaml.safe_load(app.code[0].value)["key"] == key
+
+
+def test_a_tick_in_the_table_shows_its_candidate(app: AppTest):
+    table = next(table for table in app.dataframe if "active M params" in table.value)
+    select(app, table.proto.id, rows=[5], columns=[], cells=[])
+    assert app.subheader[0].value == table.value["key"][5]
+    ring = figure(app)["data"][-1]
+    assert ring["name"] == "chosen"
 
 
 def test_a_link_opens_its_candidate(store_url: str, monkeypatch: pytest.MonkeyPatch, store: Store):

@@ -151,6 +151,8 @@ def test_a_corpus_must_hold_a_window_on_either_side(tmp_path: Path):
     (tmp_path / "tale.txt").write_text(sentences(10))
     corpus = load_corpus(str(tmp_path / "tale.txt"))
     corpus.require(len(corpus.held_out) - 1)
-    law = f"longer than the context, got {len(corpus.held_out)} of .* context={len(corpus.held_out)}"
+    law = (
+        f"longer than the context, got {len(corpus.held_out)} of .* context={len(corpus.held_out)}"
+    )
     with pytest.raises(InputError, match=law):
         corpus.require(len(corpus.held_out))

@@ -39,8 +39,8 @@ def test_a_space_that_ships_is_mostly_legal_and_within_budget(path: Path) -> Non
     assert not any(broken_fp8_shape(candidate) for candidate in drawn.legal)
 
 
-def test_a_choice_exists_only_while_its_block_is_used(tiny: str) -> None:
-    space, asked = space_of(tiny), []
+def test_a_choice_exists_only_while_its_block_is_used(tiny_space: str) -> None:
+    space, asked = space_of(tiny_space), []
     random_source = random.Random(0)
 
     def choose(name: str, domain: Domain) -> object:
@@ -58,33 +58,36 @@ def test_a_choice_exists_only_while_its_block_is_used(tiny: str) -> None:
     ]
 
 
-def test_a_condition_hides_a_choice(tiny: str) -> None:
+def test_a_condition_hides_a_choice(tiny_space: str) -> None:
     shown = "placement: {choices: [even, middle, last], when: {layout.ratio: [0.5]}}"
-    space = space_of(tiny.replace("placement: {choices: [even, middle, last]}", shown))
+    space = space_of(tiny_space.replace("placement: {choices: [even, middle, last]}", shown))
     half = space.draw(first_choices({"layout.ratio": 0.5, "layout.placement": "last"}))
     quarter = space.draw(first_choices({"layout.ratio": 0.25, "layout.placement": "last"}))
     assert half.pattern == "(M-)x4(*-)x4"
     assert quarter.pattern == "(M-M-M-*-)x2"
 
 
-def test_a_broken_law_refuses_with_its_values(tiny: str) -> None:
+def test_a_broken_law_refuses_with_its_values(tiny_space: str) -> None:
     wanted = {"layout.feedforward": "E", "blocks.E.n_experts": 8, "blocks.E.top_k": 4}
     with pytest.raises(Refused, match=r"moe.top_k \* 4 <= moe.n_experts is broken by 16 and 8"):
-        space_of(tiny).draw(first_choices(wanted))
+        space_of(tiny_space).draw(first_choices(wanted))
 
 
-def test_experts_share_the_free_width(tiny: str) -> None:
+def test_experts_share_the_free_width(tiny_space: str) -> None:
     chosen = {"layout.feedforward": "E", "blocks.E.n_experts": 32, "blocks.E.n_shared": 1}
     widths = [
-        space_of(tiny).draw(first_choices(chosen | {"blocks.E.top_k": k})).blocks["E"].d_expert  # pyright: ignore[reportAttributeAccessIssue]
+        space_of(tiny_space)
+        .draw(first_choices(chosen | {"blocks.E.top_k": k}))
+        .blocks["E"]
+        .d_expert  # pyright: ignore[reportAttributeAccessIssue]
         for k in (1, 2, 4)
     ]
     assert widths[0] * 2 == pytest.approx(widths[2] * 5, rel=0.15)
     assert widths[0] > widths[1] > widths[2]
 
 
-def test_fp8_shapes_must_divide_by_16(tiny: str) -> None:
-    odd = tiny.replace("fp8: {choices: [[],", "fp8: {choices: [[mixer.in],")
+def test_fp8_shapes_must_divide_by_16(tiny_space: str) -> None:
+    odd = tiny_space.replace("fp8: {choices: [[],", "fp8: {choices: [[mixer.in],")
     odd = odd.replace(
         "{kind: mamba2, heads: 16, head_dim: 64,", "{kind: mamba2, heads: 4, head_dim: 64,"
     )
@@ -131,11 +134,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_space_is_told_where_and_why(tiny: str, case: str) -> None:
+def test_a_bad_space_is_told_where_and_why(tiny_space: str, case: str) -> None:
     old, new, told = BAD[case]
-    assert old in tiny
+    assert old in tiny_space
     with pytest.raises(InputError, match=told) as error:
-        check_space(parse_document(tiny.replace(old, new, 1), source="s.yaml"))
+        check_space(parse_document(tiny_space.replace(old, new, 1), source="s.yaml"))
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -1,0 +1,35 @@
+"""What is known of a candidate before anything is built: counted numbers and estimated latency."""
+
+from ..search_space.accounting import cache_bytes, flops_per_token, parameters, weight_bytes
+from ..search_space.architecture import Architecture
+from ..search_space.plan import Plan
+from . import cost_model
+from .device import device
+from .memory import GIB, memory
+from .report import Measurement
+
+
+def known_before_training(architecture: Architecture, plan: Plan) -> tuple[Measurement, ...]:
+    """What needs neither a build nor a device: counted numbers and the estimated latency.
+
+    Raises ValueError when the target cannot run the precision plan.
+    """
+    counts, caches = parameters(architecture), cache_bytes(architecture)
+    context = plan.workloads[0].decode_context
+    counted = {
+        "total_params": counts.total,
+        "active_params": counts.active,
+        "flops_per_token": flops_per_token(architecture, context),
+        "weight_gib": weight_bytes(architecture) / GIB,
+        "kv_bytes_per_token": caches.kv_bytes_per_token,
+        "state_bytes_per_sequence": caches.state_bytes_per_sequence,
+    }
+    found = [
+        Measurement(name=name, value=value, low=value, high=value, provenance="counted")
+        for name, value in counted.items()
+    ]
+    target = device(plan.target)
+    for workload in plan.workloads:
+        found += memory(architecture, workload)
+        found += cost_model.latency(architecture, target, workload)
+    return tuple(found)
