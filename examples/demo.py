@@ -21,7 +21,7 @@ def main() -> None:
     _archfront("search", space, "--trials", str(TRIALS), "--seed", "1", "--store", store)
     front = json.loads(_archfront("front", "--json", "--store", store, quiet=True))
     _archfront("export", front["knee"], "-o", str(FOLDER / "chosen.yaml"), "--store", store)
-    print("       make dashboard      the same in the browser")
+    print("       make dashboard")
 
 
 def _archfront(*command: str, quiet: bool = False) -> str:

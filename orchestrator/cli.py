@@ -96,7 +96,7 @@ def search(
 
     checked = load_space(space).for_target(target)
     device(checked.plan.target)
-    load_corpus(checked.plan.text.corpus)
+    load_corpus(checked.plan.text.corpus).require(checked.plan.text.context)
     with open_store(store) as opened:
         study = create_study(
             opened,
@@ -261,7 +261,7 @@ def check(
 
     checked = load_space(space)
     device(checked.plan.target)
-    load_corpus(checked.plan.text.corpus)
+    load_corpus(checked.plan.text.corpus).require(checked.plan.text.context)
     drawn = sample(checked, draws, seed=0)
     _out(text.plain_space(checked, drawn), as_json, text.space(checked, drawn))
 

@@ -22,9 +22,9 @@ from .store import Objective, Store, Study, Trial
 
 # So many refusals in a row mean that the space holds nothing new.
 MAX_REFUSALS = 200
-# The sampler loves what did well and may suggest it again and again; after two refused draws the
+# The sampler loves what did well and may suggest it again and again; after a refused draw the
 # next ones are random.
-PATIENCE = 2
+PATIENCE = 1
 
 
 @dataclass(frozen=True, kw_only=True)

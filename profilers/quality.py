@@ -26,8 +26,8 @@ HELD_OUT_WINDOWS = 128
 HELD_OUT_SEQUENCES = 512
 TRAINING, HELD_OUT = 0, 1  # the streams of random numbers that a seed stands for
 STEM_WIDTH = 4
-# Symbols enter about as small as a fresh embedding's rows, or they drown what fresh blocks write:
-# at 1, four layers of attention learn nothing in the steps that suffice them at 0.1.
+# Symbols enter small, as an embedding's rows do, or they drown what fresh blocks write: in the
+# default task four layers of attention reach 0.15 to 0.4 with codes of size 1, 0.9 to 1 with these.
 CODE_SCALE = 0.1
 
 # Student's t at 95% for 1, 2, ... degrees of freedom; the expansion in 1/n serves beyond
@@ -150,8 +150,8 @@ class Stem(nn.Module):
     """What stands around the stack in the recall task, the same for every candidate.
 
     In front, a causal depthwise convolution beside the residual, so that a value is seen together
-    with its key: without it attention has to find induction over two layers first, and the task
-    measures patience. Symbols are fixed random codes, and answers are read off them: whatever is
+    with its key: without it attention has to find induction over two layers first, which takes
+    longer than the default task lasts (accuracy 0.32), and the task measures patience. Symbols are fixed random codes, and answers are read off them: whatever is
     learned is learned by the stack.
     """
 

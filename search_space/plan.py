@@ -21,7 +21,7 @@ class TextTask(Record):
     corpus: str | None = None  # a file or folder; by default Python's own library sources
     context: PositiveInt = 128
     batch: PositiveInt = 4
-    steps: PositiveInt = 80
+    steps: PositiveInt = 60
     learning_rate: float = Field(default=4e-3, gt=0)
 
 
@@ -32,8 +32,8 @@ class RecallTask(Record):
     vocabulary: PositiveInt = 20
     context: PositiveInt = 20
     batch: PositiveInt = 24
-    steps: PositiveInt = 120
-    learning_rate: float = Field(default=4e-3, gt=0)
+    steps: PositiveInt = 100
+    learning_rate: float = Field(default=5e-3, gt=0)
 
     @model_validator(mode="after")
     def _laws(self) -> Self:

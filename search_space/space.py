@@ -104,7 +104,7 @@ class SearchSpace:
         Raises Refused when the values break a law, the schema, or the budget.
         """
         fields = _Walk(self.file.architecture, self.domains, choose).architecture()
-        architecture = self._at_budget(fields)
+        architecture = _without_idle_roles(self._at_budget(fields))
         for law in self.laws:
             if reason := broken(law, architecture):
                 raise Refused(law.text, reason)
@@ -244,6 +244,24 @@ def _widened(fields: dict[str, Any], width: int) -> dict[str, Any]:
             filled["d_expert"] = max(FP8_GRAIN, FP8_GRAIN * round(width / met / FP8_GRAIN))
         blocks[symbol] = filled
     return {**fields, "blocks": blocks}
+
+
+def _without_idle_roles(architecture: Architecture) -> Architecture:
+    """Drop FP8 roles that nothing in this architecture plays: they would only make twins of it."""
+    played: set[str | None] = {
+        weight.role for block in architecture.blocks.values() for weight in block.weights(1)
+    }
+    if any(block.cache().kv_elements for block in architecture.blocks.values()):
+        played.add("kv_cache")
+    if not architecture.tied_embeddings:
+        played.add("lm_head")
+    plan = architecture.precision
+    fp8 = tuple(role for role in plan.fp8 if role in played)
+    if fp8 == plan.fp8:
+        return architecture
+    return Architecture.model_validate(
+        architecture.plain() | {"precision": plan.model_dump() | {"fp8": fp8}}
+    )
 
 
 def broken_fp8_shape(architecture: Architecture) -> str | None:

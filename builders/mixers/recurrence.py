@@ -22,7 +22,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-CHUNK = 32
+CHUNK = 64
 # e^-64 forgets all that fp32 can tell; a larger step would cost the running sum its precision
 STRONGEST_DECAY = -64.0
 
