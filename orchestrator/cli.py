@@ -357,4 +357,4 @@ def _out(plain: dict[str, Any], as_json: bool, table: "RenderableType") -> None:
         return
     from rich.console import Console
 
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe cuts nothing off

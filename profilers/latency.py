@@ -12,7 +12,7 @@ from ..search_space.architecture import Architecture
 from ..search_space.plan import TextTask
 from .report import Measurement
 
-WARM_UPS, MIN_SAMPLES, MAX_SAMPLES, BUDGET_S = 2, 8, 40, 0.4
+WARM_UPS, MIN_SAMPLES, MAX_SAMPLES, BUDGET_S = 2, 7, 40, 0.15
 
 
 def local_device_name(device: torch.device) -> str:

@@ -24,6 +24,7 @@ from .training import train
 
 HELD_OUT_WINDOWS = 128
 HELD_OUT_SEQUENCES = 512
+HELD_OUT_BATCH = 32  # without gradients: larger than in training, fewer calls
 TRAINING, HELD_OUT = 0, 1  # the streams of random numbers that a seed stands for
 STEM_WIDTH = 4
 # Symbols enter small, as an embedding's rows do, or they drown what fresh blocks write: in the
@@ -115,7 +116,7 @@ def bits_per_byte(
     )
     model.eval()
     with torch.inference_mode():
-        batches = held_out_windows(corpus, task.context).split(task.batch)
+        batches = held_out_windows(corpus, task.context).split(HELD_OUT_BATCH)
         nats_W = torch.cat([nats_of(windows_BT).mean(1) for windows_BT in batches])
     bits_W = nats_W.double().cpu() / math.log(2)
     return TextResult(
@@ -217,7 +218,7 @@ def recall(
         task, HELD_OUT_SEQUENCES, np.random.default_rng([seed, HELD_OUT])
     )
     with torch.inference_mode():
-        given_BQ = torch.cat([logits_of(part).argmax(1) for part in tokens_BT.split(task.batch)])
+        given_BQ = torch.cat([logits_of(part).argmax(1) for part in tokens_BT.split(HELD_OUT_BATCH)])
     return (given_BQ.cpu() == answers_BQ).double().mean().item()
 
 

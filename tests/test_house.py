@@ -1,0 +1,40 @@
+"""The house itself: what is packaged, what the README promises."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from archfront.search_space.check import check_space
+from archfront.search_space.document import parse_document
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_package_on_the_disk_is_listed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [
+        path.parent.relative_to(ROOT)
+        for path in ROOT.glob("**/__init__.py")
+        if not any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts)
+    ]
+    on_disk = {".".join(("archfront", *folder.parts)) for folder in folders}
+    assert on_disk == set(listed)
+
+
+def test_the_space_in_the_readme_is_one() -> None:
+    text = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert text is not None
+    assert check_space(parse_document(text[1], source="README.md")).name == "mine"
+
+
+def test_the_tree_in_the_readme_names_what_is_there() -> None:
+    tree = README[README.index("## The house") :]
+    missing: list[str] = []
+    room = ""
+    for line in tree.splitlines():
+        if line and not line.startswith(" "):
+            room = line.split("/")[0]
+        names = re.findall(r"[\w.-]+\.(?:py|yaml)\b", line)
+        missing += [f"{room}/{name}" for name in names if not any((ROOT / room).rglob(name))]
+    assert missing == []
