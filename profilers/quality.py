@@ -218,7 +218,9 @@ def recall(
         task, HELD_OUT_SEQUENCES, np.random.default_rng([seed, HELD_OUT])
     )
     with torch.inference_mode():
-        given_BQ = torch.cat([logits_of(part).argmax(1) for part in tokens_BT.split(HELD_OUT_BATCH)])
+        given_BQ = torch.cat(
+            [logits_of(part).argmax(1) for part in tokens_BT.split(HELD_OUT_BATCH)]
+        )
     return (given_BQ.cpu() == answers_BQ).double().mean().item()
 
 
