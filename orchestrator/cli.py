@@ -50,11 +50,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document, for
 
 def main() -> NoReturn:
     """The console script. Bad input is one line on stderr and exit code 2."""
-    from ..search_space.document import InputError
-
     try:
         app()
-    except InputError as error:
+    except ValueError as error:
+        from ..search_space.document import InputError
+
+        if not isinstance(error, InputError):
+            raise
         print(error, file=sys.stderr)
         sys.exit(2)
     raise AssertionError("the app exits by itself")

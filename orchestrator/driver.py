@@ -51,7 +51,15 @@ def this_process() -> str:
 def is_dead(owner: str) -> bool:
     """Whether the signature is of a process of this machine that no longer runs."""
     host, _, process = owner.rpartition(":")
-    return host == socket.gethostname() and not os.path.exists(f"/proc/{process}")
+    if host != socket.gethostname() or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)  # signal 0 asks, and does nothing
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False  # it is someone else's, and alive
+    return False
 
 
 class Driver:
@@ -110,9 +118,12 @@ class Driver:
     def finish(self, number: int, answer: dict[str, Any] | None, *, lost: bool = False) -> None:
         """Judge and record an answer: a report or a failure as plain data, None for no answer.
 
-        `lost` says that the trial did not come back, however often it was tried.
+        `lost` says that the trial did not come back, however often it was tried. A trial that the
+        end of the search's time cut off stays as it is in the store: it runs again on resume.
         """
         candidate = self.running.pop(number)
+        if answer is None and not lost and time.monotonic() >= self.deadline:
+            return
         judged = self._judge(candidate, answer, lost)
         if isinstance(judged, Failure):
             self.store.fail_trial(self.study.name, number, judged)

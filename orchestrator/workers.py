@@ -20,7 +20,8 @@ from ..profilers.report import Failure, Report
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 
-GRACE_S = 30  # beyond the plan's own limit, which ends a slow training in good order
+# Beyond the plan's own limit, which ends a slow training in good order.
+GRACE_S, GRACE_SHARE = 5, 0.1
 TASK, ANSWER = "task", "answer"
 Profile = Callable[[Architecture, Plan, int], Report | Failure]
 
@@ -46,7 +47,8 @@ def attempt(config: dict[str, Any], profile: Profile) -> None:
         report(_died(architecture.key, earlier))
         return
     _write(mark, "crash")
-    watchdog = threading.Timer(plan.trial_seconds + GRACE_S, _kill, (mark,))
+    limit = plan.trial_seconds * (1 + GRACE_SHARE) + GRACE_S
+    watchdog = threading.Timer(limit, _kill, (mark,))
     watchdog.daemon = True
     watchdog.start()
     try:

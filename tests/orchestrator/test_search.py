@@ -65,6 +65,8 @@ def answering(fault_of: Callable[[int], str | None] = lambda number: None) -> Tr
                 raise ArithmeticError("the sums do not add up")
             if fault == "exit":
                 os._exit(1)
+            if fault == "hang":
+                time.sleep(600)
             names = ["bits_per_byte", "recall", "decode_ms", "memory_gib"]
             values = [int(key[i : i + 3], 16) / 4096 for i in (0, 3, 6, 9)]
             if fault == "nan":
@@ -125,6 +127,14 @@ class TestFaults:
         assert raised.reason is not None
         assert raised.reason.startswith("ArithmeticError: the sums do not add up (test_search.py:")
 
+    def test_a_hung_trial_is_killed_and_recorded(self, store: Store, small_space: str) -> None:
+        text = small_space + "  trial_seconds: 1\n"
+        space = check_space(parse_document(text, source="small.yaml"))
+        hung = answering(lambda number: "hang" if number == 0 else None)
+        study = searched(store, space, 3, hung, workers=2)
+        assert {t.number: t.kind for t in store.trials("s") if t.state == "failed"} == {0: "hang"}
+        assert study.counts["complete"] == 2
+
     def test_an_infeasible_trial_is_complete_but_not_on_the_front(
         self, store: Store, space: SearchSpace
     ) -> None:
@@ -167,6 +177,7 @@ class TestFaults:
         study = searched(store, space, 1000, slow, workers=2, seconds=15)
         assert study.status == "interrupted"
         assert 0 < study.counts["complete"] < 40
+        assert "failed" not in study.counts  # what was cut off waits for a resume
 
     def test_an_exhausted_space_ends_the_search(self, store: Store, small_space: str) -> None:
         space = check_space(parse_document(small_space, source="small.yaml"))
