@@ -63,9 +63,7 @@ def run_study(
 ) -> Study:
     """Run a study until its trials are done, its time is up, its space exhausted, or Ctrl-C.
 
-    `trials` gives it a new total.
-
-    Each trial's end is in the store before the next begins; what is cut off runs again on resume.
+    `trials` gives it a new total. Each trial's end is in the store before the next begins; what is cut off runs again on resume.
     Raises InputError when another driver holds the study or the cluster cannot be reached.
     """
     dead = study.owner if study.owner and is_dead(study.owner) else None

@@ -13,6 +13,7 @@ from .domain import DOMAINS, Domain, LogRange
 from .laws import parse_law
 from .layout import Layout
 from .metrics import METRICS, split
+from .pattern import PatternError, unroll
 from .space import FREE, LAYOUT_ORDER, SearchSpace, SpaceFile, sample
 
 _PROBE_DRAWS = 64
@@ -31,6 +32,7 @@ def check_space(document: Document) -> SearchSpace:
     _check_shape(document, file)
     _check_values(document, file.architecture, domains)
     _check_symbols(document, file.architecture, domains)
+    _check_patterns(document, file.architecture, domains)
     _check_conditions(document, file.architecture, domains)
     _check_names(document, file)
     laws = []
@@ -157,6 +159,18 @@ def _check_symbols(
     for symbol in template["blocks"]:
         if symbol not in reachable:
             raise document.error(_path(f"blocks.{symbol}"), f"the layout never uses {symbol!r}")
+
+
+def _check_patterns(
+    document: Document, template: dict[str, Any], domains: dict[str, Domain]
+) -> None:
+    if "pattern" not in template:
+        return
+    for pattern in domains["pattern"].values if "pattern" in domains else (template["pattern"],):
+        try:
+            unroll(str(pattern))
+        except PatternError as error:
+            raise document.error(_path("pattern"), str(error)) from None
 
 
 def _check_conditions(

@@ -165,3 +165,13 @@ def write(folder: Path, content: bytes) -> Path:
     path = folder / "space.yaml"
     path.write_bytes(content)
     return path
+
+
+def test_layouts_may_be_listed_as_patterns(small_space: str) -> None:
+    rule = 'layout: {layers: 2, ratio: 1, attention: "*", feedforward: "-"}'
+    listed = 'pattern: {choices: ["(*-)x2", "*-*-*-"]}'
+    space = space_of(small_space.replace(rule, listed))
+    patterns = {candidate.pattern for candidate in sample(space, 20, seed=0).legal}
+    assert patterns == {"*-*-", "*-*-*-"}
+    with pytest.raises(InputError, match=r"space.yaml:5: architecture.pattern: .*never closed"):
+        space_of(small_space.replace(rule, 'pattern: "(*-"'))
