@@ -191,16 +191,17 @@ def compare(
     """Architectures side by side: what differs, and every number that two of them share."""
     from . import text
     from .export import best_known, read_config
-    from .store import open_store
 
     columns = []
     for key in keys:
         if Path(key).suffix in (".yaml", ".yml"):
             columns.append(text.column_of_file(read_config(Path(key)), Path(key).name))
             continue
-        with open_store(store, readonly=True) as opened:
+        with _existing(store) as opened:
             architecture = opened.architecture(key)
-            columns.append(text.column(architecture.key, architecture, best_known(opened, key)[1]))
+            _, report = best_known(opened, key)
+        column = text.Column(name=report.key, architecture=architecture, report=report)
+        columns.append(column)
     _out({"architectures": [c.plain() for c in columns]}, as_json, text.compare(columns))
 
 

@@ -75,12 +75,13 @@ class Driver:
         self.counts = {"complete": 0, "failed": 0, "refused": 0}
         self.exhausted = False
         self.trials_wanted = study.trials_wanted
+        self.next_number = store.next_number(study.name)
         self.cut_off = store.drop_running(study.name)
         earlier = store.trials(study.name)
         for trial in earlier:
             self._remember(trial)
         self.sampler.replay([self.outcomes[trial.number] for trial in earlier])
-        self.next_number = 1 + max((t.number for t in (*earlier, *self.cut_off)), default=-1)
+        self.front = store.front_now(study.name)
         self.done_before = self.done
 
     @property
@@ -134,6 +135,7 @@ class Driver:
             violation = self._violation(judged)
             feasible = all(excess <= 0 for excess in violation.values())
             self.store.finish_trial(self.study.name, number, judged, values, feasible, violation)
+            self.front = self.store.front_now(self.study.name)
             self.counts["complete"] += 1
         outcome = Outcome(
             number=number,
@@ -248,7 +250,7 @@ class Driver:
         self.outcomes[trial.number] = outcome
 
     def _show(self) -> None:
-        front_size, hypervolume = self.store.front_now(self.study.name)
+        front_size, hypervolume = self.front
         elapsed = time.monotonic() - self.started
         ended = self.done - self.done_before
         left = elapsed / ended * self.remaining if ended else math.inf

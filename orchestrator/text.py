@@ -272,14 +272,11 @@ class Column:
         return {"name": self.name, "architecture": self.architecture.plain(), **self.report.plain()}
 
 
-def column(name: str, architecture: Architecture, found: Report) -> Column:
-    return Column(name=name, architecture=architecture, report=found)
-
-
 def column_of_file(config: Exported, name: str) -> Column:
     """A file's architecture with what is known of it without training."""
     known = known_before_training(config.architecture, config.profile)
-    return column(name, config.architecture, Report(key=config.key, measurements=known))
+    report_ = Report(key=config.key, measurements=known)
+    return Column(name=name, architecture=config.architecture, report=report_)
 
 
 def compare(columns: Sequence[Column]) -> RenderableType:

@@ -46,7 +46,7 @@ def tiny_space() -> str:
     return (ROOT / "examples" / "tiny.yaml").read_text()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_space() -> str:
     """A space of eight candidates, whose twins train for a moment."""
     return """\

@@ -31,33 +31,14 @@ def plain(*arguments: object, cwd: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def searched(tmp_path_factory: pytest.TempPathFactory, small_space: str) -> Path:
     """A folder with a finished search of the small space in its default store."""
     folder = tmp_path_factory.mktemp("searched")
-    (folder / "small.yaml").write_text(SMALL)
+    (folder / "small.yaml").write_text(small_space)
     ended = archfront("search", "small.yaml", "--trials", "3", "--seed", "1", cwd=folder)
     assert ended.returncode == 0, ended.stderr
     assert "next:  archfront show" in ended.stdout
     return folder
-
-
-SMALL = """\
-name: small
-architecture:
-  d_model: 256
-  vocab_size: 1024
-  layout: {layers: 2, ratio: 1, attention: "*", feedforward: "-"}
-  blocks:
-    "*": {kind: attn, heads: 8, kv_heads: {choices: [1, 2, 4, 8]}, head_dim: 32}
-    "-": {kind: ffn, width: free}
-  precision: {fp8: {choices: [[], [ffn.up, ffn.down]]}}
-budget: {quantity: active_params, value: 3.0e6}
-objectives: [bits_per_byte, recall, decode_ms]
-profile:
-  proxy: {d_model: 32, layers: 2}
-  text: {context: 32, batch: 2, steps: 4}
-  recall: {pairs: 2, vocabulary: 16, context: 12, batch: 2, steps: 4}
-"""
 
 
 class TestAfterASearch:
@@ -155,9 +136,13 @@ def numbers(
     ],
 )
 def test_bad_input_is_one_line_exit_2_and_nothing_written(
-    tmp_path: Path, change: tuple[str, str] | None, arguments: list[str], told: str
+    tmp_path: Path,
+    small_space: str,
+    change: tuple[str, str] | None,
+    arguments: list[str],
+    told: str,
 ) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL.replace(*change) if change else SMALL)
+    (tmp_path / "small.yaml").write_text(small_space.replace(*change) if change else small_space)
     (tmp_path / "empty.txt").write_text("")
     before = sorted(tmp_path.iterdir())
     ended = archfront("search", "small.yaml", *arguments, cwd=tmp_path)
@@ -209,8 +194,10 @@ def test_version_is_fast_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_finished_and_names_the_way_on(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL.replace("steps: 4", "steps: 60"))
+def test_ctrl_c_keeps_what_is_finished_and_names_the_way_on(
+    tmp_path: Path, small_space: str
+) -> None:
+    (tmp_path / "small.yaml").write_text(small_space.replace("steps: 4", "steps: 60"))
     command = [str(ARCHFRONT), "search", "small.yaml", "--trials", "8"]
     running = subprocess.Popen(
         command,
