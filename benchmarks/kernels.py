@@ -19,7 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
-from archfront.kernels import ops, reference
+from archfront.kernels.rows import op, reference
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = 3
@@ -39,7 +39,7 @@ Outputs = Tensor | tuple[Tensor, ...]
 def peers(operator: str) -> Iterator[tuple[str, Callable[..., Outputs]]]:
     settings = {} if operator == "swiglu" else {"eps": EPS}
     meaning = partial(getattr(reference, operator), **settings)
-    yield "archfront", partial(getattr(ops, operator), **settings, backend="triton")
+    yield "archfront", partial(getattr(op, operator), **settings, backend="triton")
     yield "torch eager", meaning
     yield "torch.compile", torch.compile(meaning, dynamic=False)
     if importlib.util.find_spec("liger_kernel"):

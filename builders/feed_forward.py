@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import ops
+from ..kernels.rows import op as rows
 from ..search_space.blocks import feed_forward as record
 from ..search_space.blocks.moe import Moe as MoeRecord
 from .body import Body
@@ -33,7 +33,7 @@ class Mlp(Body):
         if self.activation == "relu2":
             return self.down_proj(F.relu(up).square(), *rows_of_expert)
         gate = self.gate_proj(x, *rows_of_expert)
-        gated = ops.swiglu(gate, up) if self.activation == "swiglu" else F.gelu(gate) * up
+        gated = rows.swiglu(gate, up) if self.activation == "swiglu" else F.gelu(gate) * up
         return self.down_proj(gated, *rows_of_expert)
 
 

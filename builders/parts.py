@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import ops
+from ..kernels.rows import op as rows
 from ..search_space.accounting import PlacedWeight
 from .precision import TILES, Recipe, quantised
 
@@ -56,7 +56,7 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, self.eps)
+        return rows.rms_norm(x, self.weight, self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Parts:
         name = f"{name}.weight"
         weight = self.normal(name, stack)
         weight *= self.num_sub_blocks**-0.5 if to_residual else 1.0
-        return weight, self.recipe if self.weights[name].fp8 else None
+        return weight, self.recipe if self.weights[name].format == "fp8" else None
 
     def _empty(self, name: str, dtype: torch.dtype, stack: tuple[int, ...] = ()) -> Tensor:
         shape = (*stack, *self.weights[name].weight.shape)

@@ -19,11 +19,12 @@ class Launch:
     grid: tuple[int, ...]  # the axis that grows with the tokens first: only it may exceed 65535
     arguments: Mapping[str, Tensor | int | float | bool | None]  # by the kernel's names
     warps: int
+    stages: int = 2  # of a pipelined loop
 
     @property
     def options(self) -> dict[str, int | bool]:
         # fusion named, since its default differs between triton 3.9 and 3.10
-        return {"num_warps": self.warps, "enable_fp_fusion": True}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
 def require_device(x: Tensor) -> None:

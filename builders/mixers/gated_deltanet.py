@@ -4,7 +4,7 @@
 
 from torch import Tensor
 
-from ...kernels import ops
+from ...kernels.rows import op as rows
 from ...search_space.blocks import gated_deltanet as record
 from ..parts import Parts
 from .recurrent import Recurrence, Recurrent, RecurrentCache
@@ -35,7 +35,7 @@ class GatedDeltaNet(Recurrent):
             q_BTGK, k_BTGK, v_BTHV, decay_BTH, beta_BTH, cache.state_BHKV
         )
         o_BTHV = self.norm(o_BTHV.to(x_BTD.dtype))
-        return self.out_proj(ops.swiglu(z, o_BTHV.flatten(-2)))
+        return self.out_proj(rows.swiglu(z, o_BTHV.flatten(-2)))
 
     def _unit(self, x: Tensor) -> Tensor:
         x = x.to(self.dt_bias.dtype)

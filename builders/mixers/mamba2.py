@@ -4,7 +4,7 @@
 
 from torch import Tensor
 
-from ...kernels import ops
+from ...kernels.rows import op as rows
 from ...search_space.blocks import mamba2 as record
 from ..parts import Parts
 from .recurrent import Recurrence, Recurrent, RecurrentCache
@@ -30,4 +30,4 @@ class Mamba2(Recurrent):
         v_BTHV = dt_BTH[..., None] * x_BTHV
         y_BTHV, cache.state_BHKV = recur(q_BTGK, k_BTGK, v_BTHV, decay_BTH, None, cache.state_BHKV)
         y = (y_BTHV + self.D[:, None] * x_BTHV).to(x_BTD.dtype).flatten(-2)
-        return self.out_proj(self.norm(ops.swiglu(z, y)))
+        return self.out_proj(self.norm(rows.swiglu(z, y)))

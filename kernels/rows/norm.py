@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..configs import ARCHS, arch_of, config_for
+from ..configs import ARCHS, arch_of
 from ..launch import Launch, require_device, run
 from ..laws import as_rows, needs_gradient, require, require_float, require_like
+from .configs import config_for
 
 WIDEST = 16_384  # a whole row stays in the registers of one program,
 WIDEST_WITH_GRADIENT = 8192  # where the backward needs four times as many

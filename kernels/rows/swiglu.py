@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..configs import arch_of, config_for
+from ..configs import arch_of
 from ..launch import Launch, require_device, run
 from ..laws import as_rows, require_float, require_like
+from .configs import config_for
 
 WIDEST_TILE = 1024  # no column needs another: a wider row is cut
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
 from torch import Tensor
-
-from archfront.kernels import ops, reference
 
 
 def error(x: Tensor, truth: Tensor) -> float:
@@ -28,10 +27,16 @@ def outputs_and_gradients(
     return named | {f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}
 
 
-def check_meaning(name: str, inputs: dict[str, Tensor], **settings: float | bool) -> None:
-    """float32 errs by 1e-5 at most; bfloat16 by twice what the reference itself errs in bfloat16."""
+def check_meaning(
+    family: str, name: str, inputs: dict[str, Tensor], **settings: float | bool
+) -> None:
+    """The kernel behind a family's door against the family's reference.
+
+    float32 errs by 1e-5 at most; bfloat16 by twice what the reference itself errs in bfloat16.
+    """
+    reference, op = (import_module(f"archfront.kernels.{family}.{m}") for m in ("reference", "op"))
     meaning = partial(getattr(reference, name), **settings)
-    kernel = partial(getattr(ops, name), backend="triton", **settings)
+    kernel = partial(getattr(op, name), backend="triton", **settings)
     result = meaning(*inputs.values())
     outputs = result if isinstance(result, tuple) else (result,)
     cotangents = [torch.randn_like(y) for y in outputs]
@@ -48,7 +53,7 @@ def check_meaning(name: str, inputs: dict[str, Tensor], **settings: float | bool
 
 @pytest.fixture
 def assert_means() -> Callable[..., None]:
-    """assert_means(name, inputs, **settings): the door's kernel does what the reference means."""
+    """assert_means(family, name, inputs, **settings): the door's kernel does what the reference means."""
     torch.manual_seed(0)
     return check_meaning
 

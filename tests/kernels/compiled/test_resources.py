@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from archfront.kernels.compiled import TARGETS, Resources, compile_for, launches, violations
-from archfront.kernels.configs import ARCHS, TABLE, config_for
+from archfront.kernels.configs import ARCHS
 from archfront.kernels.launch import Launch
 from archfront.kernels.laws import Unsupported
+from archfront.kernels.rows.configs import TABLE, config_for
 
 ROWS = [
     pytest.param(launch, arch, id=f"{kernel} {shape} {arch}")

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from archfront.kernels import ops, reference
-from archfront.kernels.rows import norm
+from archfront.kernels.rows import norm, op, reference
 
 AWKWARD = [(rows, width) for rows in (1, 7, 33) for width in (1, 60, 100, 128, 1000)]
 EPS = 0.1  # large, so that an epsilon in the wrong place shows
@@ -11,13 +10,14 @@ EPS = 0.1  # large, so that an epsilon in the wrong place shows
 @pytest.mark.parametrize(("rows", "width"), AWKWARD)
 def test_rms_norm_means_its_reference(assert_means, rows, width):
     inputs = {"x": torch.randn(rows, width), "weight": torch.randn(width)}
-    assert_means("rms_norm", inputs, eps=EPS)
+    assert_means("rows", "rms_norm", inputs, eps=EPS)
 
 
 @pytest.mark.parametrize(("rows", "width"), AWKWARD)
 def test_add_rms_norm_means_its_reference(assert_means, rows, width):
     x, residual = torch.randn(2, rows, width)
     assert_means(
+        "rows",
         "add_rms_norm", {"x": x, "residual": residual, "weight": torch.randn(width)}, eps=EPS
     )
 
@@ -28,45 +28,47 @@ def test_a_zero_centred_weight_adds_one(assert_means, rows, width, dtype):
     x, residual = torch.randn(2, rows, width, dtype=dtype)
     weight = torch.randn(width, dtype=dtype)
     settings = {"eps": EPS, "zero_centered": True}
-    assert_means("rms_norm", {"x": x, "weight": weight}, **settings)
-    assert_means("add_rms_norm", {"x": x, "residual": residual, "weight": weight}, **settings)
+    assert_means("rows", "rms_norm", {"x": x, "weight": weight}, **settings)
+    assert_means(
+        "rows", "add_rms_norm", {"x": x, "residual": residual, "weight": weight}, **settings
+    )
 
 
 @pytest.mark.parametrize(("rows", "width"), [(7, 60), (33, 128), (7, 1000)])
 def test_bfloat16_errs_no_more_than_its_rounding(assert_means, rows, width):
     x, residual = torch.randn(2, rows, width, dtype=torch.bfloat16)
     weight = torch.randn(width, dtype=torch.bfloat16)
-    assert_means("rms_norm", {"x": x, "weight": weight}, eps=EPS)
-    assert_means("add_rms_norm", {"x": x, "residual": residual, "weight": weight}, eps=EPS)
+    assert_means("rows", "rms_norm", {"x": x, "weight": weight}, eps=EPS)
+    assert_means("rows", "add_rms_norm", {"x": x, "residual": residual, "weight": weight}, eps=EPS)
 
 
 def test_a_float32_weight_serves_bfloat16_rows(assert_means):
     x = torch.randn(7, 60, dtype=torch.bfloat16)
-    assert_means("rms_norm", {"x": x, "weight": torch.randn(60)}, eps=EPS)
+    assert_means("rows", "rms_norm", {"x": x, "weight": torch.randn(60)}, eps=EPS)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(300, 600), (4300, 20)])
 def test_a_program_walks_several_tiles_of_rows(assert_means, rows, width):
     inputs = {"x": torch.randn(rows, width), "weight": torch.randn(width)}
-    assert_means("rms_norm", inputs, eps=EPS)
+    assert_means("rows", "rms_norm", inputs, eps=EPS)
 
 
 def test_the_norm_is_taken_of_the_sum_as_it_is_stored():
     x, residual = torch.randn(2, 33, 128, dtype=torch.bfloat16)
     weight = torch.randn(128)
-    normed, summed = ops.add_rms_norm(x, residual, weight, EPS, backend="triton")
-    assert torch.equal(normed, ops.rms_norm(summed, weight, EPS, backend="triton"))
+    normed, summed = op.add_rms_norm(x, residual, weight, EPS, backend="triton")
+    assert torch.equal(normed, op.rms_norm(summed, weight, EPS, backend="triton"))
 
 
 def test_rows_of_a_wider_projection_are_read_where_they_lie(assert_means):
     x, residual, _ = torch.randn(2, 3, 180).chunk(3, dim=-1)
     inputs = {"x": x, "residual": residual, "weight": torch.randn(60)}
-    assert_means("add_rms_norm", inputs, eps=EPS)
+    assert_means("rows", "add_rms_norm", inputs, eps=EPS)
 
 
 def test_no_rows_give_no_rows_and_no_weight_gradient():
     x, weight = torch.randn(0, 60), torch.randn(60, requires_grad=True)
-    y = ops.rms_norm(x, weight, EPS, backend="triton")
+    y = op.rms_norm(x, weight, EPS, backend="triton")
     y.sum().backward()
     assert y.shape == (0, 60)
     assert torch.equal(weight.grad, torch.zeros(60))
@@ -77,7 +79,7 @@ def test_one_output_may_go_unused():
     weight = torch.randn(60)
     for used in (0, 1):
         leaf, same = x.clone().requires_grad_(), x.clone().requires_grad_()
-        ops.add_rms_norm(leaf, residual, weight, EPS, backend="triton")[used].sum().backward()
+        op.add_rms_norm(leaf, residual, weight, EPS, backend="triton")[used].sum().backward()
         reference.add_rms_norm(same, residual, weight, EPS)[used].sum().backward()
         torch.testing.assert_close(leaf.grad, same.grad)
 
@@ -94,8 +96,8 @@ def test_the_operators_keep_torchs_own_rules():
 
 
 def test_the_door_compiles_into_one_graph(assert_means, monkeypatch):
-    compiled = torch.compile(ops.add_rms_norm, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(ops, "add_rms_norm", compiled)
+    compiled = torch.compile(op.add_rms_norm, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(op, "add_rms_norm", compiled)
     x, residual, _ = torch.randn(2, 3, 180).chunk(3, dim=-1)
     inputs = {"x": x, "residual": residual, "weight": torch.randn(60)}
-    assert_means("add_rms_norm", inputs, eps=EPS)
+    assert_means("rows", "add_rms_norm", inputs, eps=EPS)

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from archfront.kernels import ops, reference
 from archfront.kernels.laws import Unsupported
+from archfront.kernels.rows import op, reference
 
 EPS = 1e-6
 
@@ -20,12 +20,12 @@ def test_the_torch_backend_is_the_reference_for_any_input():
     x, residual = torch.randn(2, 60, 3, 7, dtype=torch.float64).transpose(1, 3)
     weight = torch.randn(60, dtype=torch.float64)
     for backend in ("torch", None):
-        y = ops.rms_norm(x, weight, EPS, zero_centered=True, backend=backend)
-        normed, summed = ops.add_rms_norm(x, residual, weight, EPS, backend=backend)
+        y = op.rms_norm(x, weight, EPS, zero_centered=True, backend=backend)
+        normed, summed = op.add_rms_norm(x, residual, weight, EPS, backend=backend)
         assert torch.equal(y, reference.rms_norm(x, weight, EPS, zero_centered=True))
         assert torch.equal(normed, reference.rms_norm(x + residual, weight, EPS))
         assert torch.equal(summed, x + residual)
-        assert torch.equal(ops.swiglu(x, residual, backend=backend), reference.swiglu(x, residual))
+        assert torch.equal(op.swiglu(x, residual, backend=backend), reference.swiglu(x, residual))
 
 
 def test_the_reference_agrees_with_torchs_own_operators():
@@ -39,8 +39,8 @@ def test_the_reference_agrees_with_torchs_own_operators():
 @pytest.mark.parametrize("backend", ["torch", "triton", None])
 def test_a_meta_tensor_asks_for_shapes(backend):
     x, weight = meta(2, 3, 60, dtype=torch.bfloat16), meta(60).requires_grad_()
-    normed, summed = ops.add_rms_norm(x.requires_grad_(), x, weight, EPS, backend=backend)
-    y = ops.swiglu(normed, summed, backend=backend)
+    normed, summed = op.add_rms_norm(x.requires_grad_(), x, weight, EPS, backend=backend)
+    y = op.swiglu(normed, summed, backend=backend)
     y.sum().backward()
     assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
     assert (x.grad.shape, weight.grad.dtype) == (x.shape, torch.float32)
@@ -75,17 +75,17 @@ REFUSED = {
 @pytest.mark.parametrize("law", REFUSED)
 def test_the_norm_refuses_by_its_law(law):
     with pytest.raises(Unsupported, match=law):
-        ops.rms_norm(*REFUSED[law](), EPS, backend="triton")
+        op.rms_norm(*REFUSED[law](), EPS, backend="triton")
 
 
 def test_a_second_input_of_another_kind_is_refused():
     x, half = meta(2, 60), meta(2, 60, dtype=torch.bfloat16)
     with pytest.raises(Unsupported, match="residual must have the first input's shape"):
-        ops.add_rms_norm(x, half, meta(60), EPS, backend="triton")
+        op.add_rms_norm(x, half, meta(60), EPS, backend="triton")
     with pytest.raises(Unsupported, match="up must have the first input's shape"):
-        ops.swiglu(x, half, backend="triton")
+        op.swiglu(x, half, backend="triton")
 
 
 def test_the_door_does_not_import_triton():
-    code = "import sys; from archfront.kernels import ops; sys.exit('triton' in sys.modules)"
+    code = "import sys; from archfront.kernels.rows import op; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
