@@ -70,13 +70,13 @@ class HybridLM(nn.Module):
         placed = placed_weights(architecture)
 
         def parts_of(index: int | None) -> Parts:
-            fp8 = frozenset() if index is None else architecture.fp8_roles(index)
+            formats = {} if index is None else architecture.formats(index)
             return Parts(
                 weights={own.weight.name: own for own in placed if own.sub_block == index},
-                fp8_cache="kv_cache" in fp8,
+                fp8_cache=formats.get("kv_cache") == "fp8",
                 recipe=architecture.precision.recipe,
                 norm_eps=architecture.norm.eps,
-                num_sub_blocks=len(architecture.sub_blocks),
+                num_sub_blocks=len(architecture.symbols),
                 device=device,
                 dtype=dtype,
                 generator=generator,
@@ -86,7 +86,7 @@ class HybridLM(nn.Module):
         self.embedding = nn.Embedding.from_pretrained(
             around.normal("embedding.weight"), freeze=False
         )
-        stack = [SubBlock(b, parts_of(i)) for i, (_, b) in enumerate(architecture.sub_blocks)]
+        stack = [SubBlock(body.block, parts_of(body.sub_block)) for body in architecture.bodies]
         self.blocks = cast("Sequence[SubBlock]", nn.ModuleList(stack))
         self.norm = around.norm("norm")
         self.lm_head = None if architecture.tied_embeddings else around.linear("lm_head")

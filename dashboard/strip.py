@@ -25,7 +25,7 @@ LETTER = 7.0
 def strip(architecture: Architecture, *, dark: bool) -> str:
     """The picture as SVG; a bar under a block says that some of its matrices are in FP8."""
     text, ink = ("#e6e9f0", "#12151c") if dark else ("#1d2330", "#ffffff")
-    in_fp8 = {placed.sub_block for placed in placed_weights(architecture) if placed.fp8}
+    in_fp8 = {placed.sub_block for placed in placed_weights(architecture) if placed.format == "fp8"}
     layers = units(architecture.symbols)
     pitch = max(2 * GAP, min(WIDEST, WIDTH // len(layers)))
 

@@ -2,7 +2,6 @@
 
 from ..search_space.accounting import cache_bytes_at, weight_bytes
 from ..search_space.architecture import Architecture
-from ..search_space.blocks.moe import Moe
 from ..search_space.workload import Workload
 from .report import Measurement
 
@@ -37,12 +36,9 @@ def activations(architecture: Architecture, rows: int, sequences: int) -> int:
     """
     d_model = architecture.d_model
     widest = 0
-    for _, block in architecture.sub_blocks:
-        spread = block.top_k if isinstance(block, Moe) else 1
+    for block in architecture.blocks.values():
         outputs = sum(
-            weight.shape[0] * (spread if weight.copies > 1 else 1)
-            for weight in block.weights(d_model)
-            if weight.role
+            weight.shape[0] * weight.active for weight in block.weights(d_model) if weight.role
         )
         widest = max(widest, outputs)
     logits = sequences * architecture.vocab_size * (ACTIVATION_BYTES + LOGIT_BYTES)

@@ -1,13 +1,23 @@
 """What an architecture counts to, by formula: parameters, FLOPs, cache and weight bytes."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
-from .architecture import Architecture, Precision
-from .blocks.block import Cache, Weight, linear, vector
+from .architecture import Architecture, Body, Placement, Precision
+from .blocks.block import Block, Cache, Weight, biases, linear, owners, vector
+from .join import Join
+from .operators import NumberFormat, visible
+from .pattern import branches, unroll
 
-BF16_BYTES, FP8_BYTES, FP32_BYTES = 2, 1, 4
+BITS_OF: dict[NumberFormat, float] = {"bf16": 16, "fp8": 8, "int8": 8, "fp4": 4}
+SCALE_BYTES = 4  # fp32
+FP4_GROUP = {"mxfp4": 32, "nvfp4": 16}  # weights that share a one-byte scale
+StateFormat = Literal["fp32", "bf16"]
+STATE_BYTES: dict[StateFormat, int] = {"fp32": 4, "bf16": 2}
+ACTIVATION_BYTES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +35,10 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheBytes:
-    """What sequences hold while decoding. A windowed cache stops growing at its cap."""
+    """What a sequence holds while decoding. A windowed cache stops growing at its cap."""
 
-    kv_bytes_per_token: int
+    kv_bytes_per_token: float
+    index_bytes_per_token: float  # keys of token indexers
     windowed_kv_bytes_cap: int
     state_bytes_per_sequence: int
 
@@ -38,59 +49,159 @@ class PlacedWeight:
 
     sub_block: int | None
     weight: Weight
-    fp8: bool
+    format: NumberFormat
 
 
-def block_weights(architecture: Architecture) -> dict[str, tuple[Weight, ...]]:
-    """The parameter tensors of one sub-block of each symbol, its norms around the body included."""
-    placements = {"pre": ("norm_in",), "post": ("norm_out",), "sandwich": ("norm_in", "norm_out")}
+class Uncountable(ValueError):
+    """A quantity that the architecture does not define, such as FLOPs a token of an encoder-decoder."""
+
+
+def norm(architecture: Architecture, name: str, width: int | None = None) -> tuple[Weight, ...]:
+    """The weights of one norm of the stack: a gain, and for LayerNorm a bias."""
+    width = width or architecture.d_model
+    bias = biases({name: width}) if architecture.norm.type == "layer" else ()
+    return (vector(f"{name}.weight", width), *bias)
+
+
+_NORMS: dict[Placement, tuple[str, ...]] = {
+    "pre": ("norm_in",),
+    "stream": ("norm_in",),
+    "post": ("norm_out",),
+    "sandwich": ("norm_in", "norm_out"),
+}
+
+
+def around_weights(
+    architecture: Architecture, group: str, placement: Placement
+) -> tuple[Weight, ...]:
+    """The parameter tensors of one sub-block besides its blocks: norms, residual streams, gates."""
     d_model = architecture.d_model
-    gains = tuple(
-        vector(f"{norm}.weight", d_model) for norm in placements[architecture.norm.placement]
+    blocks = [architecture.blocks[symbol] for symbol in branches(group)]
+    if len(blocks) == 1 and blocks[0].own_norms:
+        return ()
+    found = [weight for name in _NORMS[placement] for weight in norm(architecture, name)]
+    if architecture.hyper_connections:
+        found += _stream_weights(d_model, architecture.hyper_connections.streams)
+    if architecture.attention_residuals:
+        found += [vector("residual_query", d_model), *norm(architecture, "residual_norm")]
+    if len(blocks) > 1:
+        join = architecture.joins.get(group, Join())
+        found += join.gates(d_model, len(blocks))
+        for index in range(len(blocks) if join.branch_norms else 0):
+            for name in ("norm_in", "norm_out") if index else ("norm_out",):
+                found += norm(architecture, f"branches.{index}.{name}")
+    return tuple(found)
+
+
+def block_weights(architecture: Architecture, body: Body) -> tuple[Weight, ...]:
+    """The parameter tensors of a block where it stands: those of a branch are named by its number."""
+    weights = body.block.weights(architecture.d_model)
+    if body.branch is None:
+        return weights
+    return tuple(_renamed(weight, f"branches.{body.branch}.") for weight in weights)
+
+
+def _renamed(weight: Weight, prefix: str) -> Weight:
+    return Weight(**{**vars(weight), "name": prefix + weight.name})
+
+
+def _stream_weights(d_model: int, n: int) -> tuple[Weight, ...]:
+    """What reads, writes and mixes n residual streams; see transformers, models/deepseek_v4."""
+    return (
+        linear("streams.mix", (2 + n) * n, n * d_model, "gate"),
+        vector("streams.base", (2 + n) * n),
+        vector("streams.scale", 3),
     )
-    return {
-        symbol: (*gains, *block.weights(d_model)) for symbol, block in architecture.blocks.items()
-    }
 
 
 def outer_weights(architecture: Architecture) -> tuple[Weight, ...]:
     """The parameter tensors around the stack: table, last norm, and a head of its own if untied."""
     d_model, vocabulary = architecture.d_model, architecture.vocab_size
-    table = Weight(name="embedding.weight", shape=(vocabulary, d_model))
-    head = linear("lm_head", vocabulary, d_model, "lm_head")
+    encoder, streams = architecture.encoder, architecture.hyper_connections
+    found = [Weight(name="embedding.weight", shape=(vocabulary, d_model))]
+    if architecture.embedding_norm:
+        found += norm(architecture, "embedding_norm")
+    if encoder:
+        found += norm(architecture, "encoder.norm")
+        if encoder.vocab_size:
+            table = (encoder.vocab_size, d_model)
+            found.append(Weight(name="encoder.embedding.weight", shape=table))
+    if streams:
+        n = streams.streams
+        found.append(linear("stream_head.mix", n, n * d_model, "gate"))
+        found += [vector("stream_head.base", n), vector("stream_head.scale", 1)]
+    if architecture.attention_residuals:
+        found += [vector("residual_query", d_model), *norm(architecture, "residual_norm")]
+    found += norm(architecture, "norm")
+    if not architecture.tied_embeddings:
+        found.append(linear("lm_head", vocabulary, d_model, "lm_head"))
+        if architecture.lm_head_bias:
+            found += biases({"lm_head": vocabulary})
+    return tuple(found)
+
+
+def mtp_weights(architecture: Architecture) -> tuple[Weight, ...]:
+    """The parameter tensors around the blocks of one MTP module; table and head are the model's."""
     return (
-        table,
-        vector("norm.weight", d_model),
-        *(() if architecture.tied_embeddings else (head,)),
+        *norm(architecture, "embedding_norm"),
+        *norm(architecture, "hidden_norm"),
+        linear("in_proj", architecture.d_model, 2 * architecture.d_model, "gate"),
+        *norm(architecture, "norm"),
     )
 
 
 def placed_weights(architecture: Architecture) -> tuple[PlacedWeight, ...]:
-    """Every parameter tensor of the model with its place and format."""
-    weights = block_weights(architecture)
-    inner = (
-        PlacedWeight(sub_block=index, weight=weight, fp8=weight.role in fp8)
-        for index, symbol in enumerate(architecture.symbols)
-        for fp8 in (architecture.fp8_roles(index),)
-        for weight in weights[symbol]
-    )
-    outer = (
-        PlacedWeight(sub_block=None, weight=weight, fp8=weight.role in architecture.precision.fp8)
+    """Every parameter tensor of the decoder with its place and format, MTP modules excepted."""
+    uses = Counter[str]()
+    top = architecture.precision.formats
+    found = [
+        PlacedWeight(sub_block=None, weight=weight, format=_format(weight, top))
         for weight in outer_weights(architecture)
-    )
-    return (*outer, *inner)
+    ]
+    inside = [
+        (index, weight)
+        for index, group in enumerate(architecture.symbols)
+        for weight in around_weights(architecture, group, architecture.norm_placement(index))
+    ]
+    for body in architecture.bodies:
+        use, block = uses[body.symbol], body.block
+        owned = (w for w in block_weights(architecture, body) if _owns(w, block, use))
+        inside += [(body.sub_block, weight) for weight in owned]
+        uses[body.symbol] += 1
+    found += [
+        PlacedWeight(
+            sub_block=index, weight=weight, format=_format(weight, architecture.formats(index))
+        )
+        for index, weight in inside
+    ]
+    return tuple(found)
 
 
-def parameters(architecture: Architecture) -> Parameters:
-    """Count parameters; equals the built module's to the last one."""
+def _owns(weight: Weight, block: Block, use: int) -> bool:
+    """Whether use number `use` of a block holds a physical tensor of the weight."""
+    return owners(weight, block, use + 1) > owners(weight, block, use)
+
+
+def _format(weight: Weight, formats: dict) -> NumberFormat:
+    return formats.get(weight.role, "bf16")
+
+
+def parameters(architecture: Architecture, *, mtp: bool = False) -> Parameters:
+    """Count parameters; equals the built module's to the last one. `mtp` counts its modules too."""
     outer = sum(weight.total_count for weight in outer_weights(architecture))
     total = active = outer
-    times = Counter(architecture.symbols)
-    for symbol, weights in block_weights(architecture).items():
-        total += times[symbol] * sum(weight.total_count for weight in weights)
-        active += times[symbol] * sum(weight.active_count for weight in weights)
+    for pattern, times in _stacks(architecture, mtp):
+        stack_total, stack_active = _counted(architecture, pattern)
+        total += times * stack_total
+        active += times * stack_active
+    if mtp and architecture.mtp:
+        around = sum(weight.total_count for weight in mtp_weights(architecture))
+        total += architecture.mtp.depth * around
+        active += architecture.mtp.depth * around
     table = architecture.vocab_size * architecture.d_model
     lookup = 0 if architecture.tied_embeddings else table
+    if architecture.encoder and architecture.encoder.vocab_size:
+        lookup += architecture.encoder.vocab_size * architecture.d_model
     return Parameters(
         total=total,
         active=active,
@@ -99,16 +210,28 @@ def parameters(architecture: Architecture) -> Parameters:
     )
 
 
-def visible(context: int, window: int | None) -> int:
-    """How many cached positions the token at the end of `context` sees."""
-    return context if window is None else min(context, window)
+def _stacks(architecture: Architecture, mtp: bool) -> Iterator[tuple[str, int]]:
+    """The patterns of the model and how often each is run through with weights of its own."""
+    yield architecture.pattern, 1
+    if architecture.encoder:
+        yield architecture.encoder.pattern, 1
+    if mtp and architecture.mtp:
+        yield architecture.mtp.pattern, architecture.mtp.depth
 
 
-def mean_visible(tokens: int, window: int | None) -> float:
-    """The same, averaged over the tokens of a causal prefill."""
-    if window is None or window >= tokens:
-        return (tokens + 1) / 2
-    return window - window * (window - 1) / (2 * tokens)
+def _counted(architecture: Architecture, pattern: str) -> tuple[int, int]:
+    """(total, active) parameters of one stack. Where norms stand does not change how many."""
+    total = active = 0
+    for group, uses in Counter(unroll(pattern)).items():
+        for weight in around_weights(architecture, group, architecture.norm.placement):
+            total += uses * weight.total_count
+            active += uses * weight.active_count
+    for symbol, uses in Counter(body.symbol for body in architecture.bodies_of(pattern)).items():
+        block = architecture.blocks[symbol]
+        for weight in block.weights(architecture.d_model):
+            total += owners(weight, block, uses) * weight.total_count
+            active += owners(weight, block, uses) * weight.active_count
+    return total, active
 
 
 def flops_per_token(architecture: Architecture, context: int) -> float:
@@ -116,67 +239,143 @@ def flops_per_token(architecture: Architecture, context: int) -> float:
 
     Matrices that a token meets, the head (tied or not), and the mixing itself. Norms, activations,
     rotary positions and the softmax are left out, as is usual: they are bandwidth, not FLOPs.
+    Raises Uncountable for an encoder-decoder, whose work depends on the source as well.
     """
-    table = architecture.vocab_size * architecture.d_model
-    times, total = Counter(architecture.symbols), 2.0 * table
-    for symbol, weights in block_weights(architecture).items():
+    if architecture.encoder:
+        raise Uncountable("FLOPs a token are not defined for an encoder-decoder")
+    d_model = architecture.d_model
+    total = 2.0 * architecture.vocab_size * d_model
+    for group, times in Counter(architecture.symbols).items():
+        around = around_weights(architecture, group, architecture.norm.placement)
+        total += times * 2 * _met(around)
+    for symbol, times in Counter(body.symbol for body in architecture.bodies).items():
         block = architecture.blocks[symbol]
-        matrices = sum(weight.active_count for weight in weights if weight.role)
-        seen = visible(context, block.cache().window)
-        total += times[symbol] * (2 * matrices + block.mixing_flops(seen))
+        seen = positions_read(block.cache(d_model), context)
+        total += times * (
+            2 * _met(block.weights(d_model))
+            + block.mixing_flops(d_model, seen)
+            + block.index_flops(context)
+        )
     return total
 
 
-def kv_bytes(cache: Cache, *, fp8: bool) -> int:
-    """Bytes one token adds to a cache: BF16, or FP8 with an fp32 scale a token and head."""
-    if fp8:
-        return cache.kv_elements * FP8_BYTES + cache.kv_scales * FP32_BYTES
-    return cache.kv_elements * BF16_BYTES
+def _met(weights: Iterable[Weight]) -> int:
+    """The elements of matrices that a token is multiplied with."""
+    return sum(weight.active_count for weight in weights if weight.role)
 
 
-def cache_bytes(architecture: Architecture) -> CacheBytes:
-    """Cache by kind: growing, capped by a window, constant (fp32 state, BF16 convolution tail)."""
-    growing = capped = state = 0
-    for index, (_, block) in enumerate(architecture.sub_blocks):
-        cache = block.cache()
-        a_token = kv_bytes(cache, fp8="kv_cache" in architecture.fp8_roles(index))
+def positions_read(cache: Cache, context: int) -> int:
+    """How many cached positions the token that closes a context attends to."""
+    if cache.compressed_elements:
+        pooled = visible(context // cache.every, cache.selected)
+        return visible(context, cache.window) + pooled
+    return visible(visible(context, cache.window), cache.selected)
+
+
+def kv_bytes(elements: int, scales: int, kv: NumberFormat) -> float:
+    """Bytes of cached numbers: BF16, or 8 bits with an fp32 scale a token and head."""
+    return elements * BITS_OF[kv] / 8 + (0 if kv == "bf16" else scales * SCALE_BYTES)
+
+
+def _caches(
+    architecture: Architecture, kv: NumberFormat | None, mtp: bool
+) -> Iterator[tuple[Cache, NumberFormat]]:
+    """Each cache of the model and the format of its keys and values."""
+    d_model = architecture.d_model
+    for body in architecture.bodies:
+        planned = architecture.formats(body.sub_block).get("kv_cache", "bf16")
+        yield body.block.cache(d_model), kv or planned
+    if mtp and architecture.mtp:
+        planned = architecture.precision.formats.get("kv_cache", "bf16")
+        for body in architecture.bodies_of(architecture.mtp.pattern) * architecture.mtp.depth:
+            yield body.block.cache(d_model), kv or planned
+
+
+def cache_bytes(
+    architecture: Architecture,
+    *,
+    kv: NumberFormat | None = None,
+    state: StateFormat = "fp32",
+    mtp: bool = False,
+) -> CacheBytes:
+    """Cache by kind: growing, capped by a window, constant (state, BF16 convolution tail).
+
+    `kv` is the format of keys and values, by default that of the precision plan.
+    """
+    growing = index = 0.0
+    capped = constant = 0
+    for cache, format_ in _caches(architecture, kv, mtp):
+        a_token = kv_bytes(cache.kv_elements, cache.kv_scales, format_)
         if cache.window is None:
             growing += a_token
         else:
-            capped += cache.window * a_token
-        state += cache.state_elements * FP32_BYTES + cache.conv_elements * BF16_BYTES
+            capped += round(cache.window * a_token)
+        growing += (
+            kv_bytes(cache.compressed_elements, cache.kv_scales, format_)
+            / cache.every
+            * (cache.compressed_elements > 0)
+        )
+        index += cache.index_elements * ACTIVATION_BYTES / cache.every
+        constant += _constant(cache, state)
     return CacheBytes(
-        kv_bytes_per_token=growing, windowed_kv_bytes_cap=capped, state_bytes_per_sequence=state
+        kv_bytes_per_token=_whole(growing),
+        index_bytes_per_token=_whole(index),
+        windowed_kv_bytes_cap=capped,
+        state_bytes_per_sequence=constant,
     )
 
 
-def cache_bytes_at(architecture: Architecture, context: int) -> int:
+def _constant(cache: Cache, state: StateFormat) -> int:
+    return cache.state_elements * STATE_BYTES[state] + cache.conv_elements * ACTIVATION_BYTES
+
+
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def cache_bytes_at(
+    architecture: Architecture,
+    context: int,
+    *,
+    kv: NumberFormat | None = None,
+    state: StateFormat = "fp32",
+    mtp: bool = False,
+) -> int:
     """Bytes that one sequence of `context` tokens caches, windows saturating."""
-    total = 0
-    for index, (_, block) in enumerate(architecture.sub_blocks):
-        cache = block.cache()
-        a_token = kv_bytes(cache, fp8="kv_cache" in architecture.fp8_roles(index))
-        total += visible(context, cache.window) * a_token
-        total += cache.state_elements * FP32_BYTES + cache.conv_elements * BF16_BYTES
-    return total
+    total = 0.0
+    for cache, format_ in _caches(architecture, kv, mtp):
+        held, entries = visible(context, cache.window), context // cache.every
+        total += held * kv_bytes(cache.kv_elements, cache.kv_scales, format_)
+        if cache.compressed_elements:
+            total += entries * kv_bytes(cache.compressed_elements, cache.kv_scales, format_)
+        total += entries * cache.index_elements * ACTIVATION_BYTES
+        total += _constant(cache, state)
+    return round(total)
 
 
 def weight_bytes(architecture: Architecture) -> int:
-    """Bytes of all weights as served: BF16, or FP8 with the recipe's fp32 scales."""
+    """Bytes of all weights as served: BF16, or fewer bits with the recipe's scales."""
     return sum(
-        bytes_of(placed.weight, architecture.precision if placed.fp8 else None)
+        bytes_of(placed.weight, placed.format, architecture.precision)
         for placed in placed_weights(architecture)
     )
 
 
-def bytes_of(weight: Weight, fp8: Precision | None) -> int:
-    """Bytes of one tensor, all its copies: BF16 where `fp8` is None."""
-    if fp8 is None:
-        return weight.total_count * BF16_BYTES
-    return weight.total_count * FP8_BYTES + weight.copies * _scales(weight.shape, fp8) * FP32_BYTES
+def bytes_of(weight: Weight, format_: NumberFormat, plan: Precision) -> int:
+    """Bytes of one tensor, all its copies, its scales included."""
+    numbers = round(weight.total_count * BITS_OF[format_] / 8)
+    match format_:
+        case "bf16":
+            return numbers
+        case "fp4":
+            groups = ceil(weight.shape[-1] / FP4_GROUP[plan.fp4_scales])
+            return numbers + weight.total_count // weight.shape[-1] * groups
+        case _:
+            return numbers + weight.copies * scales(weight.shape, plan) * SCALE_BYTES
 
 
-def _scales(shape: tuple[int, ...], plan: Precision) -> int:
+def scales(shape: tuple[int, ...], plan: Precision) -> int:
+    """How many fp32 scales an FP8 matrix has."""
     match plan.recipe:
         case "tensorwise":
             return 1

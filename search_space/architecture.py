@@ -11,87 +11,137 @@ blocks:
 
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from . import pattern as notation
-from .blocks.attention import Attention
-from .blocks.block import Block, Fp8Role
-from .blocks.feed_forward import FeedForward
-from .blocks.gated_deltanet import GatedDeltaNet
-from .blocks.mamba2 import Mamba2
-from .blocks.mla import Mla
-from .blocks.moe import Moe
-from .document import Document, Record, validate
+from .blocks.block import Block, PrecisionRole
+from .blocks.kinds import AnyBlock
+from .document import Document, Terse, validate
+from .join import Join
+from .operators import NumberFormat
+
+ATTENTION_KINDS = frozenset({"attn", "mla", "compressed", "shared"})
+Placement = Literal["pre", "post", "sandwich", "stream"]
 
 
-def _kind(block: Any) -> str:
-    kind = block.get("kind") if isinstance(block, dict) else getattr(block, "kind", None)
-    return f"{kind}!"  # the '!' marks it as a tag, see document.py
+class Norm(Terse):
+    """The norms of the stack: RMSNorm, or LayerNorm with a bias.
 
+    They stand before each sub-block, after it (`post`, OLMo 2), on both sides (`sandwich`, Gemma),
+    or on the residual stream itself in front of it (`stream`, MiniMax-01). `of_mixer` places those
+    of the layers with that mixer, their feed-forward included, in another way (Olmo-Hybrid).
+    `zero_centered` weights are stored as their distance from one.
+    """
 
-AnyBlock = Annotated[
-    Annotated[Attention, Tag("attn!")]
-    | Annotated[Mla, Tag("mla!")]
-    | Annotated[Mamba2, Tag("mamba2!")]
-    | Annotated[GatedDeltaNet, Tag("gdn!")]
-    | Annotated[FeedForward, Tag("ffn!")]
-    | Annotated[Moe, Tag("moe!")],
-    Discriminator(
-        _kind,
-        custom_error_type="unknown_kind",
-        custom_error_message="unknown kind",
-        custom_error_context={"expected": "attn, mla, mamba2, gdn, ffn, moe"},
-    ),
-]
-
-BLOCKS: dict[str, type[Block]] = {
-    "attn": Attention,
-    "mla": Mla,
-    "mamba2": Mamba2,
-    "gdn": GatedDeltaNet,
-    "ffn": FeedForward,
-    "moe": Moe,
-}
-# Which kind a symbol of the notation stands for.
-KIND_OF_SYMBOL = {
-    "*": "attn",
-    "W": "attn",
-    "L": "mla",
-    "M": "mamba2",
-    "G": "gdn",
-    "-": "ffn",
-    "E": "moe",
-}
-ATTENTION_KINDS = frozenset({"attn", "mla"})
-
-
-class Norm(Record):
-    """RMSNorm around each sub-block: before it, after it, or both (`sandwich`)."""
-
-    placement: Literal["pre", "post", "sandwich"] = "pre"
+    type: Literal["rms", "layer"] = "rms"
+    placement: Placement = "pre"
+    of_mixer: dict[str, Placement] = {}
+    zero_centered: bool = False
     eps: float = Field(default=1e-6, gt=0)
 
 
-class Precision(Record):
-    """Which matrices run in FP8 (e4m3); all others, and every kept layer, stay in BF16.
+class Residual(Terse):
+    """A sub-block gives `keep` * x + `add` * body(x), with constants for both."""
 
-    `recipe` says what shares a scale: a tensor, a row, or a block (activations 1x128, weights
-    128x128). The first and last layers and the mixers that feed attention are the sensitive ones.
+    keep: float = 1.0
+    add: float = 1.0
+
+
+class HyperConnections(Terse):
+    """`streams` residual streams that each sub-block reads and writes by learned mixtures.
+
+    Manifold-constrained as in DeepSeek-V4: the mixture between streams is made doubly stochastic by
+    `sinkhorn_iters` steps. Shapes: transformers, models/deepseek_v4.
     """
 
-    fp8: tuple[Fp8Role, ...] = ()
+    streams: int = Field(ge=2)
+    sinkhorn_iters: PositiveInt = 20
+
+
+class AttentionResiduals(Terse):
+    """Sub-blocks attend over the outputs of earlier groups of `block` layers (Kimi-K3)."""
+
+    block: PositiveInt
+
+
+class Mtp(Terse):
+    """Multi-token prediction: `depth` modules after the stack, each predicting one token further.
+
+    A module norms the hidden state and the next token's embedding, projects both to d_model and runs
+    `pattern` (DeepSeek-V3, arXiv 2412.19437). It shares table and head with the model.
+    """
+
+    depth: PositiveInt
+    pattern: str
+
+
+class Encoder(Terse):
+    """The encoder that cross attention reads; it has a table of its own where `vocab_size` says so."""
+
+    pattern: str
+    vocab_size: PositiveInt | None = None
+
+
+class Precision(Terse):
+    """Which matrices run in fewer bits; all others, and every kept layer, stay in BF16.
+
+    `fp8` is e4m3; `recipe` says what shares a scale: a tensor, a row, or a block (activations
+    1x128, weights 128x128). `fp4` weights are e2m1 with a scale for each 32 (`mxfp4`) or 16
+    (`nvfp4`). An `int8` or `fp8` cache has a scale for each token and head. The first and last
+    layers and the mixers that feed attention are the sensitive ones.
+    """
+
+    fp8: tuple[PrecisionRole, ...] = ()
+    fp4: tuple[PrecisionRole, ...] = ()
+    int8: tuple[Literal["kv_cache"], ...] = ()
     recipe: Literal["tensorwise", "rowwise", "blockwise"] = "rowwise"
+    fp4_scales: Literal["mxfp4", "nvfp4"] = "mxfp4"
     keep_first_layers: NonNegativeInt = 0
     keep_last_layers: NonNegativeInt = 0
     keep_before_attention: bool = False
 
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        roles = (*self.fp8, *self.fp4, *self.int8)
+        if twice := [role for role in roles if roles.count(role) > 1]:
+            raise ValueError(f"a role has one format, got {twice[0]} twice")
+        if "kv_cache" in self.fp4:
+            raise ValueError("kv_cache may be in fp8 or int8, got fp4")
+        return self
 
-class Architecture(Record):
-    """A decoder language model. `key` identifies it: the hash of its canonical form, name aside."""
+    @cached_property
+    def formats(self) -> dict[PrecisionRole, NumberFormat]:
+        """The roles that leave BF16, and for what."""
+        listed: dict[NumberFormat, tuple[PrecisionRole, ...]] = {
+            "fp8": self.fp8,
+            "fp4": self.fp4,
+            "int8": self.int8,
+        }
+        return {role: name for name, roles in listed.items() for role in roles}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """One block where it stands: the sub-block, and which branch of it where it has several."""
+
+    sub_block: int
+    branch: int | None
+    symbol: str
+    block: Block
+
+
+class Architecture(Terse):
+    """A language model. `key` identifies it: the hash of its canonical form, name aside.
+
+    Blocks that the MTP modules or the encoder use stand in `blocks` beside those of the decoder.
+    Scales multiply: the embedding, the logits; `final_logit_softcap` c gives c * tanh(logits / c).
+    """
 
     name: str | None = None
     d_model: PositiveInt
@@ -100,55 +150,88 @@ class Architecture(Record):
     pattern: str
     norm: Norm = Norm()
     blocks: dict[str, AnyBlock]
+    joins: dict[str, Join] = {}
     precision: Precision = Precision()
+    residual: Residual = Residual()
+    hyper_connections: HyperConnections | None = None
+    attention_residuals: AttentionResiduals | None = None
+    mtp: Mtp | None = None
+    encoder: Encoder | None = None
+    embedding_scale: float | Literal["sqrt_d_model"] = 1.0
+    embedding_norm: bool = False
+    lm_head_bias: bool = False
+    logit_scale: float = 1.0
+    final_logit_softcap: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="before")
     @classmethod
-    def _canonical_pattern(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("pattern"), str):
-            return {**data, "pattern": notation.compress(notation.unroll(data["pattern"]))}
-        return data
+    def _canonical_patterns(cls, data: Any) -> Any:
+        return _with_canonical_patterns(data, inner=("mtp", "encoder"))
 
     @model_validator(mode="after")
     def _laws(self) -> Self:
-        used = dict.fromkeys(self.symbols)
+        stacks = [self.symbols]
+        stacks += [notation.unroll(part.pattern) for part in (self.mtp, self.encoder) if part]
+        groups = dict.fromkeys(group for stack in stacks for group in stack)
+        used = dict.fromkeys(symbol for group in groups for symbol in notation.branches(group))
         for symbol in used:
             self._check_symbol(symbol)
         if unused := [symbol for symbol in self.blocks if symbol not in used]:
             raise ValueError(
                 f"every block must occur in the pattern, {self.pattern} has no {unused[0]!r}"
             )
+        for group in self.joins:
+            if group not in groups or len(notation.branches(group)) < 2:
+                raise ValueError(
+                    f"joins names {group!r}, which is no parallel group of {self.pattern}"
+                )
+        for symbol in self.norm.of_mixer:
+            if symbol not in used:
+                raise ValueError(
+                    f"norm.of_mixer names {symbol!r}, which {self.pattern} does not have"
+                )
+        if self.encoder is None and "&" in {symbol[0] for symbol in used}:
+            raise ValueError("cross attention needs an encoder, got encoder=None")
+        if self.lm_head_bias and self.tied_embeddings:
+            raise ValueError("lm_head_bias wants a head of its own, got tied_embeddings=True")
         return self
 
     def _check_symbol(self, symbol: str) -> None:
-        kind = KIND_OF_SYMBOL.get(symbol[0])
-        if kind is None:
-            what = notation.SYMBOLS.get(symbol[0], "parallel branches")
-            raise ValueError(f"pattern {self.pattern}: {what} ({symbol}) cannot be built yet")
         if symbol not in self.blocks:
             raise ValueError(
                 f"pattern {self.pattern} has {symbol!r}, but blocks does not describe it"
             )
         block = self.blocks[symbol]
-        if block.kind != kind:
-            raise ValueError(f"symbol {symbol!r} stands for kind {kind}, got kind {block.kind}")
-        if isinstance(block, Attention) and (block.window is not None) != (symbol[0] == "W"):
-            law = (
-                "W must have a window"
-                if symbol[0] == "W"
-                else "* is global and has no window, use W"
+        if block.letter != symbol[0]:
+            raise ValueError(
+                f"symbol {symbol!r} stands for {notation.SYMBOLS[symbol[0]]}, got a block of kind "
+                f"{block.kind} that is {notation.SYMBOLS[block.letter]}, {block.letter!r}"
             )
-            raise ValueError(f"symbol {law}, got window={block.window}")
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:
-        """The residual sub-blocks in order."""
+        """The residual sub-blocks in order; a parallel group is one entry."""
         return notation.unroll(self.pattern)
 
-    @property
-    def sub_blocks(self) -> tuple[tuple[str, AnyBlock], ...]:
-        """Each residual sub-block in order: its symbol and its record."""
-        return tuple((symbol, self.blocks[symbol]) for symbol in self.symbols)
+    @cached_property
+    def bodies(self) -> tuple[Body, ...]:
+        """Every block of the stack in order, the branches of a group one after another."""
+        return tuple(self._bodies(self.symbols))
+
+    def bodies_of(self, pattern: str) -> tuple[Body, ...]:
+        """The same for another stack of this model: an MTP module's, the encoder's."""
+        return tuple(self._bodies(notation.unroll(pattern)))
+
+    def _bodies(self, groups: tuple[str, ...]) -> Iterator[Body]:
+        for index, group in enumerate(groups):
+            symbols = notation.branches(group)
+            for branch, symbol in enumerate(symbols):
+                yield Body(
+                    sub_block=index,
+                    branch=branch if len(symbols) > 1 else None,
+                    symbol=symbol,
+                    block=self.blocks[symbol],
+                )
 
     @cached_property
     def _layer_of(self) -> tuple[int, ...]:
@@ -164,21 +247,26 @@ class Architecture(Record):
     def _before_attention(self) -> frozenset[int]:
         """The layers whose next layer has an attention mixer."""
         return frozenset(
-            layer - 1
-            for layer, symbol in zip(self._layer_of, self.symbols, strict=True)
-            if self.blocks[symbol].kind in ATTENTION_KINDS
+            self._layer_of[body.sub_block] - 1
+            for body in self.bodies
+            if body.block.kind in ATTENTION_KINDS
         )
 
-    def fp8_roles(self, index: int) -> frozenset[Fp8Role]:
-        """The roles that run in FP8 in sub-block `index`."""
+    def norm_placement(self, index: int) -> Placement:
+        """Where the norms of sub-block `index` stand."""
+        layer = notation.units(self.symbols)[self._layer_of[index]]
+        return self.norm.of_mixer.get(layer[0], self.norm.placement)
+
+    def formats(self, index: int) -> dict[PrecisionRole, NumberFormat]:
+        """The roles that leave BF16 in sub-block `index`, and for what."""
         plan, layer = self.precision, self._layer_of[index]
-        is_mixer = self.symbols[index][0] not in notation.FEED_FORWARD
+        is_mixer = not notation.is_feed_forward(self.symbols[index])
         kept = (
             layer < plan.keep_first_layers
             or layer >= self.num_layers - plan.keep_last_layers
             or (plan.keep_before_attention and is_mixer and layer in self._before_attention)
         )
-        return frozenset() if kept else frozenset(plan.fp8)
+        return {} if kept else plan.formats
 
     @cached_property
     def key(self) -> str:
@@ -186,9 +274,24 @@ class Architecture(Record):
         canonical = json.dumps(self.model_dump(mode="json", exclude={"name"}), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
+    def changed(self, **fields: Any) -> Self:
+        """The same with other values in some fields; every law is checked again."""
+        known = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(known | fields)
+
     def plain(self) -> dict[str, Any]:
         """As plain data: what a message, a row or a YAML file carries. A null says something here."""
-        return self.model_dump(mode="json", exclude={"name"} if self.name is None else None)
+        return self.model_dump(mode="json")
+
+
+def _with_canonical_patterns(data: Any, inner: tuple[str, ...] = ()) -> Any:
+    """`data` with the patterns of the model and of its parts in their shortest spelling."""
+    if not isinstance(data, dict):
+        return data
+    parts = {name: _with_canonical_patterns(data[name]) for name in inner if name in data}
+    if isinstance(pattern := data.get("pattern"), str):
+        parts["pattern"] = notation.compress(notation.unroll(pattern))
+    return {**data, **parts}
 
 
 def architecture_from(document: Document) -> Architecture:

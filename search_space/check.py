@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from .architecture import AnyBlock, Architecture, Norm, Precision
+from .architecture import Architecture, Norm, Precision
+from .blocks.kinds import AnyBlock
 from .document import Document, FieldPath, law_of, nearest, place_of, read_document, validate
 from .domain import DOMAINS, Domain, LogRange
 from .laws import parse_law

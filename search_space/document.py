@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from pydantic_core import ErrorDetails
 
 MAX_BYTES = 1 << 20
@@ -19,6 +25,23 @@ class Record(BaseModel):
     """Frozen plain data; a field that is not known is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Terse(Record):
+    """A record whose plain data leaves out what is at its default, `kind` excepted.
+
+    So a field that is added later changes neither files nor keys.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name == "kind"
+            or getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        }
 
 
 class InputError(ValueError):

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .architecture import BLOCKS, AnyBlock, Architecture
+from .architecture import Architecture
+from .blocks.block import Block
+from .blocks.kinds import KINDS
 from .document import nearest
 
 _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
@@ -57,10 +59,10 @@ def parse_law(text: str) -> Law:
     for node in _terms(tree, text):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             kind, field = node.value.id, node.attr
-            if kind not in BLOCKS:
-                raise ValueError(f"law {text}: unknown block kind {kind!r}{nearest(kind, BLOCKS)}")
-            if field not in BLOCKS[kind].model_fields:
-                near = nearest(field, BLOCKS[kind].model_fields)
+            if kind not in KINDS:
+                raise ValueError(f"law {text}: unknown block kind {kind!r}{nearest(kind, KINDS)}")
+            if field not in KINDS[kind].model_fields:
+                near = nearest(field, KINDS[kind].model_fields)
                 raise ValueError(f"law {text}: {kind} has no field {field!r}{near}")
             kinds[kind] = None
         elif isinstance(node, ast.Name) and node.id not in _FIELDS:
@@ -102,7 +104,7 @@ def broken(law: Law, architecture: Architecture) -> str | None:
     return None
 
 
-def _value(node: ast.expr, architecture: Architecture, blocks: Mapping[str, AnyBlock]) -> Any:
+def _value(node: ast.expr, architecture: Architecture, blocks: Mapping[str, Block]) -> Any:
     match node:
         case ast.Constant(value=value):
             return value

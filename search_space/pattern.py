@@ -34,8 +34,12 @@ SYMBOLS = {
 }
 FEED_FORWARD = frozenset("-Er")
 MAX_SUB_BLOCKS = 4096
+MAX_LENGTH = 16_384  # characters: every sub-block written out, with a variant
+MAX_DEPTH = 16  # groups within groups
 
-_TOKEN = re.compile(r"(?P<symbol>[*WCLSZ&MmGKTRUY\-Er.@]\d*)|(?P<times>x\d+)|(?P<mark>[()\[\]|])")
+_TOKEN = re.compile(
+    r"(?P<symbol>[*WCLSZ&MmGKTRUY\-Er.@][0-9]*)|(?P<times>x[0-9]+)|(?P<mark>[()\[\]|])"
+)
 
 
 class PatternError(ValueError):
@@ -49,15 +53,21 @@ def unroll(pattern: str) -> tuple[str, ...]:
     Raises PatternError for an unknown symbol, an unclosed bracket, a count of zero, an empty
     group, or more than `MAX_SUB_BLOCKS` sub-blocks.
     """
+    if len(pattern) > MAX_LENGTH:
+        raise PatternError(f"a pattern has at most {MAX_LENGTH} characters, got {len(pattern)}")
     tokens = _tokens(pattern)
     blocks, position = _items(tokens, 0, pattern)
     if position < len(tokens):
         raise PatternError(
-            f"pattern {pattern!r}: ')' closes nothing at column {tokens[position][1]}"
+            f"pattern {_shown(pattern)}: ')' closes nothing at column {tokens[position][1]}"
         )
     if not blocks:
-        raise PatternError(f"pattern must name at least one sub-block, got {pattern!r}")
+        raise PatternError(f"pattern must name at least one sub-block, got {_shown(pattern)}")
     return tuple(blocks)
+
+
+def _shown(pattern: str) -> str:
+    return repr(pattern if len(pattern) <= 60 else f"{pattern[:59]}…")
 
 
 def _tokens(pattern: str) -> list[tuple[str, int]]:
@@ -69,7 +79,7 @@ def _tokens(pattern: str) -> list[tuple[str, int]]:
         match = _TOKEN.match(pattern, column)
         if match is None:
             raise PatternError(
-                f"pattern {pattern!r}: unknown symbol {pattern[column]!r} at column {column + 1}; "
+                f"pattern {_shown(pattern)}: unknown symbol {pattern[column]!r} at column {column + 1}; "
                 f"known: {' '.join(SYMBOLS)}"
             )
         tokens.append((match.group(), column + 1))
@@ -77,31 +87,41 @@ def _tokens(pattern: str) -> list[tuple[str, int]]:
     return tokens
 
 
-def _items(tokens: list[tuple[str, int]], position: int, pattern: str) -> tuple[list[str], int]:
+def _items(
+    tokens: list[tuple[str, int]], position: int, pattern: str, depth: int = 0
+) -> tuple[list[str], int]:
     """Read items up to the end or an unopened `)`; gives the sub-blocks and where it stopped."""
     blocks: list[str] = []
     while position < len(tokens) and tokens[position][0] != ")":
         token, column = tokens[position]
         if token == "(":
-            group, position = _items(tokens, position + 1, pattern)
+            if depth == MAX_DEPTH:
+                raise PatternError(
+                    f"a pattern nests at most {MAX_DEPTH} groups, got more at column {column}"
+                )
+            group, position = _items(tokens, position + 1, pattern, depth + 1)
             if position == len(tokens):
-                raise PatternError(f"pattern {pattern!r}: '(' at column {column} is never closed")
+                raise PatternError(
+                    f"pattern {_shown(pattern)}: '(' at column {column} is never closed"
+                )
             if not group:
-                raise PatternError(f"pattern {pattern!r}: empty group at column {column}")
+                raise PatternError(f"pattern {_shown(pattern)}: empty group at column {column}")
         elif token == "[":
             branch, position = _parallel(tokens, position, pattern)
             group = [branch]
         elif token[0] in SYMBOLS:
             group = [token]
         else:
-            raise PatternError(f"pattern {pattern!r}: {token!r} follows nothing at column {column}")
+            raise PatternError(
+                f"pattern {_shown(pattern)}: {token!r} follows nothing at column {column}"
+            )
         position += 1
         if position < len(tokens) and tokens[position][0].startswith("x"):
             times, column = tokens[position]
             count = int(times[1:]) if len(times) < 6 else MAX_SUB_BLOCKS + 1
             if count == 0:
                 raise PatternError(
-                    f"pattern {pattern!r}: a count must be at least 1, got x0 at column {column}"
+                    f"pattern {_shown(pattern)}: a count must be at least 1, got x0 at column {column}"
                 )
             if count * len(group) > MAX_SUB_BLOCKS:
                 raise PatternError(
@@ -121,11 +141,11 @@ def _parallel(tokens: list[tuple[str, int]], position: int, pattern: str) -> tup
     while True:
         position += 1
         if position + 1 >= len(tokens):
-            raise PatternError(f"pattern {pattern!r}: '[' at column {start} is never closed")
+            raise PatternError(f"pattern {_shown(pattern)}: '[' at column {start} is never closed")
         symbol, column = tokens[position]
         if symbol[0] not in SYMBOLS:
             raise PatternError(
-                f"pattern {pattern!r}: a branch must be one symbol, got {symbol!r} at column {column}"
+                f"pattern {_shown(pattern)}: a branch must be one symbol, got {symbol!r} at column {column}"
             )
         branches.append(symbol)
         position += 1
@@ -134,11 +154,11 @@ def _parallel(tokens: list[tuple[str, int]], position: int, pattern: str) -> tup
             break
         if separator != "|":
             raise PatternError(
-                f"pattern {pattern!r}: branches are separated by '|', got {separator!r} at column {column}"
+                f"pattern {_shown(pattern)}: branches are separated by '|', got {separator!r} at column {column}"
             )
     if len(branches) < 2:
         raise PatternError(
-            f"pattern {pattern!r}: a parallel group needs two branches at column {start}"
+            f"pattern {_shown(pattern)}: a parallel group needs two branches at column {start}"
         )
     return f"[{'|'.join(branches)}]", position
 
@@ -167,6 +187,16 @@ def _spell(layers: tuple[tuple[str, ...], ...]) -> str:
     return best[0]
 
 
+def branches(group: str) -> tuple[str, ...]:
+    """The symbols of one sub-block: several in a parallel group, else one."""
+    return tuple(group.strip("[]").split("|"))
+
+
+def is_feed_forward(group: str) -> bool:
+    """Whether a sub-block holds feed-forwards only."""
+    return all(symbol[0] in FEED_FORWARD for symbol in branches(group))
+
+
 def units(blocks: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """Layers as most papers count them: a mixer with the feed-forward that follows it.
 
@@ -174,12 +204,8 @@ def units(blocks: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """
     layers: list[tuple[str, ...]] = []
     for block in blocks:
-        if (
-            block[0] in FEED_FORWARD
-            and layers
-            and len(layers[-1]) == 1
-            and layers[-1][0][0] not in FEED_FORWARD
-        ):
+        follows = layers and len(layers[-1]) == 1 and not is_feed_forward(layers[-1][0])
+        if follows and is_feed_forward(block):
             layers[-1] = (layers[-1][0], block)
         else:
             layers.append((block,))

@@ -20,13 +20,13 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from .accounting import placed_weights
-from .architecture import Architecture
+from .architecture import Architecture, Precision
 from .budget import Budget, Unreachable, solve
 from .document import Document, FieldPath, Record
 from .domain import Domain, draw_at_random
 from .laws import Law, broken
 from .layout import Layout
-from .pattern import unroll
+from .pattern import branches, unroll
 from .plan import Plan
 
 FREE = "free"  # a width that the budget solves
@@ -163,7 +163,9 @@ class _Walk:
         fields = {name: value for name, value in fields.items() if value is not _ABSENT}
         if "layout" in self.template:
             fields["pattern"] = self.layout().pattern()
-        used = set(unroll(fields["pattern"]))
+        stacks = [fields["pattern"]]
+        stacks += [fields[part]["pattern"] for part in ("mtp", "encoder") if fields.get(part)]
+        used = {symbol for stack in stacks for group in unroll(stack) for symbol in branches(group)}
         fields["blocks"] = {
             symbol: self.record(("blocks", symbol))
             for symbol in self.template.get("blocks", {})
@@ -247,27 +249,29 @@ def _widened(fields: dict[str, Any], width: int) -> dict[str, Any]:
 
 
 def _without_idle_roles(architecture: Architecture) -> Architecture:
-    """Drop FP8 roles that nothing in this architecture plays: they would only make twins of it."""
+    """Drop roles of the plan that nothing here plays: they would only make twins of it."""
     played: set[str | None] = {
         weight.role for block in architecture.blocks.values() for weight in block.weights(1)
     }
-    if any(block.cache().kv_elements for block in architecture.blocks.values()):
+    if any(block.cache(1).kv_elements for block in architecture.blocks.values()):
         played.add("kv_cache")
     if not architecture.tied_embeddings:
         played.add("lm_head")
     plan = architecture.precision
-    fp8 = tuple(role for role in plan.fp8 if role in played)
-    if fp8 == plan.fp8:
+    kept = {
+        name: tuple(role for role in getattr(plan, name) if role in played)
+        for name in ("fp8", "fp4", "int8")
+    }
+    fewer = Precision.model_validate(plan.model_dump() | kept)
+    if fewer == plan:
         return architecture
-    return Architecture.model_validate(
-        architecture.plain() | {"precision": plan.model_dump() | {"fp8": fp8}}
-    )
+    return architecture.changed(precision=fewer)
 
 
 def broken_fp8_shape(architecture: Architecture) -> str | None:
     """FP8 tensor cores take matrices whose dimensions divide by 16; None where all do."""
     for placed in placed_weights(architecture):
-        if placed.fp8 and any(size % FP8_GRAIN for size in placed.weight.shape):
+        if placed.format == "fp8" and any(size % FP8_GRAIN for size in placed.weight.shape):
             return (
                 f"FP8 matrices need dimensions divisible by {FP8_GRAIN}, got {placed.weight.name} "
                 f"{list(placed.weight.shape)} in {placed.weight.role}"

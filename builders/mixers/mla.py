@@ -80,7 +80,10 @@ class Mla(Body):
         return torch.cat([self.kv_a_norm(latent_BTR)[:, :, None], k_BT1P], -1)
 
     def _rotated(self, x_BTHP: Tensor, first: int) -> Tensor:
-        return rotate(x_BTHP, first=first, rotated=x_BTHP.shape[-1], theta=self.block.rope_theta)
+        rope = self.block.rope
+        if rope is None:
+            return x_BTHP
+        return rotate(x_BTHP, first=first, rotated=x_BTHP.shape[-1], theta=rope.theta)
 
     def _expanded(self, x_BTD: Tensor, kept_BT1L: Tensor) -> Tensor:
         block = self.block

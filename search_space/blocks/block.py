@@ -1,16 +1,20 @@
-"""The contract of a block: a record that knows its weights, its cache and its mixing work.
+"""What a block record can answer: its weights, what it caches, the work besides its projections.
 
-A new block kind is one file here (record and formulas) and one module in `builders`. Everything
+A block lists every parameter it has, by name and shape; the builder makes exactly these, and all
 else follows from the weights: parameters, FLOPs, bytes and matrix shapes are sums over them.
 """
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
-from ..document import Record
+from pydantic import PositiveInt
 
-Fp8Role = Literal[
+from ..document import Terse
+from ..operators import NumberFormat, Operator, Point
+
+PrecisionRole = Literal[
     "attention.qkv",
     "attention.out",
     "mixer.in",
@@ -21,16 +25,20 @@ Fp8Role = Literal[
     "lm_head",
     "kv_cache",
 ]
-Role = Fp8Role | Literal["gate", "router"]  # small projections that stay in BF16
+Owner = Literal["block", "use", "first", "later"]
+# Routers, gates and norms steer with few numbers: they never leave BF16.
+Role = PrecisionRole | Literal["router", "gate"]
+GRAIN = 16  # sizes are multiples of it, as tensor cores and FP8 want them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """One parameter tensor. `name` and element count equal those of the built module.
+    """One parameter tensor.
 
     `role` is given for matrices that a token is multiplied with: shape (out features, in
     features), 2 FLOPs an element and token. `copies` is the expert count of a stacked tensor, of
-    which a token meets `active`.
+    which a token meets `active`. `owner` says who has one of its own: each physical block, each
+    use of it (see `Block.copies`), the first use in the stack alone, or all the later ones.
     """
 
     name: str
@@ -38,6 +46,7 @@ class Weight:
     role: Role | None = None
     copies: int = 1
     active: int = 1
+    owner: Owner = "block"
 
     @property
     def total_count(self) -> int:
@@ -53,40 +62,125 @@ class Cache:
     """What one sequence keeps between decoding steps.
 
     `kv_elements` are held for each of the last `window` tokens (for every token where None), in
-    the KV dtype; `kv_scales` fp32 scales a token come with an FP8 cache. `state_elements` are
-    fp32, `conv_elements` have the activation dtype; both are held once a sequence.
+    the KV format; `kv_scales` fp32 scales a token come with an 8-bit one. `compressed_elements`
+    and the `index_elements` of a token indexer are held once for `every` tokens, without end.
+    A query reads at most `selected` of the positions that are held. `state_elements` have the
+    state format, `conv_elements` (convolution tails, token shifts) the activation format; both
+    are held once a sequence.
     """
 
     kv_elements: int = 0
     kv_scales: int = 0
     window: int | None = None
+    compressed_elements: int = 0
+    index_elements: int = 0
+    every: int = 1
+    selected: int | None = None
     state_elements: int = 0
     conv_elements: int = 0
 
 
-class Block(Record):
-    """Base of all block records; each kind answers these three questions by formula."""
+class Block(Terse):
+    """Base of all block records; each kind answers these questions by formula.
+
+    All uses of a block in the stack share `copies` physical blocks, used in turn (ALBERT, Zamba);
+    by default each use has its own.
+    """
+
+    own_norms: ClassVar[bool] = False  # a block that norms its inputs itself gets none around it
+
+    kind: Any  # a literal in each record
+    copies: PositiveInt | None = None
+
+    @property
+    def letter(self) -> str:
+        """The symbol of the notation that this block stands for."""
+        raise NotImplementedError
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
         """Every parameter of the block, its norms around the residual excluded."""
         raise NotImplementedError
 
-    def cache(self) -> Cache:
+    def cache(self, d_model: int) -> Cache:
         """What one sequence caches; nothing unless a kind says so."""
         return Cache()
 
-    def mixing_flops(self, visible: float) -> float:
+    def mixing_flops(self, d_model: int, visible: float) -> float:
         """FLOPs a token beyond its weights, when it sees `visible` cached positions."""
         return 0.0
 
+    def index_flops(self, context: float) -> float:
+        """FLOPs a token to choose among all positions of its context; 0 where it does not choose."""
+        return 0.0
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        """The operator calls besides the projections; `kv` and `experts` are their formats."""
+        raise NotImplementedError
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        """The fields of the same design at `share` of the width, windows at `context_share`."""
+        return {}
+
+    def shrunk(self, share: float, context_share: float) -> Self:
+        """The block of the twin, see proxy.py."""
+        fields = self.model_dump() | self.smaller(share, context_share)
+        return type(self).model_validate(fields)
+
+
+def owners(weight: Weight, block: Block, uses: int) -> int:
+    """How many physical tensors there are of a weight whose block occurs `uses` times."""
+    match weight.owner:
+        case "block":
+            return uses if block.copies is None else min(uses, block.copies)
+        case "use":
+            return uses
+        case "first":
+            return min(uses, 1)
+        case "later":
+            return max(0, uses - 1)
+
 
 def linear(
-    name: str, out: int, into: int, role: Role, *, copies: int = 1, active: int = 1
+    name: str,
+    out: int,
+    into: int,
+    role: Role,
+    *,
+    copies: int = 1,
+    active: int = 1,
+    owner: Owner = "block",
 ) -> Weight:
     """The weight of a projection from `into` to `out` features."""
-    return Weight(name=f"{name}.weight", shape=(out, into), role=role, copies=copies, active=active)
+    return Weight(
+        name=f"{name}.weight",
+        shape=(out, into),
+        role=role,
+        copies=copies,
+        active=active,
+        owner=owner,
+    )
 
 
-def vector(name: str, size: int) -> Weight:
+def vector(name: str, size: int, *, copies: int = 1, active: int = 1) -> Weight:
     """A gain, a bias or another parameter that is no matrix."""
-    return Weight(name=name, shape=(size,))
+    return Weight(name=name, shape=(size,), copies=copies, active=active)
+
+
+def biases(sizes: Mapping[str, int]) -> tuple[Weight, ...]:
+    """The biases of projections, by name and size."""
+    return tuple(vector(f"{name}.bias", size) for name, size in sizes.items())
+
+
+def grained(exact: float) -> int:
+    """The nearest multiple of `GRAIN`, at least one."""
+    return max(GRAIN, GRAIN * round(exact / GRAIN))
+
+
+def grouped(heads: int, shared: int, share: float) -> tuple[int, int]:
+    """Fewer heads in about the same grouping: (heads, heads that are shared by them)."""
+    group = heads // shared
+    fewer_shared = max(1, round(shared * share))
+    fewer_group = max(1, min(group, round(heads * share / fewer_shared)))
+    return fewer_shared * fewer_group, fewer_shared

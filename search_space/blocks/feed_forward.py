@@ -1,23 +1,52 @@
 """Dense feed-forward: every token meets every weight."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from .block import Block, Role, Weight, linear
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Role, Weight, grained, linear, vector
 
-Activation = Literal["swiglu", "geglu", "relu2"]
+Activation = Literal[
+    "swiglu", "geglu", "geglu_tanh", "swiglu_oai", "situ", "gelu", "silu", "relu", "relu2"
+]
+UNGATED = frozenset({"gelu", "silu", "relu", "relu2"})
 
 
 class FeedForward(Block):
-    """`width` hidden features; SwiGLU and GeGLU (arXiv 2002.05202) have a gate, squared ReLU none."""
+    """`width` hidden features; the GLU family (arXiv 2002.05202) has a gate, the others none.
+
+    `geglu_tanh` is GeGLU by the tanh formula; `swiglu_oai` is gpt-oss's, (up + 1) * gate *
+    sigmoid(1.702 * gate), clamped at 7; `situ` is Kimi-K3's. `limit` clamps gate and up of any other.
+    """
 
     kind: Literal["ffn"] = "ffn"
     width: PositiveInt
     activation: Activation = "swiglu"
+    bias: bool = False
+    limit: float | None = Field(default=None, gt=0)
+
+    @property
+    def letter(self) -> str:
+        return "-"
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
-        return mlp("", self.width, d_model, self.activation, "ffn.up", "ffn.down")
+        return mlp("", self.width, d_model, self.activation, "ffn.up", "ffn.down", bias=self.bias)
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        inputs = len(up_projections(self.activation))
+        yield Rows(rows=point.rows, elements=(inputs + 1) * self.width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        return {"width": grained(self.width * share)}
+
+
+def up_projections(activation: Activation) -> tuple[str, ...]:
+    """The projections from the model into the hidden features."""
+    return ("up_proj",) if activation in UNGATED else ("gate_proj", "up_proj")
 
 
 def mlp(
@@ -30,10 +59,18 @@ def mlp(
     *,
     copies: int = 1,
     active: int = 1,
+    bias: bool = False,
 ) -> tuple[Weight, ...]:
-    """The matrices of one feed-forward, or of a stack of `copies` experts."""
-    into = ("up_proj",) if activation == "relu2" else ("gate_proj", "up_proj")
-    return (
+    """The matrices and biases of one feed-forward, or of a stack of `copies` experts."""
+    into = up_projections(activation)
+    matrices = (
         *(linear(prefix + name, width, d_model, up, copies=copies, active=active) for name in into),
         linear(f"{prefix}down_proj", d_model, width, down, copies=copies, active=active),
+    )
+    if not bias:
+        return matrices
+    return (
+        *matrices,
+        *(vector(f"{prefix}{name}.bias", width, copies=copies, active=active) for name in into),
+        vector(f"{prefix}down_proj.bias", d_model, copies=copies, active=active),
     )

@@ -1,10 +1,13 @@
 """Gated DeltaNet: a linear mixer that decays its state and corrects what it stores."""
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from .block import Block, Cache, Weight, linear, vector
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, grained, grouped, linear, vector
+from .recurrent import convolution, recurrence
 
 
 class GatedDeltaNet(Block):
@@ -12,6 +15,8 @@ class GatedDeltaNet(Block):
 
     `v_heads` states of `k_head_dim` x `v_head_dim`; each of `k_heads` query/key heads serves
     `v_heads / k_heads` of them. A causal convolution of width `conv` runs over q, k and v.
+    `negative_eigenvalues` doubles beta, so that a token may also flip what is stored (arXiv
+    2411.12537).
     """
 
     kind: Literal["gdn"] = "gdn"
@@ -20,6 +25,7 @@ class GatedDeltaNet(Block):
     k_head_dim: PositiveInt
     v_head_dim: PositiveInt
     conv: int = Field(default=4, ge=2)
+    negative_eigenvalues: bool = False
 
     @model_validator(mode="after")
     def _laws(self) -> Self:
@@ -28,6 +34,10 @@ class GatedDeltaNet(Block):
                 f"k_heads must divide v_heads, got k_heads={self.k_heads}, v_heads={self.v_heads}"
             )
         return self
+
+    @property
+    def letter(self) -> str:
+        return "G"
 
     @property
     def k_width(self) -> int:
@@ -52,14 +62,38 @@ class GatedDeltaNet(Block):
             linear("out_proj", d_model, self.v_width, "mixer.out"),
         )
 
-    def cache(self) -> Cache:
+    def cache(self, d_model: int) -> Cache:
         return Cache(
             state_elements=self.v_heads * self.k_head_dim * self.v_head_dim,
             conv_elements=(self.conv - 1) * self.conv_width,
         )
 
-    def mixing_flops(self, visible: float) -> float:
+    def mixing_flops(self, d_model: int, visible: float) -> float:
         """The recurrence itself: decay, erase, write and read, and the convolution."""
         return (
             8 * self.v_heads * self.k_head_dim * self.v_head_dim + 2 * self.conv * self.conv_width
         )
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield convolution(point, self.conv_width, self.conv)
+        yield recurrence(
+            point,
+            k_heads=self.k_heads,
+            heads=self.v_heads,
+            k_dim=self.k_head_dim,
+            v_dim=self.v_head_dim,
+            delta=True,
+        )
+        yield Rows(rows=point.rows, elements=3 * self.v_width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * share)
+        v_heads, k_heads = grouped(self.v_heads, self.k_heads, self.v_head_dim * share / v_head_dim)
+        return {
+            "k_heads": k_heads,
+            "v_heads": v_heads,
+            "k_head_dim": grained(self.k_head_dim * share),
+            "v_head_dim": v_head_dim,
+        }

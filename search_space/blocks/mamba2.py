@@ -1,17 +1,22 @@
 """Mamba-2: a state-space mixer with one scalar decay a head."""
 
-from typing import Literal, Self
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from .block import Block, Cache, Weight, linear, vector
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .recurrent import convolution, recurrence
 
 
 class Mamba2(Block):
     """The SSD layer of arXiv 2405.21060: `heads` states of `head_dim` x `d_state`.
 
     B and C are shared by the heads of each of `groups`; a causal convolution of width `conv`
-    runs over x, B and C; a gated RMSNorm precedes the output projection.
+    runs over x, B and C; a gated RMSNorm over each group precedes the output projection, or with
+    `gated_norm: false` the gate alone.
     """
 
     kind: Literal["mamba2"] = "mamba2"
@@ -20,6 +25,8 @@ class Mamba2(Block):
     d_state: PositiveInt
     groups: PositiveInt = 1
     conv: int = Field(default=4, ge=2)
+    conv_bias: bool = True
+    gated_norm: bool = True
 
     @model_validator(mode="after")
     def _laws(self) -> Self:
@@ -28,6 +35,10 @@ class Mamba2(Block):
                 f"groups must divide heads, got heads={self.heads}, groups={self.groups}"
             )
         return self
+
+    @property
+    def letter(self) -> str:
+        return "M"
 
     @property
     def d_inner(self) -> int:
@@ -42,20 +53,39 @@ class Mamba2(Block):
         return (
             linear("in_proj", projected, d_model, "mixer.in"),
             Weight(name="conv.weight", shape=(self.conv_width, self.conv)),
-            vector("conv.bias", self.conv_width),
+            *(biases({"conv": self.conv_width}) if self.conv_bias else ()),
             vector("A_log", self.heads),
             vector("D", self.heads),
             vector("dt_bias", self.heads),
-            vector("norm.weight", self.d_inner),
+            *((vector("norm.weight", self.d_inner),) if self.gated_norm else ()),
             linear("out_proj", d_model, self.d_inner, "mixer.out"),
         )
 
-    def cache(self) -> Cache:
+    def cache(self, d_model: int) -> Cache:
         return Cache(
             state_elements=self.heads * self.head_dim * self.d_state,
             conv_elements=(self.conv - 1) * self.conv_width,
         )
 
-    def mixing_flops(self, visible: float) -> float:
+    def mixing_flops(self, d_model: int, visible: float) -> float:
         """The recurrence itself: decay, write and read of the state, and the convolution."""
         return 6 * self.d_inner * self.d_state + 2 * self.conv * self.conv_width
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield convolution(point, self.conv_width, self.conv)
+        yield recurrence(
+            point, k_heads=self.groups, heads=self.heads, k_dim=self.d_state, v_dim=self.head_dim
+        )
+        yield Rows(rows=point.rows, elements=3 * self.d_inner)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * share)
+        heads = max(1, round(self.d_inner * share / head_dim))
+        return {
+            "heads": heads,
+            "head_dim": head_dim,
+            "d_state": grained(self.d_state * share),
+            "groups": math.gcd(self.groups, heads),
+        }

@@ -1,17 +1,64 @@
 """Multi-head latent attention: keys and values of all heads come from one small latent."""
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from .block import Block, Cache, Weight, linear, vector
+from ..document import Terse
+from ..operators import (
+    IndexScores,
+    MlaDecode,
+    MlaPrefill,
+    NumberFormat,
+    Operator,
+    Point,
+    Rows,
+    visible,
+)
+from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .rope import Rope
+
+
+class Indexer(Terse):
+    """DeepSeek Sparse Attention's lightning indexer: scores every token, a query reads `top_k`.
+
+    One key of `head_dim` a token serves all of its `heads` (DeepSeek-V3.2-Exp report).
+    """
+
+    heads: PositiveInt
+    head_dim: PositiveInt
+    top_k: PositiveInt
+
+    def flops(self, keys: float) -> float:
+        """FLOPs a token to score so many index keys."""
+        return 2 * self.heads * self.head_dim * keys
+
+    def scores(self, point: Point, *, every: int = 1) -> IndexScores:
+        """The call that scores one key for `every` tokens of the context."""
+        return IndexScores(
+            batch=point.batch,
+            rows=point.tokens,
+            keys=max(1, point.context // every),
+            heads=self.heads,
+            head_dim=self.head_dim,
+        )
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        """Its fields in the twin."""
+        return {
+            "heads": max(1, round(self.heads * share)),
+            "head_dim": grained(self.head_dim * share),
+            "top_k": max(4, round(self.top_k * context_share)),
+        }
 
 
 class Mla(Block):
     """DeepSeek-V2's attention (arXiv 2405.04434) with decoupled rotary keys.
 
     A token caches `kv_lora_rank + qk_rope_head_dim` numbers, whatever `heads` is.
-    `q_lora_rank: null` projects queries directly.
+    `q_lora_rank: null` projects queries directly; `rope: null` leaves the rotary part unrotated.
+    `out_gate` multiplies each output element by a sigmoid of the input.
     """
 
     kind: Literal["mla"] = "mla"
@@ -21,13 +68,26 @@ class Mla(Block):
     qk_nope_head_dim: PositiveInt
     qk_rope_head_dim: PositiveInt
     v_head_dim: PositiveInt
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope: Rope | None = Rope()
+    indexer: Indexer | None = None
+    out_gate: bool = False
+    softmax_scale: float | None = Field(default=None, gt=0)  # (nope + rope)**-0.5
 
     @model_validator(mode="after")
     def _laws(self) -> Self:
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim must be even, got {self.qk_rope_head_dim}")
+        if self.rope and self.rope.partial != 1:
+            raise ValueError(
+                f"rope.partial must be 1, the rotary part is qk_rope_head_dim, got {self.rope.partial}"
+            )
+        if self.indexer and self.q_lora_rank is None:
+            raise ValueError("an indexer reads the query latent, got q_lora_rank=None")
         return self
+
+    @property
+    def letter(self) -> str:
+        return "S" if self.indexer else "L"
 
     @property
     def qk_head_dim(self) -> int:
@@ -44,6 +104,7 @@ class Mla(Block):
                 linear("q_b_proj", q_width, self.q_lora_rank, "attention.qkv"),
             )
         expanded = self.heads * (self.qk_nope_head_dim + self.v_head_dim)
+        o_width = self.heads * self.v_head_dim
         return (
             *queries,
             linear(
@@ -51,12 +112,77 @@ class Mla(Block):
             ),
             vector("kv_a_norm.weight", self.kv_lora_rank),
             linear("kv_b_proj", expanded, self.kv_lora_rank, "attention.qkv"),
-            linear("o_proj", d_model, self.heads * self.v_head_dim, "attention.out"),
+            *((linear("gate_proj", o_width, d_model, "attention.qkv"),) if self.out_gate else ()),
+            linear("o_proj", d_model, o_width, "attention.out"),
+            *self._index_weights(d_model),
         )
 
-    def cache(self) -> Cache:
-        return Cache(kv_elements=self.kv_lora_rank + self.qk_rope_head_dim, kv_scales=1)
+    def _index_weights(self, d_model: int) -> tuple[Weight, ...]:
+        index = self.indexer
+        if index is None:
+            return ()
+        assert self.q_lora_rank is not None
+        queries = index.heads * index.head_dim
+        return (
+            linear("indexer.q_b_proj", queries, self.q_lora_rank, "attention.qkv"),
+            linear("indexer.k_proj", index.head_dim, d_model, "attention.qkv"),
+            vector("indexer.k_norm.weight", index.head_dim),
+            *biases({"indexer.k_norm": index.head_dim}),
+            linear("indexer.head_proj", index.heads, d_model, "gate"),
+        )
 
-    def mixing_flops(self, visible: float) -> float:
-        """In the expanded form, as trained; the absorbed form of decoding is the cost model's."""
+    def cache(self, d_model: int) -> Cache:
+        return Cache(
+            kv_elements=self.kv_lora_rank + self.qk_rope_head_dim,
+            kv_scales=1,
+            index_elements=self.indexer.head_dim if self.indexer else 0,
+            selected=self.indexer.top_k if self.indexer else None,
+        )
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        """In the expanded form, as trained; the absorbed form of decoding is in `operators`."""
         return 2 * self.heads * (self.qk_head_dim + self.v_head_dim) * visible
+
+    def index_flops(self, context: float) -> float:
+        return self.indexer.flops(context) if self.indexer else 0.0
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        selected = self.indexer.top_k if self.indexer else None
+        yield Rows(rows=point.rows, elements=2 * (self.kv_lora_rank + (self.q_lora_rank or 0)))
+        if self.indexer:
+            yield self.indexer.scores(point)
+        if point.decode:
+            yield MlaDecode(
+                batch=point.batch,
+                context=visible(point.context, selected),
+                heads=self.heads,
+                kv_lora_rank=self.kv_lora_rank,
+                qk_rope_head_dim=self.qk_rope_head_dim,
+                kv=kv,
+            )
+        else:
+            yield MlaPrefill(
+                batch=point.batch,
+                tokens=point.tokens,
+                heads=self.heads,
+                qk_head_dim=self.qk_head_dim,
+                v_head_dim=self.v_head_dim,
+                window=selected if selected and selected < point.tokens else None,
+            )
+        if self.out_gate:
+            yield Rows(rows=point.rows, elements=3 * self.heads * self.v_head_dim)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * share)
+        index = self.indexer
+        return {
+            "heads": max(1, round(self.heads * self.v_head_dim * share / v_head_dim)),
+            "q_lora_rank": self.q_lora_rank and grained(self.q_lora_rank * share),
+            "kv_lora_rank": grained(self.kv_lora_rank * share),
+            "qk_nope_head_dim": grained(self.qk_nope_head_dim * share),
+            "qk_rope_head_dim": grained(self.qk_rope_head_dim * share),
+            "v_head_dim": v_head_dim,
+            "indexer": index and index.smaller(share, context_share),
+        }

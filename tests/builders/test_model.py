@@ -183,12 +183,12 @@ def test_fp8_changes_the_sub_blocks_it_is_placed_in_and_no_other(role: str, reci
     plan = {"fp8": [role], "recipe": recipe, "keep_first_layers": 1, "keep_last_layers": 1}
     plain, placed = build(architecture(pattern)), architecture(pattern, precision=plan)
     fp8, x = build(placed), torch.randn(2, 9, 48)
-    for index, (symbol, block) in enumerate(placed.sub_blocks):
-        roles = {weight.role for weight in block.weights(48)}
-        if block.kind in ("attn", "mla"):
+    for index, body in enumerate(placed.bodies):
+        roles = {weight.role for weight in body.block.weights(48)}
+        if body.block.kind in ("attn", "mla"):
             roles.add("kv_cache")
         changed = not torch.equal(plain.blocks[index](x), fp8.blocks[index](x))
-        assert changed == (role in roles and 2 <= index < 8), symbol
+        assert changed == (role in roles and 2 <= index < 8), body.symbol
     head_changed = not torch.equal(plain.lm_head(x), fp8.lm_head(x))
     assert head_changed == (role == "lm_head")
 

@@ -98,7 +98,7 @@ def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random)
         "kv_bytes_per_token": caches.kv_bytes_per_token,
         "state_bytes_per_sequence": caches.state_bytes_per_sequence,
     }
-    kinds = [block.kind for _, block in architecture.sub_blocks]
+    kinds = [body.block.kind for body in architecture.bodies]
     attention = sum(kind in ATTENTION_KINDS for kind in kinds) / architecture.num_layers
     experts = 0.03 * ("moe" in kinds)
     recall = min(0.99, 0.3 + 0.65 * attention**0.5 + luck.gauss(0, 0.05))

@@ -8,6 +8,7 @@ import yaml
 
 from archfront.search_space import accounting
 from archfront.search_space.architecture import Architecture
+from archfront.search_space.operators import mean_visible
 
 Make = Callable[..., Architecture]
 ATLAS = Path(__file__).parents[3] / "shared" / "atlas.yaml"
@@ -117,7 +118,7 @@ def test_flops_grow_with_the_context_only_by_attention(architecture: Make) -> No
 def test_mean_visible_is_the_mean_over_a_prefill() -> None:
     for tokens, window in ((10, None), (10, 3), (3, 10), (7, 7)):
         seen = [min(t + 1, window or tokens) for t in range(tokens)]
-        assert accounting.mean_visible(tokens, window) == pytest.approx(sum(seen) / tokens)
+        assert mean_visible(tokens, window) == pytest.approx(sum(seen) / tokens)
 
 
 def test_fp8_halves_what_it_is_placed_on_and_adds_scales(architecture: Make) -> None:

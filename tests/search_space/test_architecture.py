@@ -35,13 +35,12 @@ def test_no_position_survives_yaml(architecture: Make) -> None:
     [
         ("*-", {"*": {"kind": "attn", "heads": 4, "kv_heads": 3, "head_dim": 16}}, "kv_heads must divide heads"),
         ("*-", {"*": {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 15}}, "must be even"),
-        ("*-", {"*": {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 16, "window": 4}}, "use W"),
-        ("*-", {"*": {"kind": "mamba2", "heads": 4, "head_dim": 16, "d_state": 16}}, "stands for kind attn"),
+        ("*-", {"*": {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 16, "window": 4}}, "stands for global attention.*sliding-window attention, .W."),
+        ("*-", {"*": {"kind": "mamba2", "heads": 4, "head_dim": 16, "d_state": 16}}, "stands for global attention, got a block of kind mamba2"),
         ("*E", {"E": {"kind": "moe", "n_experts": 4, "top_k": 5, "d_expert": 32}}, "top_k may be at most"),
         ("G-", {"G": {"kind": "gdn", "k_heads": 3, "v_heads": 4, "k_head_dim": 16, "v_head_dim": 16}}, "k_heads must divide"),
         ("M-", {"M": {"kind": "mamba2", "heads": 4, "head_dim": 16, "d_state": 16, "groups": 3}}, "groups must divide"),
-        ("K-", {}, "Kimi Delta Attention .* cannot be built yet"),
-        ("[*|M]-", {}, "parallel branches .* cannot be built yet"),
+        ("[*|K]-", {}, "has 'K', but blocks does not describe it"),
         ("*-W2-", {}, "blocks does not describe"),
     ],
 )  # fmt: skip
@@ -67,7 +66,7 @@ def test_the_precision_plan_keeps_first_last_and_what_feeds_attention(architectu
         "keep_before_attention": True,
     }
     made = architecture("M-M-M-*-M-M-", precision=plan)
-    in_fp8 = [bool(made.fp8_roles(index)) for index in range(12)]
+    in_fp8 = [bool(made.formats(index)) for index in range(12)]
     #                 M-           M-          M-           *-          M-          M-
     assert (
         in_fp8 == [False] * 2 + [True] * 2 + [False, True] + [True] * 2 + [True] * 2 + [False] * 2

@@ -1,0 +1,81 @@
+"""An architecture at a point as the operator calls of one forward pass, counted."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from ..search_space.accounting import Uncountable, around_weights
+from ..search_space.architecture import Architecture
+from ..search_space.blocks.block import Weight
+from ..search_space.operators import Gemm, NumberFormat, Operator, Point, Rows
+
+Calls = Counter[Operator]
+
+
+def calls(architecture: Architecture, point: Point) -> Calls:
+    """Every operator call of a forward pass, the head at the last token of a sequence included.
+
+    Raises Uncountable for an encoder-decoder.
+    """
+    if architecture.encoder:
+        raise Uncountable("the cost of an encoder-decoder is not estimated")
+    d_model, found = architecture.d_model, Calls()
+    found[Rows(rows=point.rows, elements=2 * d_model)] += 1  # embedding lookup
+    for (group, placement, formats), times in _alike(
+        (group, architecture.norm_placement(index), architecture.formats(index))
+        for index, group in enumerate(architecture.symbols)
+    ):
+        around = around_weights(architecture, group, placement)
+        _add(found, _gemms(around, point.rows, formats), times)
+        _add(found, (_residual(architecture, point),), times * max(1, _norms(around)))
+    for (symbol, formats), times in _alike(
+        (body.symbol, architecture.formats(body.sub_block)) for body in architecture.bodies
+    ):
+        block = architecture.blocks[symbol]
+        kv, experts = formats.get("kv_cache", "bf16"), formats.get("experts", "bf16")
+        _add(found, _gemms(block.weights(d_model), point.rows, formats), times)
+        _add(found, block.operators(d_model, point, kv=kv, experts=experts), times)
+    _add(found, _head(architecture, point), 1)
+    return found
+
+
+def _alike(things: Iterable[tuple]) -> Iterable[tuple[tuple, int]]:
+    """What occurs, and how often; formats, which end each thing, are compared as they read."""
+    counted: dict[tuple, list] = {}
+    for *what, formats in things:
+        known = counted.setdefault((*what, *formats.items()), [(*what, formats), 0])
+        known[1] += 1
+    return ((thing, times) for thing, times in counted.values())
+
+
+def _add(found: Calls, calls: Iterable[Operator], times: int) -> None:
+    for call in calls:
+        found[call] += times
+
+
+def _gemms(
+    weights: tuple[Weight, ...], rows: int, formats: Mapping[str, NumberFormat]
+) -> Iterable[Operator]:
+    """A product for each matrix that a token meets; stacked experts are a call of their own."""
+    for weight in weights:
+        if weight.role and weight.role != "experts":
+            out, into = weight.shape
+            format_ = formats.get(weight.role, "bf16")
+            yield Gemm(m=rows * weight.active, n=out, k=into, weights=format_)
+
+
+def _residual(architecture: Architecture, point: Point) -> Operator:
+    """One pass over the residual streams: the sum, and the norm that takes it along."""
+    streams = architecture.hyper_connections.streams if architecture.hyper_connections else 1
+    return Rows(rows=point.rows, elements=(2 + 2 * streams) * architecture.d_model)
+
+
+def _norms(around: tuple[Weight, ...]) -> int:
+    return sum(weight.name.endswith(("norm_in.weight", "norm_out.weight")) for weight in around)
+
+
+def _head(architecture: Architecture, point: Point) -> Iterable[Operator]:
+    d_model = architecture.d_model
+    own = {} if architecture.tied_embeddings else architecture.precision.formats
+    format_ = own.get("lm_head", "bf16")
+    yield Rows(rows=point.batch, elements=2 * d_model)
+    yield Gemm(m=point.batch, n=architecture.vocab_size, k=d_model, weights=format_)

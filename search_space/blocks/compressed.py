@@ -1,0 +1,157 @@
+"""Compressed-KV attention: one vector is key and value, old tokens are pooled into few entries."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+from pydantic import PositiveInt, model_validator
+
+from ..operators import (
+    AttentionDecode,
+    AttentionPrefill,
+    NumberFormat,
+    Operator,
+    Point,
+    Rows,
+    visible,
+)
+from .block import Block, Cache, Weight, grained, linear, vector
+from .mla import Indexer
+from .rope import Rope
+
+
+class CompressedAttention(Block):
+    """DeepSeek-V4's attention: `heads` queries over one shared key-value vector of `head_dim`.
+
+    The last `window` tokens are kept as they are. With `compress`, learned softmax pooling adds
+    one entry for each `compress` tokens; `overlap` pools each with the tokens before them, from
+    a second set of projections. An `indexer` chooses among these entries, by keys that are pooled
+    the same way. The rotated part comes last in a head and is rotated back in the output, which
+    then has low rank `o_lora_rank` in each of `o_groups`.
+    Parameter names and shapes: transformers, models/deepseek_v4.
+    """
+
+    kind: Literal["compressed"] = "compressed"
+    heads: PositiveInt
+    head_dim: PositiveInt
+    q_lora_rank: PositiveInt
+    o_groups: PositiveInt
+    o_lora_rank: PositiveInt
+    window: PositiveInt
+    compress: PositiveInt | None = None
+    overlap: bool = False
+    indexer: Indexer | None = None
+    sinks: bool = False
+    rope: Rope | None = Rope()
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if self.heads % self.o_groups:
+            raise ValueError(
+                f"o_groups must divide heads, got heads={self.heads}, o_groups={self.o_groups}"
+            )
+        if self.compress is None and (self.indexer or self.overlap):
+            raise ValueError("indexer and overlap want compress, got compress=None")
+        return self
+
+    @property
+    def letter(self) -> str:
+        return "Z" if self.compress else "W"
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        width, rank = self.heads * self.head_dim, self.o_groups * self.o_lora_rank
+        return (
+            linear("q_a_proj", self.q_lora_rank, d_model, "attention.qkv"),
+            vector("q_a_norm.weight", self.q_lora_rank),
+            linear("q_b_proj", width, self.q_lora_rank, "attention.qkv"),
+            linear("kv_proj", self.head_dim, d_model, "attention.qkv"),
+            vector("kv_norm.weight", self.head_dim),
+            *((vector("sinks", self.heads),) if self.sinks else ()),
+            linear("o_a_proj", rank, width // self.o_groups, "attention.out"),
+            linear("o_b_proj", d_model, rank, "attention.out"),
+            *self._compressor_weights(d_model),
+        )
+
+    def _compressor_weights(self, d_model: int) -> tuple[Weight, ...]:
+        if self.compress is None:
+            return ()
+        pooled = self._pooling("compressor.", self.compress, self.head_dim, d_model)
+        if self.indexer is None:
+            return pooled
+        prefix, index = "compressor.indexer.", self.indexer
+        queries = index.heads * index.head_dim
+        return (
+            *pooled,
+            *self._pooling(prefix, self.compress, index.head_dim, d_model),
+            linear(f"{prefix}q_b_proj", queries, self.q_lora_rank, "attention.qkv"),
+            linear(f"{prefix}head_proj", index.heads, d_model, "gate"),
+        )
+
+    def _pooling(self, prefix: str, compress: int, width: int, d_model: int) -> tuple[Weight, ...]:
+        wide = 2 * width if self.overlap else width
+        return (
+            Weight(name=f"{prefix}position_bias", shape=(compress, wide)),
+            linear(f"{prefix}kv_proj", wide, d_model, "attention.qkv"),
+            linear(f"{prefix}gate_proj", wide, d_model, "gate"),
+            vector(f"{prefix}kv_norm.weight", width),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(
+            kv_elements=self.head_dim,
+            kv_scales=1,
+            window=self.window,
+            compressed_elements=self.head_dim if self.compress else 0,
+            index_elements=self.indexer.head_dim if self.indexer else 0,
+            every=self.compress or 1,
+            selected=self.indexer.top_k if self.indexer else None,
+        )
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        return 4 * self.heads * self.head_dim * visible
+
+    def index_flops(self, context: float) -> float:
+        return self.indexer.flops(context / (self.compress or 1)) if self.indexer else 0.0
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        size = {
+            "heads": self.heads,
+            "kv_heads": 1,
+            "head_dim": self.head_dim,
+            "v_head_dim": self.head_dim,
+        }
+        selected = self.indexer.top_k if self.indexer else None
+        every = self.compress or 1
+        pooled = visible(point.context // every, selected) if self.compress else 0
+        yield Rows(
+            rows=point.rows, elements=3 * self.heads * self.head_dim
+        )  # rotation, there and back
+        if self.compress:
+            yield Rows(rows=point.rows, elements=2 * self.head_dim * (2 if self.overlap else 1))
+        if self.indexer:
+            yield self.indexer.scores(point, every=every)
+        if point.decode:
+            seen = visible(point.context, self.window) + pooled
+            yield AttentionDecode(batch=point.batch, context=seen, kv=kv, **size)
+        else:  # a causal prefix of the entries, half of them on average, beside the window
+            reach = min(point.tokens, self.window + pooled // 2)
+            window = reach if reach < point.tokens else None
+            yield AttentionPrefill(
+                batch=point.batch, tokens=point.tokens, window=window, kv=kv, **size
+            )
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * share)
+        groups = max(1, round(self.o_groups * share))
+        index = self.indexer
+        return {
+            "heads": groups * max(1, round(self.heads * self.head_dim * share / head_dim / groups)),
+            "head_dim": head_dim,
+            "q_lora_rank": grained(self.q_lora_rank * share),
+            "o_groups": groups,
+            "o_lora_rank": grained(self.o_lora_rank * share),
+            "window": max(4, round(self.window * context_share)),
+            "compress": self.compress and max(2, round(self.compress * context_share)),
+            "indexer": index and index.smaller(share, context_share),
+        }

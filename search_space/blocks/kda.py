@@ -1,0 +1,100 @@
+"""Kimi Delta Attention: the delta rule with a decay for each key channel."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, grained, linear, vector
+from .recurrent import convolution, recurrence
+
+
+class Kda(Block):
+    """arXiv 2510.26692: `heads` states of `k_head_dim` x `v_head_dim`.
+
+    Decay and output gate come through a bottleneck of `gate_rank`; with `full_rank_gate` the
+    output gate has a full matrix. `gate_lower_bound` bounds the log decay from below: a bounded
+    decay is `gate_lower_bound * sigmoid(.)`, an unbounded one `-exp(A_log) * softplus(.)`.
+    """
+
+    kind: Literal["kda"] = "kda"
+    heads: PositiveInt
+    k_head_dim: PositiveInt
+    v_head_dim: PositiveInt
+    gate_rank: PositiveInt
+    conv: int = Field(default=4, ge=2)
+    full_rank_gate: bool = False
+    gate_lower_bound: float | None = Field(default=None, lt=0)
+
+    @property
+    def letter(self) -> str:
+        return "K"
+
+    @property
+    def k_width(self) -> int:
+        return self.heads * self.k_head_dim
+
+    @property
+    def v_width(self) -> int:
+        return self.heads * self.v_head_dim
+
+    @property
+    def conv_width(self) -> int:
+        return 2 * self.k_width + self.v_width
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        rank = self.gate_rank
+        gate = (
+            (linear("gate_proj", self.v_width, d_model, "mixer.in"),)
+            if self.full_rank_gate
+            else (
+                linear("gate_a_proj", rank, d_model, "gate"),
+                linear("gate_b_proj", self.v_width, rank, "gate"),
+            )
+        )
+        return (
+            linear("in_proj", self.conv_width, d_model, "mixer.in"),  # q, k, v
+            Weight(name="conv.weight", shape=(self.conv_width, self.conv)),
+            linear("decay_a_proj", rank, d_model, "gate"),
+            linear("decay_b_proj", self.k_width, rank, "gate"),
+            vector("A_log", self.heads),
+            vector("dt_bias", self.k_width),
+            linear("beta_proj", self.heads, d_model, "gate"),
+            *gate,
+            vector("norm.weight", self.v_head_dim),
+            linear("out_proj", d_model, self.v_width, "mixer.out"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(
+            state_elements=self.heads * self.k_head_dim * self.v_head_dim,
+            conv_elements=(self.conv - 1) * self.conv_width,
+        )
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        """The recurrence itself: decay, erase, write and read, and the convolution."""
+        return 8 * self.heads * self.k_head_dim * self.v_head_dim + 2 * self.conv * self.conv_width
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield convolution(point, self.conv_width, self.conv)
+        yield recurrence(
+            point,
+            k_heads=self.heads,
+            heads=self.heads,
+            k_dim=self.k_head_dim,
+            v_dim=self.v_head_dim,
+            delta=True,
+        )
+        yield Rows(rows=point.rows, elements=3 * self.v_width + 2 * self.k_width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * share)
+        return {
+            "heads": max(1, round(self.v_width * share / v_head_dim)),
+            "k_head_dim": grained(self.k_head_dim * share),
+            "v_head_dim": v_head_dim,
+            "gate_rank": grained(self.gate_rank * share),
+        }

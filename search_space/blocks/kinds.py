@@ -1,0 +1,61 @@
+"""The kinds of block there are. A new one is a record in a file of its own and a name here."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+from pydantic import Discriminator, Tag
+
+from .attention import Attention
+from .block import Block
+from .compressed import CompressedAttention
+from .feed_forward import FeedForward
+from .gated_deltanet import GatedDeltaNet
+from .kda import Kda
+from .lightning import Lightning
+from .mamba1 import Mamba1
+from .mamba2 import Mamba2
+from .mla import Mla
+from .moe import Moe
+from .noop import NoOp
+from .rglru import RgLru
+from .rwkv7 import Rwkv7, Rwkv7ChannelMix
+from .shared import SharedBlock
+from .short_conv import ShortConv
+
+RECORDS: tuple[type[Block], ...] = (
+    Attention,
+    Mla,
+    CompressedAttention,
+    Mamba2,
+    Mamba1,
+    GatedDeltaNet,
+    Kda,
+    Lightning,
+    Rwkv7,
+    RgLru,
+    ShortConv,
+    FeedForward,
+    Moe,
+    Rwkv7ChannelMix,
+    SharedBlock,
+    NoOp,
+)
+KINDS: dict[str, type[Block]] = {record.model_fields["kind"].default: record for record in RECORDS}
+
+
+def _tag(block: Any) -> str:
+    kind = block.get("kind") if isinstance(block, dict) else getattr(block, "kind", None)
+    return f"{kind}!"  # the '!' marks it as a tag, see document.py
+
+
+if TYPE_CHECKING:
+    AnyBlock = Block
+else:
+    AnyBlock = Annotated[
+        Union[tuple(Annotated[record, Tag(f"{kind}!")] for kind, record in KINDS.items())],  # noqa: UP007
+        Discriminator(
+            _tag,
+            custom_error_type="unknown_kind",
+            custom_error_message="unknown kind",
+            custom_error_context={"expected": ", ".join(KINDS)},
+        ),
+    ]

@@ -1,0 +1,62 @@
+"""Lightning attention: a linear mixer whose decay is fixed for each head and layer."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, grained, linear, vector
+from .recurrent import recurrence
+
+
+class Lightning(Block):
+    """arXiv 2405.17381 as MiniMax-01 has it: `heads` states of `head_dim` x `head_dim`.
+
+    Queries, keys and values pass a SiLU. One RMSNorm over all heads and a sigmoid gate of the
+    input precede the output projection.
+    """
+
+    kind: Literal["lightning"] = "lightning"
+    heads: PositiveInt
+    head_dim: PositiveInt
+
+    @property
+    def letter(self) -> str:
+        return "T"
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        return (
+            linear("in_proj", 3 * self.width, d_model, "mixer.in"),  # q, k, v
+            linear("gate_proj", self.width, d_model, "mixer.in"),
+            vector("norm.weight", self.width),
+            linear("out_proj", d_model, self.width, "mixer.out"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(state_elements=self.heads * self.head_dim**2)
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        """The recurrence itself: decay, write and read of the state."""
+        return 6 * self.heads * self.head_dim**2
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield Rows(rows=point.rows, elements=6 * self.width)
+        yield recurrence(
+            point,
+            k_heads=self.heads,
+            heads=self.heads,
+            k_dim=self.head_dim,
+            v_dim=self.head_dim,
+        )
+        yield Rows(rows=point.rows, elements=3 * self.width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * share)
+        return {"heads": max(1, round(self.width * share / head_dim)), "head_dim": head_dim}

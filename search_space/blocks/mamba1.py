@@ -1,0 +1,70 @@
+"""Mamba-1: a state-space mixer with a decay of its own for each channel and state."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from ..operators import ChannelScan, NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .recurrent import convolution
+
+
+class Mamba1(Block):
+    """The selective scan of arXiv 2312.00752: `d_inner` channels of `d_state` states each.
+
+    The step size comes through a bottleneck of `dt_rank`. `inner_norms` are Jamba's RMSNorms on
+    step, B and C (arXiv 2403.19887).
+    """
+
+    kind: Literal["mamba1"] = "mamba1"
+    d_inner: PositiveInt
+    d_state: PositiveInt
+    dt_rank: PositiveInt
+    conv: int = Field(default=4, ge=2)
+    conv_bias: bool = True
+    inner_norms: bool = False
+
+    @property
+    def letter(self) -> str:
+        return "m"
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        norms = {"dt_norm": self.dt_rank, "b_norm": self.d_state, "c_norm": self.d_state}
+        return (
+            linear("in_proj", 2 * self.d_inner, d_model, "mixer.in"),  # x; z
+            Weight(name="conv.weight", shape=(self.d_inner, self.conv)),
+            *(biases({"conv": self.d_inner}) if self.conv_bias else ()),
+            linear("x_proj", self.dt_rank + 2 * self.d_state, self.d_inner, "gate"),
+            linear("dt_proj", self.d_inner, self.dt_rank, "gate"),
+            *biases({"dt_proj": self.d_inner}),
+            Weight(name="A_log", shape=(self.d_inner, self.d_state)),
+            vector("D", self.d_inner),
+            *(vector(f"{name}.weight", size) for name, size in norms.items() if self.inner_norms),
+            linear("out_proj", d_model, self.d_inner, "mixer.out"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(
+            state_elements=self.d_inner * self.d_state,
+            conv_elements=(self.conv - 1) * self.d_inner,
+        )
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        """The recurrence itself: decay, write and read of the state, and the convolution."""
+        return self.d_inner * (6 * self.d_state + 2 * self.conv)
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield convolution(point, self.d_inner, self.conv)
+        yield ChannelScan(
+            batch=point.batch, tokens=point.tokens, channels=self.d_inner, states=self.d_state
+        )
+        yield Rows(rows=point.rows, elements=3 * self.d_inner)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        return {
+            "d_inner": grained(self.d_inner * share),
+            "dt_rank": max(4, round(self.dt_rank * share)),
+        }

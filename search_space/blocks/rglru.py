@@ -1,0 +1,69 @@
+"""RG-LRU: Griffin's gated linear recurrence, one state a channel."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from ..operators import ChannelScan, NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, biases, linear, vector
+from .recurrent import convolution
+
+
+class RgLru(Block):
+    """The recurrent block of arXiv 2402.19427: a GeLU branch times a convolved, gated recurrence.
+
+    Both gates are block-diagonal in `blocks`. All projections have biases, as in RecurrentGemma.
+    """
+
+    kind: Literal["rglru"] = "rglru"
+    width: PositiveInt
+    blocks: PositiveInt
+    conv: int = Field(default=4, ge=2)
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if self.width % self.blocks:
+            raise ValueError(
+                f"blocks must divide width, got width={self.width}, blocks={self.blocks}"
+            )
+        return self
+
+    @property
+    def letter(self) -> str:
+        return "U"
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        into = {"y_proj": self.width, "x_proj": self.width}
+        return (
+            *(linear(name, width, d_model, "mixer.in") for name, width in into.items()),
+            *biases(into),
+            Weight(name="conv.weight", shape=(self.width, self.conv)),
+            *biases({"conv": self.width}),
+            *self._gate("input_gate"),
+            *self._gate("recurrent_gate"),
+            vector("Lambda", self.width),
+            linear("out_proj", d_model, self.width, "mixer.out"),
+            *biases({"out_proj": d_model}),
+        )
+
+    def _gate(self, name: str) -> tuple[Weight, ...]:
+        size, n = self.width // self.blocks, self.blocks
+        return (linear(name, size, size, "gate", copies=n, active=n), *biases({name: self.width}))
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(state_elements=self.width, conv_elements=(self.conv - 1) * self.width)
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        return self.width * (4 + 2 * self.conv)
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield convolution(point, self.width, self.conv)
+        yield ChannelScan(batch=point.batch, tokens=point.tokens, channels=self.width, states=1)
+        yield Rows(rows=point.rows, elements=3 * self.width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        blocks = max(1, round(self.blocks * share))
+        return {"width": blocks * max(1, round(self.width * share / blocks)), "blocks": blocks}

@@ -1,0 +1,122 @@
+"""RWKV-7: a time mixer with a generalised delta rule, and the channel mixer that goes with it."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Owner, Weight, biases, grained, linear, vector
+from .recurrent import recurrence
+
+
+class Rwkv7(Block):
+    """The time mix of RWKV-7 "Goose" (arXiv 2503.14456): `heads` states of `head_dim` squared.
+
+    Decay, in-context learning rate, value residual and output gate come through bottlenecks. The
+    first one in the stack makes the values that later ones mix in, so it has no value residual. A
+    token shift mixes each input with the one before it. Offsets and the group norm have biases.
+    """
+
+    kind: Literal["rwkv7"] = "rwkv7"
+    heads: PositiveInt
+    head_dim: PositiveInt
+    decay_rank: PositiveInt
+    a_rank: PositiveInt
+    v_rank: PositiveInt
+    gate_rank: PositiveInt
+
+    @property
+    def letter(self) -> str:
+        return "R"
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        width = self.width
+        return (
+            *(vector(f"shift.{of}", d_model) for of in ("r", "w", "k", "v", "a", "g")),
+            *(linear(f"{of}_proj", width, d_model, "mixer.in") for of in ("r", "k", "v")),
+            *self._offset("decay", self.decay_rank, d_model, "block"),
+            *self._offset("a", self.a_rank, d_model, "block"),
+            *self._offset("v", self.v_rank, d_model, "later"),
+            linear("gate_a_proj", self.gate_rank, d_model, "gate"),
+            linear("gate_b_proj", width, self.gate_rank, "gate"),
+            *(vector(name, width) for name in ("k_k", "k_a", "r_k")),
+            vector("norm.weight", width),
+            *biases({"norm": width}),
+            linear("out_proj", d_model, width, "mixer.out"),
+        )
+
+    def _offset(self, name: str, rank: int, d_model: int, owner: Owner) -> tuple[Weight, ...]:
+        """A bottleneck with a bias behind it."""
+        return (
+            linear(f"{name}_a_proj", rank, d_model, "gate", owner=owner),
+            linear(f"{name}_b_proj", self.width, rank, "gate", owner=owner),
+            Weight(name=f"{name}_b_proj.bias", shape=(self.width,), owner=owner),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(state_elements=self.heads * self.head_dim**2, conv_elements=d_model)
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        """The recurrence itself: decay, erase, write and read of the state."""
+        return 10 * self.heads * self.head_dim**2
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield Rows(rows=point.rows, elements=7 * d_model)  # six shifted inputs
+        yield recurrence(
+            point,
+            k_heads=self.heads,
+            heads=self.heads,
+            k_dim=self.head_dim,
+            v_dim=self.head_dim,
+            delta=True,
+            writes=2,
+        )
+        yield Rows(rows=point.rows, elements=8 * self.width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * share)
+        return {
+            "heads": max(1, round(self.width * share / head_dim)),
+            "head_dim": head_dim,
+            "decay_rank": grained(self.decay_rank * share),
+            "a_rank": grained(self.a_rank * share),
+            "v_rank": grained(self.v_rank * share),
+            "gate_rank": grained(self.gate_rank * share),
+        }
+
+
+class Rwkv7ChannelMix(Block):
+    """Squared ReLU of `width` features of a token mixed with the one before it."""
+
+    kind: Literal["rwkv7_cmix"] = "rwkv7_cmix"
+    width: PositiveInt
+
+    @property
+    def letter(self) -> str:
+        return "r"
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        return (
+            vector("shift.k", d_model),
+            linear("up_proj", self.width, d_model, "ffn.up"),
+            linear("down_proj", d_model, self.width, "ffn.down"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(conv_elements=d_model)
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield Rows(rows=point.rows, elements=2 * d_model)
+        yield Rows(rows=point.rows, elements=2 * self.width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        return {"width": grained(self.width * share)}

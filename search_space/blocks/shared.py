@@ -1,0 +1,100 @@
+"""Shared-weight block: a few physical transformer layers that serve many places of the stack."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+from pydantic import PositiveInt, model_validator
+
+from ..operators import AttentionDecode, AttentionPrefill, NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, grained, grouped, linear, vector
+from .feed_forward import Activation, up_projections
+from .rope import Rope
+
+
+class SharedBlock(Block):
+    """Zamba2's shared attention and feed-forward (arXiv 2411.15242).
+
+    `copies` physical blocks are used in turn. The attention reads the hidden state beside the
+    token embedding, 2 * d_model wide; its softmax scale is (head_dim / 2)**-0.5. Each use has a
+    low-rank adapter of its own on the up projection, a projection of its own behind, and its own
+    KV cache. What it gives is added to the input of the next block, not to the residual stream.
+    """
+
+    own_norms = True
+
+    kind: Literal["shared"] = "shared"
+    copies: PositiveInt | None = 1
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
+    width: PositiveInt
+    activation: Activation = "geglu"
+    adapter_rank: PositiveInt
+    rope: Rope | None = None
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads must divide heads, got heads={self.heads}, kv_heads={self.kv_heads}"
+            )
+        return self
+
+    @property
+    def letter(self) -> str:
+        return "@"
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        q_width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        into = up_projections(self.activation)
+        adapted = len(into) * self.width
+        return (
+            vector("attention_norm.weight", 2 * d_model),
+            linear("q_proj", q_width, 2 * d_model, "attention.qkv"),
+            linear("k_proj", kv_width, 2 * d_model, "attention.qkv"),
+            linear("v_proj", kv_width, 2 * d_model, "attention.qkv"),
+            linear("o_proj", d_model, q_width, "attention.out"),
+            vector("ffn_norm.weight", d_model),
+            *(linear(name, self.width, d_model, "ffn.up") for name in into),
+            linear("down_proj", d_model, self.width, "ffn.down"),
+            linear("adapter_a_proj", self.adapter_rank, d_model, "gate", owner="use"),
+            linear("adapter_b_proj", adapted, self.adapter_rank, "gate", owner="use"),
+            linear("use_proj", d_model, d_model, "ffn.down", owner="use"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(
+            kv_elements=2 * self.kv_heads * self.head_dim,
+            kv_scales=2 * self.kv_heads,
+        )
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        return 4 * self.heads * self.head_dim * visible
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        size = {
+            "heads": self.heads,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "v_head_dim": self.head_dim,
+        }
+        yield Rows(rows=point.rows, elements=2 * 2 * d_model)
+        if point.decode:
+            yield AttentionDecode(batch=point.batch, context=point.context, kv=kv, **size)
+        else:
+            yield AttentionPrefill(batch=point.batch, tokens=point.tokens, kv=kv, **size)
+        yield Rows(rows=point.rows, elements=2 * d_model)
+        yield Rows(rows=point.rows, elements=3 * self.width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * share)
+        heads, kv_heads = grouped(self.heads, self.kv_heads, self.head_dim * share / head_dim)
+        return {
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": head_dim,
+            "width": grained(self.width * share),
+            "adapter_rank": grained(self.adapter_rank * share),
+        }

@@ -1,0 +1,40 @@
+"""Gated short convolution: a mixer that looks back a few tokens only."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, linear
+from .recurrent import convolution
+
+
+class ShortConv(Block):
+    """LFM2's mixer: a causal depthwise convolution of width `conv` between two input gates."""
+
+    kind: Literal["shortconv"] = "shortconv"
+    conv: int = Field(default=3, ge=2)
+
+    @property
+    def letter(self) -> str:
+        return "Y"
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        return (
+            linear("in_proj", 3 * d_model, d_model, "mixer.in"),  # B, C, x
+            Weight(name="conv.weight", shape=(d_model, self.conv)),
+            linear("out_proj", d_model, d_model, "mixer.out"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(conv_elements=(self.conv - 1) * d_model)
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        return (2 * self.conv + 2) * d_model
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield Rows(rows=point.rows, elements=6 * d_model)  # the two gates
+        yield convolution(point, d_model, self.conv)
