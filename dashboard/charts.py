@@ -21,11 +21,13 @@ def front(
     *,
     chosen: str | None,
     connected: bool,
+    models: pd.DataFrame | None = None,
 ) -> go.Figure:
     """The front before all other candidates; `axes` are x, y and colour, `logs` those in decades.
 
     Every mark carries its candidate's key as custom data. `connected` draws the edge of what the
-    front dominates, which lies on the plane only where x and y are all the objectives.
+    front dominates, which lies on the plane only where x and y are all the objectives. `models`
+    are published ones, shown as known points that cannot be chosen.
     """
     best = points.query("on_front").sort_values("x_value")
     rest = _thinned(points.query("not on_front"), logs)
@@ -37,6 +39,8 @@ def front(
             _ring(points.loc[points["key"] == chosen]),
         ]
     )
+    if models is not None:
+        figure.add_trace(_models(models, axes))
     figure.update_layout(
         height=480,
         margin={"l": 0, "r": 0, "t": 30, "b": 0},
@@ -110,6 +114,18 @@ def _foreground(
             "colorscale": "Viridis",
             **_coloured(best, axes["colour"], log=log_colour),
         },
+    )
+
+
+def _models(models: pd.DataFrame, axes: dict[str, Quantity]) -> go.Scatter:
+    x, y = escape(axes["x"].name), escape(axes["y"].name)
+    return go.Scatter(
+        **_places(models),
+        name="published",
+        mode="markers",
+        marker={"symbol": "star-triangle-up-open", "size": 9, "color": ACCENT, "line_width": 1},
+        text=models["model"] + "<br>" + models["pattern"].map(escape),
+        hovertemplate=f"<b>%{{text}}</b><br>{x}: %{{x:.4g}}<br>{y}: %{{y:.4g}}<extra></extra>",
     )
 
 

@@ -46,6 +46,14 @@ def page(store: Store) -> None:
         chart, table = st.columns(2)
         labels = {axis: quantity.label for axis, quantity in axes.items()}
         with chart:
+            models = None
+            if st.toggle("published models", key="published", bind="query-params"):
+                known_models = queries.published_models(store, study)
+                models = queries.model_points(known_models, labels["x"], labels["y"])
+                if models.empty:
+                    st.text(
+                        "A published model is not trained here: choose axes that need no training."
+                    )
             st.plotly_chart(
                 charts.front(
                     queries.points(complete, readings, labels),
@@ -53,6 +61,7 @@ def page(store: Store) -> None:
                     logs,
                     chosen=key,
                     connected={axes["x"], axes["y"]} == set(objectives),
+                    models=models,
                 ),
                 key="chart",
                 on_select=_clicked,
@@ -121,7 +130,8 @@ def _table(table: pd.DataFrame, objectives: list[Quantity], chosen: str | None) 
 
 def _clicked() -> None:
     for point in st.session_state["chart"]["selection"]["points"][:1]:
-        _choose(point["customdata"][0])
+        if "customdata" in point:  # a published model has none
+            _choose(point["customdata"][0])
 
 
 def _choose(key: str | None) -> None:

@@ -11,7 +11,11 @@ from ..orchestrator.export import as_yaml, best_known, exported
 from ..orchestrator.pareto import knee
 from ..orchestrator.store import FrontStep, Reading, Store, Study, Trial, open_store
 from ..orchestrator.text import interval, number, unit_text
+from ..profilers.known import known_before_training
+from ..search_space import published
 from ..search_space.architecture import Architecture
+from ..search_space.check import check_space
+from ..search_space.document import parse_document
 from ..search_space.metrics import METRICS, split
 
 _CANDIDATE = ("number", "key", "pattern", "active_params", "feasible", "on_front")
@@ -166,6 +170,33 @@ def points(
         named = {field: f"{axis}_{field}" for field in ("value", "low", "high")}
         frame = frame.merge(read.rename(columns=named), on="number", how="left")
     return frame.dropna(subset=["x_value", "y_value"])
+
+
+@_per_study
+def published_models(_store: Store, study: Study) -> pd.DataFrame:
+    """What is known of each published model under the study's plan: a row a number.
+
+    A model that the target or its workloads cannot run has no rows.
+    """
+    space = check_space(parse_document(study.space_yaml, source=f"study {study.name}"))
+    plan = space.for_target(study.target).plan
+    rows: list[tuple[str, str, str, float]] = []
+    for name in published.names():
+        architecture = published.entry(name).architecture
+        try:
+            known = known_before_training(architecture, plan)
+        except ValueError:  # no FP8 there, or an encoder-decoder: it has no such numbers
+            continue
+        rows += [(name, architecture.pattern, m.label, m.value) for m in known]
+    return pd.DataFrame(rows, columns=["model", "pattern", "label", "value"])
+
+
+def model_points(models: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """The models that have both numbers: `model`, `pattern`, `x_value`, `y_value`."""
+    values = models.pivot_table(index=["model", "pattern"], columns="label", values="value")
+    if not {x, y} <= set(values.columns):
+        return pd.DataFrame(columns=["model", "pattern", "x_value", "y_value"])
+    return pd.DataFrame({"x_value": values[x], "y_value": values[y]}).dropna().reset_index()
 
 
 def front_table(

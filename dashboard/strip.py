@@ -5,17 +5,30 @@ from html import escape
 
 from ..search_space.accounting import placed_weights
 from ..search_space.architecture import Architecture
-from ..search_space.pattern import FEED_FORWARD, SYMBOLS, units
+from ..search_space.pattern import SYMBOLS, branches, is_feed_forward, units
 
 # Warm for attention, cool for recurrence; on a light and on a dark page.
 COLOURS = {
     "*": ("#d9480f", "#ff8f4d"),
     "W": ("#c98a12", "#f5c063"),
+    "C": ("#a8701a", "#e0ab52"),
     "L": ("#b8255f", "#f0719c"),
+    "S": ("#c2255c", "#f783ac"),
+    "Z": ("#9c36b5", "#da77f2"),
+    "&": ("#8a5a44", "#c99a82"),
+    "@": ("#a03b3b", "#e08585"),
     "M": ("#0c8599", "#3bc9db"),
+    "m": ("#087f7a", "#4fd1c5"),
     "G": ("#2f5fd0", "#7ea2ff"),
+    "K": ("#1c7ed6", "#74c0fc"),
+    "T": ("#2b8a3e", "#69db7c"),
+    "R": ("#5c940d", "#a9e34b"),
+    "U": ("#0b7285", "#66d9e8"),
+    "Y": ("#3d8f6f", "#7fd1ae"),
     "-": ("#7a8290", "#8b93a3"),
     "E": ("#7048e8", "#a48bff"),
+    "r": ("#868e96", "#adb5bd"),
+    ".": ("#ced4da", "#495057"),
 }
 WIDTH, WIDEST = 1240, 46  # of the picture, of a layer at most; pixels
 BLOCK, GAP, BAR, ROW = 30, 3, 3, 42
@@ -29,23 +42,31 @@ def strip(architecture: Architecture, *, dark: bool) -> str:
     layers = units(architecture.symbols)
     pitch = max(2 * GAP, min(WIDEST, WIDTH // len(layers)))
 
-    def block(symbol: str, x: float, y: float, width: float) -> str:
-        fill = COLOURS[symbol[0]][dark]
-        letter = _text(symbol, x + width / 2, y, ink, "middle") if width >= len(symbol) * 10 else ""
-        return _box(x, y, width, BLOCK, fill) + letter
+    def block(group: str, x: float, y: float, width: float) -> str:
+        """One sub-block; the branches of a parallel group stand above each other."""
+        symbols = branches(group)
+        high = BLOCK / len(symbols)
+        boxes = "".join(
+            _box(x, y + row * high, width, high, COLOURS[symbol[0]][dark])
+            for row, symbol in enumerate(symbols)
+        )
+        if len(symbols) > 1 or width < len(group) * 10:
+            return boxes
+        return boxes + _text(group, x + width / 2, y, ink, "middle")
 
     drawn: list[str] = []
     index = 0
     for column, layer in enumerate(layers):
         for symbol in layer:
-            x, y = column * pitch, ROW * (symbol[0] in FEED_FORWARD)
+            x, y = column * pitch, ROW * is_feed_forward(symbol)
             drawn.append(block(symbol, x, y, pitch - GAP))
             if index in in_fp8:
                 drawn.append(_box(x, y + BLOCK + GAP, pitch - GAP, BAR, text))
             index += 1
     x, y = 0.0, 2 * ROW + 8
     for symbol, times in Counter(architecture.symbols).items():
-        label = f"{times} × {SYMBOLS[symbol[0]]}"
+        meaning = " | ".join(SYMBOLS[branch[0]] for branch in branches(symbol))
+        label = f"{times} × {meaning}"
         drawn += [block(symbol, x, y, BLOCK), _text(label, x + BLOCK + 8, y, text)]
         x += BLOCK + 32 + LETTER * len(label)
     if in_fp8 - {None}:

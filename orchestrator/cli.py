@@ -8,14 +8,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ..search_space.accounting import StateFormat
+    from ..search_space.operators import NumberFormat
     from ..search_space.space import SearchSpace
+    from .atlas import View
     from .search import Run
     from .store import Store, Study
 
@@ -30,6 +33,8 @@ app = typer.Typer(
 )
 space_app = typer.Typer(help="Search spaces.", no_args_is_help=True)
 app.add_typer(space_app, name="space")
+atlas_app = typer.Typer(help="Published architectures.", no_args_is_help=True)
+app.add_typer(atlas_app, name="atlas")
 
 StoreOption = Annotated[
     str,
@@ -45,6 +50,16 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Trials at once; default: a CPU each.")
 ]
 GpusOption = Annotated[float, typer.Option(min=0, help="GPUs a trial takes, parts allowed.")]
+ContextOption = Annotated[
+    int | None, typer.Option(min=1, max=1_000_000_000, help="Tokens that a sequence holds.")
+]
+BatchOption = Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Sequences at once.")]
+KvOption = Annotated[
+    Literal["bf16", "fp8", "int8"] | None,
+    typer.Option(help="Of keys and values; default: as planned."),
+]
+StateOption = Annotated[Literal["fp32", "bf16"], typer.Option(help="Of recurrent states.")]
+MtpOption = Annotated[bool, typer.Option("--mtp", help="Count the MTP modules too.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document, for machines.")]
 
 
@@ -184,24 +199,25 @@ def show(
 
 @app.command()
 def compare(
-    keys: Annotated[list[str], typer.Argument(help="Keys, or YAML files of architectures.")],
+    names: Annotated[list[str], typer.Argument(help="Keys, published models, YAML files.")],
+    context: ContextOption = None,
+    batch: BatchOption = None,
+    target: Annotated[str | None, typer.Option(help="GPU; default: each one's own.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Architectures side by side: what differs, and every number that two of them share."""
-    from . import text
-    from .export import best_known, read_config
+    """Architectures side by side: what differs, and every number that two of them share.
 
-    columns = []
-    for key in keys:
-        if Path(key).suffix in (".yaml", ".yml"):
-            columns.append(text.column_of_file(read_config(Path(key)), Path(key).name))
-            continue
-        with _existing(store) as opened:
-            architecture = opened.architecture(key)
-            _, report = best_known(opened, key)
-        column = text.Column(name=report.key, architecture=architecture, report=report)
-        columns.append(column)
+    With --context or --batch, costs are estimated at that point instead of the default workload.
+    """
+    from ..profilers.device import device
+    from . import text
+    from .named import column, named
+
+    if target is not None:
+        device(target)
+    found = [named(name, lambda: _existing(store)) for name in names]
+    columns = [column(one, target=target, context=context, batch=batch) for one in found]
     _out({"architectures": [c.plain() for c in columns]}, as_json, text.compare(columns))
 
 
@@ -224,8 +240,9 @@ def export(
 
 @app.command()
 def profile(
-    file: Annotated[Path, typer.Argument(help="An exported config, or a bare architecture.")],
+    name: Annotated[str, typer.Argument(help="A YAML file, a key, or a published model.")],
     target: Annotated[str | None, typer.Option(help="GPU; default: the file's.")] = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Build, train and time the twin, count and estimate the architecture: all from one file."""
@@ -235,18 +252,56 @@ def profile(
     from ..profilers.profile import profile as profiled
     from ..profilers.report import Failure
     from . import text
-    from .export import read_config
+    from .named import named
 
-    config = read_config(file)
+    config = named(name, lambda: _existing(store)).config
     plan = config.profile.model_copy(update={"target": target}) if target else config.profile
     device(plan.target)
     torch.set_num_threads(1)  # as in a search, so that the numbers are the same
     answer = profiled(config.architecture, plan, seed=config.seed)
     if isinstance(answer, Failure):
-        print(f"{file}: {answer.kind} in stage {answer.stage}: {answer.reason}", file=sys.stderr)
+        print(f"{name}: {answer.kind} in stage {answer.stage}: {answer.reason}", file=sys.stderr)
         raise typer.Exit(1)
     plain = {**answer.plain(), "architecture": config.architecture.plain()}
     _out(plain, as_json, text.report(config.architecture, answer))
+
+
+@atlas_app.command("list")
+def atlas_list(
+    context: ContextOption = None,
+    batch: BatchOption = None,
+    kv: KvOption = None,
+    state: StateOption = "fp32",
+    mtp: MtpOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Every published architecture with its counts, caches and layers."""
+    from ..search_space import published
+    from . import atlas
+
+    view = _view(context, batch, kv, state, mtp=mtp)
+    entries = {name: published.entry(name) for name in published.names()}
+    plain = [atlas.plain_entry(name, entry, view) for name, entry in entries.items()]
+    _out({"models": plain}, as_json, atlas.table(entries, view))
+
+
+@atlas_app.command("show")
+def atlas_show(
+    name: Annotated[str, typer.Argument(help="Of a published model, as `atlas list` prints it.")],
+    context: ContextOption = None,
+    batch: BatchOption = None,
+    kv: KvOption = None,
+    state: StateOption = "fp32",
+    mtp: MtpOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """One published architecture: its blocks, its counts and what verifies them."""
+    from ..search_space import published
+    from . import atlas
+
+    view, entry = _view(context, batch, kv, state, mtp=mtp), published.entry(name)
+    found = published.find(name) or name
+    _out(atlas.plain_entry(found, entry, view), as_json, atlas.entry_text(found, entry, view))
 
 
 @space_app.command("check")
@@ -292,6 +347,19 @@ def dashboard(
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     raise typer.Exit(ended.returncode)
+
+
+def _view(
+    context: int | None,
+    batch: int | None,
+    kv: "NumberFormat | None",
+    state: "StateFormat",
+    *,
+    mtp: bool,
+) -> "View":
+    from .atlas import View
+
+    return View(context=context or 131_072, batch=batch or 1, kv=kv, state=state, mtp=mtp)
 
 
 def _how(address: str | None, workers: int | None, gpus: float, seconds: float | None) -> "Run":
@@ -360,4 +428,4 @@ def _out(plain: dict[str, Any], as_json: bool, table: "RenderableType") -> None:
         return
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe cuts nothing off
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a pipe cuts nothing off

@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 from ..search_space.architecture import Architecture
 from ..search_space.domain import Choices, Domain, LogRange
 from ..search_space.space import Refused, SearchSpace
+from ..search_space.warm_start import starts
 
 STARTUP_TRIALS = 10
 # Past this many trials the sampler sees the latest ones only: TPE's cost grows with history
@@ -64,15 +65,19 @@ class Sampler:
         ]
         self.study = self._empty()
         self.asked: dict[int, optuna.Trial] = {}
+        self.starts = starts(space)
 
     def suggest(self, number: int, *, explore: bool = False) -> Suggestion:
         """The candidate of a number; a refused one is told to Optuna at once.
 
-        With `explore` it is drawn at random, whatever was learnt.
+        The first numbers are those of the space's warm starts. With `explore` a later one is drawn
+        at random, whatever was learnt.
         """
         of_number = _seed_of(self.seed, number)
         random_sampler = optuna.samplers.RandomSampler(seed=of_number)
         self.study.sampler = random_sampler if explore else _tpe(of_number)
+        if number < len(self.starts):
+            self.study.enqueue_trial(self._labelled(self.starts[number].parameters))
         trial = self.study.ask()
         drawn: dict[str, Any] = {}
 
@@ -108,9 +113,7 @@ class Sampler:
 
     def expect(self, number: int, parameters: dict[str, Any]) -> None:
         """Ask again for a candidate whose trial was cut off; its outcome will be told."""
-        self.study.enqueue_trial(
-            {name: _label(self.space.domains[name], value) for name, value in parameters.items()}
-        )
+        self.study.enqueue_trial(self._labelled(parameters))
         trial = self.study.ask()
         for name in parameters:
             _suggest(trial, name, self.space.domains[name])
@@ -132,6 +135,9 @@ class Sampler:
                     constraints={LEGAL: 1.0} if outcome.refused else outcome.violation,
                 )
             )
+
+    def _labelled(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return {n: _label(self.space.domains[n], value) for n, value in parameters.items()}
 
     def _empty(self) -> optuna.Study:
         return optuna.create_study(directions=self.directions, pruner=optuna.pruners.NopPruner())

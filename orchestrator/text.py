@@ -9,12 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..profilers.known import known_before_training
 from ..profilers.report import Measurement, Report
 from ..search_space.architecture import Architecture
 from ..search_space.metrics import METRICS, split
 from ..search_space.space import Sample, SearchSpace
-from .export import Exported
+from ..search_space.warm_start import starts
 from .pareto import knee
 from .store import FrontStep, Store, Study, Trial
 
@@ -255,7 +254,7 @@ def block_lines(architecture: Architecture) -> list[str]:
     """Each block on a line, what is at its default left out."""
     lines = []
     for symbol, block in architecture.blocks.items():
-        fields = block.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
+        fields = _flat(block.model_dump(mode="json", exclude={"kind"}))
         lines.append(f"{symbol} {block.kind}: " + ", ".join(f"{k} {v}" for k, v in fields.items()))
     return lines
 
@@ -270,13 +269,6 @@ class Column:
 
     def plain(self) -> dict[str, Any]:
         return {"name": self.name, "architecture": self.architecture.plain(), **self.report.plain()}
-
-
-def column_of_file(config: Exported, name: str) -> Column:
-    """A file's architecture with what is known of it without training."""
-    known = known_before_training(config.architecture, config.profile)
-    report_ = Report(key=config.key, measurements=known)
-    return Column(name=name, architecture=config.architecture, report=report_)
 
 
 def compare(columns: Sequence[Column]) -> RenderableType:
@@ -326,6 +318,12 @@ def space(checked: SearchSpace, drawn: Sample) -> RenderableType:
         Text(f"  {count} refused by {law}: {drawn.reasons[law]}")
         for law, count in drawn.refused.most_common()
     ]
+    for start in starts(checked):
+        if start.architecture:
+            near = f"{start.architecture.key}  {start.architecture.pattern}"
+            lines.append(Text(f"starts near {start.name}: {near}"))
+        else:
+            lines.append(Text(f"cannot start near {start.name}: {start.refusal}"))
     if drawn.legal:
         example = drawn.legal[0]
         lines += [Text(), Text(f"for example {example.key}  {example.pattern}")]

@@ -139,7 +139,9 @@ class Body:
 class Architecture(Terse):
     """A language model. `key` identifies it: the hash of its canonical form, name aside.
 
-    Blocks that the MTP modules or the encoder use stand in `blocks` beside those of the decoder.
+    Blocks that the MTP modules or the encoder use stand in `blocks` beside those of the decoder. A
+    file may also give `n_layers`, by either count (layers, or sub-blocks as Nemotron-H counts): it
+    is held against the pattern and not kept.
     Scales multiply: the embedding, the logits; `final_logit_softcap` c gives c * tanh(logits / c).
     """
 
@@ -166,7 +168,7 @@ class Architecture(Terse):
     @model_validator(mode="before")
     @classmethod
     def _canonical_patterns(cls, data: Any) -> Any:
-        return _with_canonical_patterns(data, inner=("mtp", "encoder"))
+        return _without_n_layers(_with_canonical_patterns(data, inner=("mtp", "encoder")))
 
     @model_validator(mode="after")
     def _laws(self) -> Self:
@@ -292,6 +294,23 @@ def _with_canonical_patterns(data: Any, inner: tuple[str, ...] = ()) -> Any:
     if isinstance(pattern := data.get("pattern"), str):
         parts["pattern"] = notation.compress(notation.unroll(pattern))
     return {**data, **parts}
+
+
+def _without_n_layers(data: Any) -> Any:
+    if (
+        not isinstance(data, dict)
+        or "n_layers" not in data
+        or not isinstance(data.get("pattern"), str)
+    ):
+        return data
+    groups = notation.unroll(data["pattern"])
+    layers = len(notation.units(groups))
+    if data["n_layers"] not in (layers, len(groups)):
+        raise ValueError(
+            f"n_layers must be that of the pattern, {layers} layers or {len(groups)} sub-blocks, "
+            f"got n_layers={data['n_layers']!r}"
+        )
+    return {name: value for name, value in data.items() if name != "n_layers"}
 
 
 def architecture_from(document: Document) -> Architecture:

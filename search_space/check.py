@@ -15,6 +15,7 @@ from .laws import parse_law
 from .layout import Layout
 from .metrics import METRICS, split
 from .pattern import PatternError, unroll
+from .published import find, names
 from .space import FREE, LAYOUT_ORDER, SearchSpace, SpaceFile, sample
 
 _PROBE_DRAWS = 64
@@ -237,6 +238,10 @@ def _check_names(document: Document, file: SpaceFile) -> None:
             raise document.error(path, f"profile.workloads has no {workload!r}{near}")
         if path[0] == "objectives" and METRICS[name].better is None:
             raise document.error(path, f"{name} has no better side: it is shown, not optimised")
+    for index, name in enumerate(file.warm_start):
+        if find(name) is None:
+            near = nearest(name, names())
+            raise document.error(("warm_start", index), f"the atlas has no {name!r}{near}")
     if len(set(file.objectives)) < len(file.objectives):
         raise document.error(
             ("objectives",), f"objectives must differ, got {list(file.objectives)}"

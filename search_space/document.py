@@ -62,8 +62,12 @@ class Document:
         where = tuple(path)
         while where and where not in self.lines:
             where = where[:-1]
-        field = ".".join(str(part) for part in path) or "document"
+        field = ".".join(_on_one_line(str(part)) for part in path) or "document"
         return InputError(f"{self.source}:{self.lines.get(where, 1)}: {field}: {law}")
+
+
+def _on_one_line(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
 
 
 def read_document(path: Path) -> Document:

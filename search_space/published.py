@@ -8,10 +8,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from .accounting import StateFormat, cache_bytes, parameters
 from .architecture import Architecture
 from .document import InputError, Record, nearest, parse_document, validate
+from .operators import NumberFormat
 
 
 class Stated(Record):
@@ -22,23 +24,28 @@ class Stated(Record):
     source: str
 
 
-class Reference(Record):
-    """Figures reached without our formulas; null where none could be verified.
+class Figures(Record):
+    """What an architecture counts to; caches in BF16 and recurrent states in fp32 unless said."""
 
-    `verified_by`: a public model class counted on the meta device, the tensors of the real
-    checkpoint, or another closed formula. Cache figures are in BF16, recurrent states in fp32.
-    """
-
-    verified_by: tuple[Literal["model class", "checkpoint", "formula"], ...] = ()
     total: PositiveInt | None = None
     active: PositiveInt | None = None
     active_no_input_embedding: PositiveInt | None = None
     active_no_embeddings: PositiveInt | None = None
-    mtp: PositiveInt | None = None
-    kv_bytes_per_token: NonNegativeInt | None = None
-    index_bytes_per_token: NonNegativeInt | None = None
+    mtp: PositiveInt | None = None  # the parameters of all MTP modules
+    kv_bytes_per_token: NonNegativeInt | NonNegativeFloat | None = None
+    index_bytes_per_token: NonNegativeInt | NonNegativeFloat | None = None
     windowed_kv_bytes_cap: NonNegativeInt | None = None
     state_bytes_per_sequence: NonNegativeInt | None = None
+
+
+class Reference(Figures):
+    """Figures reached without our formulas; null where none could be verified.
+
+    `verified_by`: a public model class counted on the meta device, the tensors of the real
+    checkpoint, or another closed formula.
+    """
+
+    verified_by: tuple[Literal["model class", "checkpoint", "formula"], ...] = ()
 
 
 class Entry(Record):
@@ -56,6 +63,20 @@ class Entry(Record):
     sources: tuple[str, ...]
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+
+
+def figures(
+    architecture: Architecture,
+    *,
+    kv: NumberFormat | None = "bf16",
+    state: StateFormat = "fp32",
+    mtp: bool = False,
+) -> Figures:
+    """The figures by our formulas; `kv`, `state` and `mtp` bear on the caches."""
+    counts = parameters(architecture)
+    caches = cache_bytes(architecture, kv=kv, state=state, mtp=mtp)
+    modules = parameters(architecture, mtp=True).total - counts.total
+    return Figures(mtp=modules or None, **vars(counts), **vars(caches))
 
 
 _FOLDER = files("archfront.search_space").joinpath("atlas")

@@ -63,6 +63,7 @@ class SpaceFile(Record):
     budget: Budget | None = None
     objectives: tuple[str, ...] = Field(min_length=1, max_length=4)
     constraints: dict[str, Bound] = {}
+    warm_start: tuple[str, ...] = ()  # published architectures that the first trials are near
     profile: Plan = Plan()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
+from archfront.search_space.accounting import flops_per_token, parameters, placed_weights
 from archfront.search_space.architecture import Architecture, architecture_from, to_yaml
 from archfront.search_space.document import InputError, parse_document
 
@@ -80,3 +81,38 @@ def test_a_misspelt_field_is_told_with_its_line_and_nearest_name() -> None:
     ) as told:
         architecture_from(parse_document(text, source="a.yaml"))
     assert len(str(told.value).splitlines()) == 2  # width is missing as well
+
+
+def test_a_count_of_layers_is_held_against_the_pattern(architecture: Make) -> None:
+    assert architecture("*-*-", n_layers=2).key == architecture("*-*-", n_layers=4).key
+    with pytest.raises(ValidationError, match="2 layers or 4 sub-blocks, got n_layers=3"):
+        architecture("*-*-", n_layers=3)
+
+
+def test_a_shared_block_is_counted_once_and_worked_each_time(architecture: Make) -> None:
+    alone, shared = (
+        architecture("*-*-*-", blocks={"-": {"kind": "ffn", "width": 96, "copies": copies}})
+        for copies in (None, 1)
+    )
+    a_block = 3 * 64 * 96
+    assert parameters(alone).total - parameters(shared).total == 2 * a_block
+    assert flops_per_token(alone, 100) == flops_per_token(shared, 100)
+    placed = sum(p.weight.total_count for p in placed_weights(shared))
+    assert placed == parameters(shared).total
+
+
+def test_branches_are_counted_like_blocks_with_what_joins_them(architecture: Make) -> None:
+    one = parameters(architecture("*-")).total + parameters(architecture("M-")).total
+    outer = parameters(architecture("-")).total + 64  # table, head, last norm, feed-forward; a norm
+    joined = architecture("[*|M]-", joins={"[*|M]": {"fusion": "mean", "branch_gates": True}})
+    assert parameters(joined).total == one - outer + 2 * 64
+
+
+def test_a_join_of_what_is_not_there_is_refused(architecture: Make) -> None:
+    with pytest.raises(ValidationError, match="joins names"):
+        architecture("*-", joins={"[*|M]": {}})
+
+
+def test_norms_stand_as_their_layers_mixer_says(architecture: Make) -> None:
+    made = architecture("G-*-", norm={"of_mixer": {"*": "post"}})
+    assert [made.norm_placement(index) for index in range(4)] == ["pre", "pre", "post", "post"]
