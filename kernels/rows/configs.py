@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from ..configs import ARCHS, require_arch
 from ..laws import Unsupported
 
+RESIDENT_WARPS = 32  # of one multiprocessor, where programs walk rows: half of what it can hold
+TILES_PER_PROGRAM = 8  # at least, there: what a program leaves behind is small beside what it read
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowConfig:
@@ -18,37 +21,52 @@ class RowConfig:
 # kernel -> one Config per width class, narrowest first. Eight to sixteen elements a thread keep the
 # loads at 16 bytes. The norm's backward holds four tiles at once and spills beyond 8192 columns,
 # with 8, 16 and 32 warps alike.
+NARROW = (
+    RowConfig(block=64, rows=16, warps=4),
+    RowConfig(block=128, rows=8, warps=4),
+    RowConfig(block=256, rows=4, warps=4),
+    RowConfig(block=512, rows=2, warps=4),
+    RowConfig(block=1024, rows=1, warps=4),
+)
+FORWARD = (
+    *NARROW,
+    RowConfig(block=2048, rows=1, warps=4),
+    RowConfig(block=4096, rows=1, warps=8),
+    RowConfig(block=8192, rows=1, warps=16),
+)
+BACKWARD = (
+    *NARROW,
+    RowConfig(block=2048, rows=1, warps=8),
+    RowConfig(block=4096, rows=1, warps=8),
+    RowConfig(block=8192, rows=1, warps=16),
+)
 EVERYWHERE = {
-    "rms_norm_forward": (
+    "rms_norm_forward": (*FORWARD, RowConfig(block=16384, rows=1, warps=32)),
+    "rms_norm_backward": BACKWARD,
+    "gated_rms_norm_forward": FORWARD,
+    "gated_rms_norm_backward": BACKWARD,
+    "l2_norm": NARROW,
+    "glu": NARROW,
+    # of one head the pairs, of heads and tokens together the rows
+    "rope": (
+        RowConfig(block=16, rows=64, warps=4),
+        RowConfig(block=32, rows=32, warps=4),
         RowConfig(block=64, rows=16, warps=4),
         RowConfig(block=128, rows=8, warps=4),
         RowConfig(block=256, rows=4, warps=4),
-        RowConfig(block=512, rows=2, warps=4),
-        RowConfig(block=1024, rows=1, warps=4),
-        RowConfig(block=2048, rows=1, warps=4),
-        RowConfig(block=4096, rows=1, warps=8),
-        RowConfig(block=8192, rows=1, warps=16),
-        RowConfig(block=16384, rows=1, warps=32),
-    ),
-    "rms_norm_backward": (
-        RowConfig(block=64, rows=16, warps=4),
-        RowConfig(block=128, rows=8, warps=4),
-        RowConfig(block=256, rows=4, warps=4),
-        RowConfig(block=512, rows=2, warps=4),
-        RowConfig(block=1024, rows=1, warps=4),
-        RowConfig(block=2048, rows=1, warps=8),
-        RowConfig(block=4096, rows=1, warps=8),
-        RowConfig(block=8192, rows=1, warps=16),
-    ),
-    "swiglu": (
-        RowConfig(block=64, rows=16, warps=4),
-        RowConfig(block=128, rows=8, warps=4),
-        RowConfig(block=256, rows=4, warps=4),
-        RowConfig(block=512, rows=2, warps=4),
-        RowConfig(block=1024, rows=1, warps=4),
     ),
 }
 TABLE = {(arch, kernel): classes for arch in ARCHS for kernel, classes in EVERYWHERE.items()}
+
+# kernel -> its one tile, which cuts the rows of every width. The convolution's backward holds 14
+# tokens of x and 11 of dy at once: two elements a thread.
+CUT_EVERYWHERE = {
+    "short_conv_forward": RowConfig(block=128, rows=16, warps=4),
+    "short_conv_backward": RowConfig(block=64, rows=8, warps=8),  # rows: segments of tokens
+    "short_conv_step": RowConfig(block=256, rows=4, warps=4),
+    "cross_entropy": RowConfig(block=4096, rows=1, warps=8),
+}
+CUT = {(arch, kernel): tile for arch in ARCHS for kernel, tile in CUT_EVERYWHERE.items()}
 
 
 def config_for(arch: str, kernel: str, width: int) -> RowConfig:
@@ -59,3 +77,14 @@ def config_for(arch: str, kernel: str, width: int) -> RowConfig:
             return config
     widest = TABLE[arch, kernel][-1].block
     raise Unsupported(f"{kernel} needs width <= {widest} on {arch}, got width={width}")
+
+
+def tile_for(arch: str, kernel: str) -> RowConfig:
+    require_arch(arch)
+    return CUT[arch, kernel]
+
+
+def walking_programs(arch: str, config: RowConfig, num_rows: int) -> int:
+    """How many programs share the rows, where each walks many and leaves its own partial sum."""
+    resident = ARCHS[arch].multiprocessors * RESIDENT_WARPS // config.warps
+    return max(1, min(resident, num_rows // (TILES_PER_PROGRAM * config.rows)))

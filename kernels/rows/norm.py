@@ -1,7 +1,9 @@
 """RMS normalisation of rows in Triton, with or without a residual added first.
 
-The meaning is `rms_norm` and `add_rms_norm` in reference.py. Shapes: M rows, D width, P programs.
+The meaning is `rms_norm` and `add_rms_norm` in reference.py.
 """
+
+# M tokens, H heads, R = M H rows, D width, P programs
 
 # Triton takes an annotation on a kernel's argument for its type at run time.
 # pyright: reportMissingParameterType=false
@@ -13,14 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..configs import ARCHS, arch_of
+from ..configs import arch_of
 from ..launch import Launch, require_device, run
 from ..laws import as_rows, needs_gradient, require, require_float, require_like
-from .configs import config_for
+from .configs import config_for, walking_programs
+from .heads import as_heads, row_start
 
 WIDEST = 16_384  # a whole row stays in the registers of one program,
 WIDEST_WITH_GRADIENT = 8192  # where the backward needs four times as many
-PROGRAMS_PER_MULTIPROCESSOR = 2  # of the backward: one loads while the other reduces
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -31,7 +33,9 @@ def rms_norm_forward(
     y_ptr,
     summed_ptr,
     rstd_ptr,
+    heads,
     x_stride,
+    x_head_stride,
     residual_stride,
     num_rows,
     width,
@@ -46,11 +50,13 @@ def rms_norm_forward(
     With ADD, summed = x + residual, as rounded for the store, takes the place of x.
     Bytes per row, b to an element: 2 b D + 4, with ADD 4 b D + 4; the weight stays in the L2.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     col = tl.arange(0, BLOCK)[None, :]
     inside = (row < num_rows) & (col < width)
 
-    x = tl.load(x_ptr + row * x_stride + col, mask=inside, other=0.0).to(tl.float32)
+    x_ptr += row_start(row, heads, x_stride, x_head_stride)
+    row = row.to(tl.int64)
+    x = tl.load(x_ptr + col, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         residual = tl.load(residual_ptr + row * residual_stride + col, mask=inside, other=0.0)
         summed = (x + residual.to(tl.float32)).to(summed_ptr.dtype.element_ty)
@@ -75,7 +81,9 @@ def rms_norm_backward(
     rstd_ptr,
     dx_ptr,
     dweight_ptr,
+    heads,
     x_stride,
+    x_head_stride,
     num_rows,
     rows_per_program,
     width,
@@ -90,7 +98,7 @@ def rms_norm_backward(
     A program walks rows_per_program rows and leaves its own partial dw, so no order is left to
     chance. Bytes per row, b to an element: 3 b D + 4, with ADD 4 b D + 4; 4 D per program for dw.
     """
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     col = tl.arange(0, BLOCK)[None, :]
     w = tl.load(weight_ptr + col, mask=col < width, other=0.0).to(tl.float32)
     if ZERO_CENTERED:
@@ -100,7 +108,9 @@ def rms_norm_backward(
     for start in range(0, rows_per_program, ROWS):
         row = program * rows_per_program + start + tl.arange(0, ROWS)[:, None]
         inside = (row < num_rows) & (col < width)
-        x = tl.load(x_ptr + row * x_stride + col, mask=inside, other=0.0).to(tl.float32)
+        start_of_x = row_start(row, heads, x_stride, x_head_stride)
+        row = row.to(tl.int64)
+        x = tl.load(x_ptr + start_of_x + col, mask=inside, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + row * width + col, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row, mask=row < num_rows, other=0.0)
 
@@ -116,39 +126,37 @@ def rms_norm_backward(
     tl.store(dweight_ptr + program * width + col, dw, mask=col < width)
 
 
-def backward_programs(arch: str, num_rows: int) -> int:
-    return max(1, min(num_rows, PROGRAMS_PER_MULTIPROCESSOR * ARCHS[arch].multiprocessors))
-
-
 def forward_launch(
     arch: str,
-    x_MD: Tensor,
-    residual_MD: Tensor | None,
+    x_MHD: Tensor,
+    residual_RD: Tensor | None,
     weight_D: Tensor,
-    y_MD: Tensor,
-    summed_MD: Tensor | None,
-    rstd_M: Tensor,
+    y_RD: Tensor,
+    summed_RD: Tensor | None,
+    rstd_R: Tensor,
     eps: float,
     zero_centered: bool,
 ) -> Launch:
-    num_rows, width = x_MD.shape
+    num_rows, width = y_RD.shape
     config = config_for(arch, "rms_norm_forward", width)
     return Launch(
         kernel=rms_norm_forward,
         grid=(triton.cdiv(num_rows, config.rows),),
         arguments={
-            "x_ptr": x_MD,
-            "residual_ptr": residual_MD,
+            "x_ptr": x_MHD,
+            "residual_ptr": residual_RD,
             "weight_ptr": weight_D,
-            "y_ptr": y_MD,
-            "summed_ptr": summed_MD,
-            "rstd_ptr": rstd_M,
-            "x_stride": x_MD.stride(0),
-            "residual_stride": 0 if residual_MD is None else residual_MD.stride(0),
+            "y_ptr": y_RD,
+            "summed_ptr": summed_RD,
+            "rstd_ptr": rstd_R,
+            "heads": x_MHD.shape[1],
+            "x_stride": x_MHD.stride(0),
+            "x_head_stride": x_MHD.stride(1),
+            "residual_stride": 0 if residual_RD is None else residual_RD.stride(0),
             "num_rows": num_rows,
             "width": width,
             "eps": eps,
-            "ADD": residual_MD is not None,
+            "ADD": residual_RD is not None,
             "ZERO_CENTERED": zero_centered,
             "ROWS": config.rows,
             "BLOCK": config.block,
@@ -157,18 +165,26 @@ def forward_launch(
     )
 
 
+def partial_sums(arch: str, x_MHD: Tensor) -> Tensor:
+    """Memory for the weight's gradient, a row for each program of the backward."""
+    tokens, heads, width = x_MHD.shape
+    config = config_for(arch, "rms_norm_backward", width)
+    programs = walking_programs(arch, config, tokens * heads)
+    return x_MHD.new_empty(programs, width, dtype=torch.float32)
+
+
 def backward_launch(
     arch: str,
-    dy_MD: Tensor,
-    dsummed_MD: Tensor | None,
-    x_MD: Tensor,
+    dy_RD: Tensor,
+    dsummed_RD: Tensor | None,
+    x_MHD: Tensor,
     weight_D: Tensor,
-    rstd_M: Tensor,
-    dx_MD: Tensor,
+    rstd_R: Tensor,
+    dx_RD: Tensor,
     dweight_PD: Tensor,
     zero_centered: bool,
 ) -> Launch:
-    num_rows, width = x_MD.shape
+    num_rows, width = dx_RD.shape
     programs = dweight_PD.shape[0]
     config = config_for(arch, "rms_norm_backward", width)
     tiles_per_program = triton.cdiv(num_rows, programs * config.rows)
@@ -176,18 +192,20 @@ def backward_launch(
         kernel=rms_norm_backward,
         grid=(programs,),
         arguments={
-            "dy_ptr": dy_MD,
-            "dsummed_ptr": dsummed_MD,
-            "x_ptr": x_MD,
+            "dy_ptr": dy_RD,
+            "dsummed_ptr": dsummed_RD,
+            "x_ptr": x_MHD,
             "weight_ptr": weight_D,
-            "rstd_ptr": rstd_M,
-            "dx_ptr": dx_MD,
+            "rstd_ptr": rstd_R,
+            "dx_ptr": dx_RD,
             "dweight_ptr": dweight_PD,
-            "x_stride": x_MD.stride(0),
+            "heads": x_MHD.shape[1],
+            "x_stride": x_MHD.stride(0),
+            "x_head_stride": x_MHD.stride(1),
             "num_rows": num_rows,
             "rows_per_program": tiles_per_program * config.rows,
             "width": width,
-            "ADD": dsummed_MD is not None,
+            "ADD": dsummed_RD is not None,
             "ZERO_CENTERED": zero_centered,
             "ROWS": config.rows,
             "BLOCK": config.block,
@@ -198,102 +216,112 @@ def backward_launch(
 
 @torch.library.custom_op("archfront::rms_norm", mutates_args=())
 def rms_norm_op(
-    x_MD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
+    x_MHD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor]:
-    y_MD, rstd_M = _rms_norm_outputs(x_MD, weight_D, eps, zero_centered)
-    arch = arch_of(x_MD.device)
-    run(forward_launch(arch, x_MD, None, weight_D, y_MD, None, rstd_M, eps, zero_centered), x_MD)
-    return y_MD, rstd_M
+    y_RD, rstd_R = _rms_norm_outputs(x_MHD, weight_D, eps, zero_centered)
+    arch = arch_of(x_MHD.device)
+    run(forward_launch(arch, x_MHD, None, weight_D, y_RD, None, rstd_R, eps, zero_centered), x_MHD)
+    return y_RD, rstd_R
 
 
 @rms_norm_op.register_fake
 def _rms_norm_outputs(
-    x_MD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
+    x_MHD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor]:
-    return x_MD.new_empty(x_MD.shape), x_MD.new_empty(x_MD.shape[:1], dtype=torch.float32)
+    tokens, heads, width = x_MHD.shape
+    y_RD = x_MHD.new_empty(tokens * heads, width)
+    return y_RD, y_RD.new_empty(tokens * heads, dtype=torch.float32)
 
 
 @torch.library.custom_op("archfront::add_rms_norm", mutates_args=())
 def add_rms_norm_op(
-    x_MD: Tensor, residual_MD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
+    x_MHD: Tensor, residual_RD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y_MD, summed_MD, rstd_M = _add_rms_norm_outputs(x_MD, residual_MD, weight_D, eps, zero_centered)
-    arch = arch_of(x_MD.device)
-    launch = forward_launch(
-        arch, x_MD, residual_MD, weight_D, y_MD, summed_MD, rstd_M, eps, zero_centered
+    y_RD, summed_RD, rstd_R = _add_rms_norm_outputs(
+        x_MHD, residual_RD, weight_D, eps, zero_centered
     )
-    run(launch, x_MD)
-    return y_MD, summed_MD, rstd_M
+    launch = forward_launch(
+        arch_of(x_MHD.device),
+        x_MHD,
+        residual_RD,
+        weight_D,
+        y_RD,
+        summed_RD,
+        rstd_R,
+        eps,
+        zero_centered,
+    )
+    run(launch, x_MHD)
+    return y_RD, summed_RD, rstd_R
 
 
 @add_rms_norm_op.register_fake
 def _add_rms_norm_outputs(
-    x_MD: Tensor, residual_MD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
+    x_MHD: Tensor, residual_RD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y_MD, rstd_M = _rms_norm_outputs(x_MD, weight_D, eps, zero_centered)
-    return y_MD, x_MD.new_empty(x_MD.shape), rstd_M
+    y_RD, rstd_R = _rms_norm_outputs(x_MHD, weight_D, eps, zero_centered)
+    return y_RD, torch.empty_like(y_RD), rstd_R
 
 
 @torch.library.custom_op("archfront::rms_norm_backward", mutates_args=())
 def rms_norm_backward_op(
-    dy_MD: Tensor,
-    dsummed_MD: Tensor | None,
-    x_MD: Tensor,
+    dy_RD: Tensor,
+    dsummed_RD: Tensor | None,
+    x_MHD: Tensor,
     weight_D: Tensor,
-    rstd_M: Tensor,
+    rstd_R: Tensor,
     zero_centered: bool,
 ) -> tuple[Tensor, Tensor]:
-    num_rows, width = x_MD.shape
-    arch = arch_of(x_MD.device)
-    programs = backward_programs(arch, num_rows)
-    dx_MD = x_MD.new_empty(x_MD.shape)
-    dweight_PD = x_MD.new_empty(programs, width, dtype=torch.float32)
+    arch = arch_of(x_MHD.device)
+    dx_RD, dweight_PD = torch.empty_like(dy_RD), partial_sums(arch, x_MHD)
     launch = backward_launch(
-        arch, dy_MD, dsummed_MD, x_MD, weight_D, rstd_M, dx_MD, dweight_PD, zero_centered
+        arch, dy_RD, dsummed_RD, x_MHD, weight_D, rstd_R, dx_RD, dweight_PD, zero_centered
     )
-    run(launch, x_MD)
-    return dx_MD, dweight_PD.sum(0).to(weight_D.dtype)
+    run(launch, x_MHD)
+    return dx_RD, dweight_PD.sum(0).to(weight_D.dtype)
 
 
 @rms_norm_backward_op.register_fake
 def _rms_norm_gradients(
-    dy_MD: Tensor,
-    dsummed_MD: Tensor | None,
-    x_MD: Tensor,
+    dy_RD: Tensor,
+    dsummed_RD: Tensor | None,
+    x_MHD: Tensor,
     weight_D: Tensor,
-    rstd_M: Tensor,
+    rstd_R: Tensor,
     zero_centered: bool,
 ) -> tuple[Tensor, Tensor]:
-    return x_MD.new_empty(x_MD.shape), torch.empty_like(weight_D)
+    return torch.empty_like(dy_RD), torch.empty_like(weight_D)
 
 
 def _save_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x_MD, weight_D, _, ctx.zero_centered = inputs
-    ctx.save_for_backward(x_MD, weight_D, output[1])
+    x_MHD, weight_D, _, ctx.zero_centered = inputs
+    ctx.save_for_backward(x_MHD, weight_D, output[1])
 
 
 def _save_add_rms_norm(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    _, _, weight_D, _, ctx.zero_centered = inputs
-    ctx.save_for_backward(output[1], weight_D, output[2])
+    x_MHD, _, weight_D, _, ctx.zero_centered = inputs
+    ctx.save_for_backward(output[1].view(x_MHD.shape), weight_D, output[2])
 
 
-def _backward_rms_norm(ctx: Any, dy_MD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_rms_norm(ctx: Any, dy_RD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     # autograd may hand over an expanded gradient; the kernel's are contiguous, here and below
-    gradients = rms_norm_backward_op(
-        dy_MD.contiguous(), None, *ctx.saved_tensors, ctx.zero_centered
+    x_MHD = ctx.saved_tensors[0]
+    dx_RD, dweight_D = rms_norm_backward_op(
+        dy_RD.contiguous(), None, *ctx.saved_tensors, ctx.zero_centered
     )
-    return *gradients, None, None
+    return dx_RD.view(x_MHD.shape), dweight_D, None, None
 
 
 def _backward_add_rms_norm(
-    ctx: Any, dy_MD: Tensor, dsummed_MD: Tensor, _: Tensor
+    ctx: Any, dy_RD: Tensor, dsummed_RD: Tensor, _: Tensor
 ) -> tuple[Tensor | None, ...]:
-    dx_MD, dweight_D = rms_norm_backward_op(
-        dy_MD.contiguous(), dsummed_MD.contiguous(), *ctx.saved_tensors, ctx.zero_centered
+    x_MHD = ctx.saved_tensors[0]
+    dx_RD, dweight_D = rms_norm_backward_op(
+        dy_RD.contiguous(), dsummed_RD.contiguous(), *ctx.saved_tensors, ctx.zero_centered
     )
-    return dx_MD, dx_MD, dweight_D, None, None
+    return dx_RD.view(x_MHD.shape), dx_RD, dweight_D, None, None
 
 
 rms_norm_op.register_autograd(_backward_rms_norm, setup_context=_save_rms_norm)
@@ -301,34 +329,38 @@ add_rms_norm_op.register_autograd(_backward_add_rms_norm, setup_context=_save_ad
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool = False) -> Tensor:
-    x_MD = as_rows(x, "x")
-    _require(x_MD, weight, needs_gradient(x, weight))
-    y_MD, _ = rms_norm_op(x_MD, weight, eps, zero_centered)
-    return y_MD.view(x.shape)
+    (x_MHD,) = as_heads(x=x)
+    _require(x_MHD, weight, needs_gradient(x, weight))
+    y_RD, _ = rms_norm_op(x_MHD, weight, eps, zero_centered)
+    return y_RD.view(x.shape)
 
 
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, zero_centered: bool = False
 ) -> tuple[Tensor, Tensor]:
-    x_MD = as_rows(x, "x")
-    _require(x_MD, weight, needs_gradient(x, residual, weight))
+    x_MHD = as_rows(x, "x").unsqueeze(1)
+    _require(x_MHD, weight, needs_gradient(x, residual, weight))
     require_like(residual, x, "residual")
-    residual_MD = as_rows(residual, "residual")
-    y_MD, summed_MD, _ = add_rms_norm_op(x_MD, residual_MD, weight, eps, zero_centered)
-    return y_MD.view(x.shape), summed_MD.view(x.shape)
+    residual_RD = as_rows(residual, "residual")
+    y_RD, summed_RD, _ = add_rms_norm_op(x_MHD, residual_RD, weight, eps, zero_centered)
+    return y_RD.view(x.shape), summed_RD.view(x.shape)
 
 
-def _require(x_MD: Tensor, weight: Tensor, gradient: bool) -> None:
-    width = x_MD.shape[1]
+def _require(x_MHD: Tensor, weight: Tensor, gradient: bool) -> None:
+    width = x_MHD.shape[2]
     widest = WIDEST_WITH_GRADIENT if gradient else WIDEST
-    require_device(x_MD)
-    require_float(x_MD, "x")
+    require_device(x_MHD)
+    require_float(x_MHD, "x")
     law = f"one program holds a whole row: width <= {widest}"
     require(width <= widest, law, width=width, gradient=gradient)
+    require_weight(weight, width, x_MHD)
+
+
+def require_weight(weight: Tensor, width: int, x: Tensor) -> None:
     require_float(weight, "weight")
     require(
-        weight.device == x_MD.device and weight.shape == (width,) and weight.is_contiguous(),
-        f"weight must be contiguous, of shape ({width},), on {x_MD.device}",
+        weight.device == x.device and weight.shape == (width,) and weight.is_contiguous(),
+        f"weight must be contiguous, of shape ({width},), on {x.device}",
         shape=tuple(weight.shape),
         strides=weight.stride(),
         device=weight.device,

@@ -16,10 +16,8 @@ def test_rms_norm_means_its_reference(assert_means, rows, width):
 @pytest.mark.parametrize(("rows", "width"), AWKWARD)
 def test_add_rms_norm_means_its_reference(assert_means, rows, width):
     x, residual = torch.randn(2, rows, width)
-    assert_means(
-        "rows",
-        "add_rms_norm", {"x": x, "residual": residual, "weight": torch.randn(width)}, eps=EPS
-    )
+    inputs = {"x": x, "residual": residual, "weight": torch.randn(width)}
+    assert_means("rows", "add_rms_norm", inputs, eps=EPS)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(7, 60), (33, 128), (7, 1000)])
@@ -47,7 +45,7 @@ def test_a_float32_weight_serves_bfloat16_rows(assert_means):
     assert_means("rows", "rms_norm", {"x": x, "weight": torch.randn(60)}, eps=EPS)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(300, 600), (4300, 20)])
+@pytest.mark.parametrize(("rows", "width"), [(20, 600), (300, 20)])
 def test_a_program_walks_several_tiles_of_rows(assert_means, rows, width):
     inputs = {"x": torch.randn(rows, width), "weight": torch.randn(width)}
     assert_means("rows", "rms_norm", inputs, eps=EPS)
@@ -64,6 +62,12 @@ def test_rows_of_a_wider_projection_are_read_where_they_lie(assert_means):
     x, residual, _ = torch.randn(2, 3, 180).chunk(3, dim=-1)
     inputs = {"x": x, "residual": residual, "weight": torch.randn(60)}
     assert_means("rows", "add_rms_norm", inputs, eps=EPS)
+
+
+def test_the_heads_of_a_wider_projection_are_read_where_they_lie(assert_means):
+    q, _ = torch.randn(2, 3, 180).split([120, 60], dim=-1)
+    inputs = {"x": q.unflatten(-1, (4, 30)), "weight": torch.randn(30)}
+    assert_means("rows", "rms_norm", inputs, eps=EPS)
 
 
 def test_no_rows_give_no_rows_and_no_weight_gradient():
@@ -85,7 +89,7 @@ def test_one_output_may_go_unused():
 
 
 def test_the_operators_keep_torchs_own_rules():
-    x, residual, dy = (torch.randn(7, 60) for _ in range(3))
+    x, residual, dy = torch.randn(7, 1, 60), torch.randn(7, 60), torch.randn(7, 60)
     weight, rstd = torch.randn(60), torch.rand(7)
     torch.library.opcheck(norm.rms_norm_backward_op, (dy, None, x, weight, rstd, False))
     torch.library.opcheck(norm.rms_norm_backward_op, (dy, dy, x, weight, rstd, True))
