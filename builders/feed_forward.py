@@ -1,99 +1,83 @@
-"""Feed-forward bodies: dense, and a mixture of experts with its routing."""
-
-# B batch, T tokens, D model width, N tokens of all sequences, K choices of a token, E experts
+"""Dense feed-forward bodies."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.rows import op as rows
+from ..kernels.rows.reference import Activation as Gate
 from ..search_space.blocks import feed_forward as record
-from ..search_space.blocks.moe import Moe as MoeRecord
-from .body import Body
+from .body import Body, Pass
 from .parts import Parts
+
+GATES: dict[record.Activation, Gate] = {
+    "swiglu": "silu",
+    "geglu": "gelu",
+    "geglu_tanh": "gelu_tanh",
+    "swiglu_oai": "oai",
+}
+SITU_GATE, SITU_UP = 4.0, 25.0  # Kimi-K3's soft bounds of gate and up
 
 
 class Mlp(Body):
     """Up, activation, down. What follows x goes on to the projections: the rows of each expert."""
 
     def __init__(
-        self, activation: record.Activation, make: Callable[..., nn.Module], prefix: str = ""
+        self,
+        activation: record.Activation,
+        limit: float | None,
+        make: Callable[..., nn.Module],
+        prefix: str = "",
     ) -> None:
         super().__init__()
-        self.activation = activation
-        if activation != "relu2":
+        self.activation: record.Activation = activation
+        self.limit = limit
+        if activation not in record.UNGATED:
             self.gate_proj = make(f"{prefix}gate_proj")
         self.up_proj = make(f"{prefix}up_proj")
         self.down_proj = make(f"{prefix}down_proj", to_residual=True)
 
-    def forward(self, x: Tensor, *rows_of_expert: list[int]) -> Tensor:
+    def forward(self, x_BTD: Tensor, run: Pass, cache: Any = None) -> Tensor:
+        return self.feed(x_BTD)
+
+    def feed(self, x: Tensor, *rows_of_expert: list[int]) -> Tensor:
         up = self.up_proj(x, *rows_of_expert)
-        if self.activation == "relu2":
-            return self.down_proj(F.relu(up).square(), *rows_of_expert)
+        if self.activation in record.UNGATED:
+            return self.down_proj(alone(self.activation, up), *rows_of_expert)
         gate = self.gate_proj(x, *rows_of_expert)
-        gated = rows.swiglu(gate, up) if self.activation == "swiglu" else F.gelu(gate) * up
-        return self.down_proj(gated, *rows_of_expert)
+        if self.activation == "situ":
+            hidden = situ(gate, up)
+        else:
+            hidden = rows.glu(gate, up, GATES[self.activation], self.limit)
+        return self.down_proj(hidden, *rows_of_expert)
 
 
 class FeedForward(Mlp):
+    fields = frozenset(record.FeedForward.model_fields)
+
     def __init__(self, block: record.FeedForward, parts: Parts) -> None:
-        super().__init__(block.activation, parts.linear)
+        super().__init__(block.activation, block.limit, parts.linear)
 
 
-class Moe(Body):
-    """Tokens sorted by expert, one product an expert and matrix, weighted sum back in place.
+def alone(activation: record.Activation, up: Tensor) -> Tensor:
+    """An activation without a gate."""
+    match activation:
+        case "relu2":
+            return rows.relu2(up)
+        case "relu":
+            return F.relu(up)
+        case "gelu":
+            return F.gelu(up)
+        case _:
+            return F.silu(up)
 
-    After a forward, `load_E` holds the tokens each expert got and `balance_loss` the loss of
-    Switch Transformers (arXiv 2101.03961, equation 4, over all choices): 1 when balanced.
-    """
 
-    load_E: Tensor
-    balance_loss: Tensor
-    correction_bias: Tensor
-
-    def __init__(self, block: MoeRecord, parts: Parts) -> None:
-        super().__init__()
-        self.block = block
-        self.router = parts.linear("router")
-        self.experts = Mlp(block.activation, parts.stacked, "experts.")
-        self.shared = Mlp(block.activation, parts.linear, "shared.") if block.n_shared else None
-        if block.router == "sigmoid_bias":
-            # fp32 whatever the model has: a step of 0.001 is lost on a bfloat16 above 0.25
-            bias_E = torch.zeros(block.n_experts, device=parts.device, dtype=torch.float32)
-            self.register_buffer("correction_bias", bias_E)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_ND = x_BTD.flatten(0, 1)
-        chosen_NK, share_NK = self._route(x_ND)
-        order = chosen_NK.flatten().argsort(stable=True)
-        rows_ND = x_ND[order // self.block.top_k]
-        mixed_ND = self.experts(rows_ND, self.load_E.tolist())
-        mixed_NKD = mixed_ND[order.argsort()].unflatten(0, chosen_NK.shape)
-        y_ND = (share_NK.to(x_ND.dtype).unsqueeze(1) @ mixed_NKD).squeeze(1)
-        if self.shared is not None:
-            y_ND = y_ND + self.shared(x_ND)
-        return y_ND.view_as(x_BTD)
-
-    def _route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """The experts of each token and their shares, which sum to one."""
-        wide = torch.promote_types(x_ND.dtype, torch.float32)
-        logits_NE = F.linear(x_ND.to(wide), self.router.weight.to(wide))
-        if self.block.router == "softmax":
-            log_score_NE = logits_NE.log_softmax(-1)
-            chosen_NK = log_score_NE.topk(self.block.top_k).indices
-        else:
-            log_score_NE = F.logsigmoid(logits_NE)
-            chosen_NK = (log_score_NE.exp() + self.correction_bias).topk(self.block.top_k).indices
-        share_NK = log_score_NE.gather(-1, chosen_NK).softmax(-1)  # scores over their sum, in logs
-
-        self.load_E = chosen_NK.flatten().bincount(minlength=self.block.n_experts)
-        fraction_E = self.load_E.to(wide) / chosen_NK.numel()
-        self.balance_loss = self.block.n_experts * fraction_E @ log_score_NE.exp().mean(0)
-        return chosen_NK, share_NK
-
-    def rebalance(self, rate: float) -> None:
-        """Move the correction bias of each expert by `rate` towards an equal load (DeepSeek-V3)."""
-        load_E = self.load_E.float()
-        self.correction_bias += rate * torch.sign(load_E.mean() - load_E)
+def situ(gate: Tensor, up: Tensor) -> Tensor:
+    """4 tanh(gate / 4) sigmoid(gate) * 25 tanh(up / 25)."""
+    wide = torch.promote_types(gate.dtype, torch.float32)
+    g, u = gate.to(wide), up.to(wide)
+    bounded = SITU_GATE * torch.tanh(g / SITU_GATE) * g.sigmoid()
+    return (bounded * SITU_UP * torch.tanh(u / SITU_UP)).to(gate.dtype)

@@ -1,6 +1,8 @@
-"""FP8 (e4m3) as plain arithmetic: values rounded as the hardware rounds them, on any device.
+"""Fewer bits as plain arithmetic: values rounded as the hardware rounds them, on any device.
 
-A tile of numbers shares one fp32 scale, amax / 448, so that its largest value meets e4m3's largest.
+A tile of numbers shares one fp32 scale, amax / 448 for FP8 (e4m3) and amax / 127 for INT8, so that
+its largest value meets the format's largest. FP4 (e2m1) weights have the scales of the OCP
+microscaling format (a power of two for 32) or of NVFP4 (e4m3 for 16, under one fp32 for the tensor).
 """
 
 # M rows, N columns of a matrix
@@ -11,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..search_space.operators import NumberFormat
+
 Recipe = Literal["tensorwise", "rowwise", "blockwise"]
 Tile = tuple[int | None, int | None]  # rows, columns; None is all there are
 
-E4M3_MAX = 448.0
+E4M3_MAX, INT8_MAX, E2M1_MAX = 448.0, 127.0, 6.0
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 SMALLEST_AMAX = 1e-12  # a tile of zeros needs a scale too
 ROW: Tile = (1, None)
 TILES: dict[Recipe, tuple[Tile, Tile]] = {  # of the activation, of the weight
@@ -24,15 +29,63 @@ TILES: dict[Recipe, tuple[Tile, Tile]] = {  # of the activation, of the weight
 }
 
 
-def encode(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """(e4m3 values, fp32 scales): one scale for all that lies along `dims`."""
+def encode(x: Tensor, dims: tuple[int, ...], to: NumberFormat = "fp8") -> tuple[Tensor, Tensor]:
+    """(e4m3 or int8 values, fp32 scales): one scale for all that lies along `dims`."""
     x = x.float()
-    scale = x.abs().amax(dims, keepdim=True).clamp(min=SMALLEST_AMAX) / E4M3_MAX
-    return (x / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
+    largest = INT8_MAX if to == "int8" else E4M3_MAX
+    scale = x.abs().amax(dims, keepdim=True).clamp(min=SMALLEST_AMAX) / largest
+    x = (x / scale).clamp(-largest, largest)
+    return (x.round().to(torch.int8) if to == "int8" else x.to(torch.float8_e4m3fn)), scale
 
 
 def decode(values: Tensor, scale: Tensor) -> Tensor:
     return values.float() * scale
+
+
+def quantised_cache(x_BTHD: Tensor, kv: NumberFormat) -> Tensor:
+    """Keys or values as a cache of that format keeps them; the gradient passes straight through."""
+    if kv == "bf16":
+        return x_BTHD
+    return _Straight.apply(x_BTHD, decode(*encode(x_BTHD, (-1,), kv)).to(x_BTHD.dtype))
+
+
+def quantised_fp4(weight_OI: Tensor, scales: Literal["mxfp4", "nvfp4"]) -> Tensor:
+    """A weight [..., O, I] as FP4 keeps it; the gradient passes straight through."""
+    group = 32 if scales == "mxfp4" else 16
+    I = weight_OI.shape[-1]
+    groups = F.pad(weight_OI.detach().float(), (0, -I % group)).unflatten(-1, (-1, group))
+    amax = groups.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_AMAX)
+    if scales == "mxfp4":  # floor(log2(amax)) - 2: e2m1's largest exponent is 2
+        scale = torch.exp2(amax.log2().floor() - 2)
+    else:
+        of_tensor = (amax.amax() / (E2M1_MAX * E4M3_MAX)).clamp(min=SMALLEST_AMAX)
+        scale = (amax / E2M1_MAX / of_tensor).to(torch.float8_e4m3fn).float() * of_tensor
+        scale = scale.clamp(min=SMALLEST_AMAX)
+    rounded = _to_e2m1(groups / scale) * scale
+    return _Straight.apply(weight_OI, rounded.flatten(-2)[..., :I].to(weight_OI.dtype))
+
+
+def _to_e2m1(x: Tensor) -> Tensor:
+    """The nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 with the sign of x; a tie goes to the even code."""
+    grid = x.new_tensor(E2M1)
+    size = x.abs().clamp(max=E2M1_MAX)
+    above = torch.bucketize(size, grid).clamp(max=len(E2M1) - 1)
+    below = (above - 1).clamp(min=0)
+    up, down = grid[above] - size, size - grid[below]
+    nearest = torch.where((up < down) | ((up == down) & (above % 2 == 0)), above, below)
+    return grid[nearest].copysign(x)
+
+
+class _Straight(torch.autograd.Function):
+    """Gives the second input's values and the first one's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: Tensor) -> Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def quantised(x_MN: Tensor, tile: Tile) -> Tensor:
@@ -40,19 +93,9 @@ def quantised(x_MN: Tensor, tile: Tile) -> Tensor:
 
     The last tile of a row or column may be short; leading dimensions never share a scale.
     """
-    return _Quantised.apply(x_MN, tile)
-
-
-class _Quantised(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_MN: Tensor, tile: Tile) -> Tensor:
-        M, N = x_MN.shape[-2:]
-        rows, columns = tile[0] or M, tile[1] or N
-        padded = F.pad(x_MN, (0, -N % columns, 0, -M % rows))
-        tiles = padded.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
-        rounded = decode(*encode(tiles, (-3, -1))).to(x_MN.dtype)
-        return rounded.flatten(-4, -3).flatten(-2, -1)[..., :M, :N]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
+    M, N = x_MN.shape[-2:]
+    rows, columns = tile[0] or M, tile[1] or N
+    padded = F.pad(x_MN.detach(), (0, -N % columns, 0, -M % rows))
+    tiles = padded.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
+    rounded = decode(*encode(tiles, (-3, -1))).to(x_MN.dtype)
+    return _Straight.apply(x_MN, rounded.flatten(-4, -3).flatten(-2, -1)[..., :M, :N])

@@ -58,6 +58,10 @@ KvOption = Annotated[
     Literal["bf16", "fp8", "int8"] | None,
     typer.Option(help="Of keys and values; default: as planned."),
 ]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the file.")]
 StateOption = Annotated[Literal["fp32", "bf16"], typer.Option(help="Of recurrent states.")]
 MtpOption = Annotated[bool, typer.Option("--mtp", help="Count the MTP modules too.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document, for machines.")]
@@ -225,7 +229,7 @@ def compare(
 def export(
     key: Annotated[str, typer.Argument(help="An architecture's key, or the start of it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    force: ForceOption = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write the chosen config: it builds, trains and profiles again from the file alone."""
@@ -304,6 +308,48 @@ def atlas_show(
     _out(atlas.plain_entry(found, entry, view), as_json, atlas.entry_text(found, entry, view))
 
 
+@atlas_app.command("import")
+def atlas_import(
+    config: Annotated[Path, typer.Argument(help="A Hugging Face config.json.")],
+    output: OutputOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a Hugging Face config.json as an architecture, and say what it could not take over."""
+    from ..search_space.architecture import to_yaml
+    from ..search_space.document import read_text
+    from ..search_space.hugging_face.convert import read_config
+
+    found = read_config(read_text(config, "JSON"), source=str(config))
+    for told in found.not_expressed:
+        print(f"{config}: not expressed: {told}", file=sys.stderr)
+    architecture = found.architecture
+    if as_json:
+        told = {"model_type": found.model_type, "not_expressed": list(found.not_expressed)}
+        _out({"key": architecture.key, "architecture": architecture.plain(), **told}, True, "")
+    if output is not None or not as_json:
+        _write(to_yaml(architecture.plain()), output, force=force)
+
+
+@atlas_app.command("export")
+def atlas_export(
+    name: Annotated[str, typer.Argument(help="A YAML file, a key, or a published model.")],
+    output: OutputOption = None,
+    model_type: Annotated[
+        str | None, typer.Option(help="The family; default: the first that can say all of it.")
+    ] = None,
+    force: ForceOption = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write an architecture as a Hugging Face config.json, exactly or not at all."""
+    from ..search_space.hugging_face.convert import write_config
+    from .named import named
+
+    architecture = named(name, lambda: _existing(store)).config.architecture
+    config = json.dumps(write_config(architecture, model_type), indent=2)
+    _write(config + "\n", output, force=force)
+
+
 @space_app.command("check")
 def check(
     space: Annotated[Path, typer.Argument(help="The space: a YAML file.")],
@@ -347,6 +393,17 @@ def dashboard(
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     raise typer.Exit(ended.returncode)
+
+
+def _write(text: str, output: Path | None, *, force: bool) -> None:
+    """To a file that is not there yet, or to stdout."""
+    from .export import write_new
+
+    if output is None:
+        print(text, end="")
+    else:
+        write_new(output, text, force=force)
+        print(f"wrote {output}", file=sys.stderr)
 
 
 def _view(

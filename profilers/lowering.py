@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from ..search_space.accounting import Uncountable, around_weights
 from ..search_space.architecture import Architecture
@@ -31,11 +32,22 @@ def calls(architecture: Architecture, point: Point) -> Calls:
         (body.symbol, architecture.formats(body.sub_block)) for body in architecture.bodies
     ):
         block = architecture.blocks[symbol]
+        part = _taking_part(point, block.token_share)
         kv, experts = formats.get("kv_cache", "bf16"), formats.get("experts", "bf16")
-        _add(found, _gemms(block.weights(d_model), point.rows, formats), times)
-        _add(found, block.operators(d_model, point, kv=kv, experts=experts), times)
+        _add(found, _gemms(block.weights(d_model), part.rows, formats), times)
+        _add(found, block.operators(d_model, part, kv=kv, experts=experts), times)
     _add(found, _head(architecture, point), 1)
     return found
+
+
+def _taking_part(point: Point, share: float) -> Point:
+    """The point that a block sees that works on a share of the tokens."""
+    if share == 1:
+        return point
+    context = max(1, round(point.context * share))
+    if point.decode:
+        return replace(point, batch=max(1, round(point.batch * share)), context=context)
+    return replace(point, tokens=max(2, round(point.tokens * share)), context=context)
 
 
 def _alike(things: Iterable[tuple]) -> Iterable[tuple[tuple, int]]:

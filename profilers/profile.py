@@ -6,6 +6,8 @@ from functools import cache
 
 import torch
 
+from ..builders.body import Unbuilt
+from ..search_space.accounting import Uncountable
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 from ..search_space.proxy import twin
@@ -48,6 +50,8 @@ def profile(architecture: Architecture, plan: Plan, *, seed: int) -> Report | Fa
         return failure("hang", str(fault))
     except torch.OutOfMemoryError as fault:
         return failure("oom", str(fault).splitlines()[0])
+    except (Unbuilt, Uncountable) as fault:
+        return failure("error", str(fault))
     except (RuntimeError, MemoryError) as fault:
         if isinstance(fault, RuntimeError) and "can't allocate memory" not in str(fault):
             raise

@@ -197,7 +197,8 @@ def recall(
 
     def logits_of(tokens_BT: Tensor) -> Tensor:
         """logits_BVQ at the queries."""
-        hidden_BTD = model.hidden(stem.embed(tokens_BT.to(device)))
+        tokens_BT = tokens_BT.to(device)
+        hidden_BTD = model.hidden(stem.embed(tokens_BT), tokens_BT)
         return stem.logits(hidden_BTD[:, 2 * task.pairs :]).mT
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -84,6 +84,8 @@ def around_weights(
         found += _stream_weights(d_model, architecture.hyper_connections.streams)
     if architecture.attention_residuals:
         found += [vector("residual_query", d_model), *norm(architecture, "residual_norm")]
+    if len(blocks) == 1 and blocks[0].depth_capacity is not None:
+        found.append(linear("depth_router", 1, d_model, "router"))
     if len(blocks) > 1:
         join = architecture.joins.get(group, Join())
         found += join.gates(d_model, len(blocks))
@@ -147,6 +149,25 @@ def mtp_weights(architecture: Architecture) -> tuple[Weight, ...]:
         *norm(architecture, "hidden_norm"),
         linear("in_proj", architecture.d_model, 2 * architecture.d_model, "gate"),
         *norm(architecture, "norm"),
+    )
+
+
+def mtp_module(architecture: Architecture) -> Architecture:
+    """The blocks of one MTP module as an architecture of their own."""
+    assert architecture.mtp is not None, "asked only where there are modules"
+    groups = unroll(architecture.mtp.pattern)
+    used = {symbol for group in groups for symbol in branches(group)}
+    plan, norm_ = architecture.precision, architecture.norm
+    return architecture.changed(
+        pattern=architecture.mtp.pattern,
+        mtp=None,
+        attention_residuals=None,
+        blocks={s: block for s, block in architecture.blocks.items() if s in used},
+        joins={g: join for g, join in architecture.joins.items() if g in groups},
+        norm=norm_.model_copy(
+            update={"of_mixer": {s: p for s, p in norm_.of_mixer.items() if s in used}}
+        ),
+        precision=plan.model_copy(update={"keep_first_layers": 0, "keep_last_layers": 0}),
     )
 
 
@@ -250,12 +271,13 @@ def flops_per_token(architecture: Architecture, context: int) -> float:
         total += times * 2 * _met(around)
     for symbol, times in Counter(body.symbol for body in architecture.bodies).items():
         block = architecture.blocks[symbol]
-        seen = positions_read(block.cache(d_model), context)
-        total += times * (
+        seen = positions_read(block.cache(d_model), round(context * block.token_share))
+        a_token = (
             2 * _met(block.weights(d_model))
             + block.mixing_flops(d_model, seen)
             + block.index_flops(context)
         )
+        total += times * a_token * block.token_share
     return total
 
 
@@ -279,16 +301,24 @@ def kv_bytes(elements: int, scales: int, kv: NumberFormat) -> float:
 
 def _caches(
     architecture: Architecture, kv: NumberFormat | None, mtp: bool
-) -> Iterator[tuple[Cache, NumberFormat]]:
-    """Each cache of the model and the format of its keys and values."""
-    d_model = architecture.d_model
+) -> Iterator[tuple[Cache, float, NumberFormat]]:
+    """Each cache of the model, for what share of the tokens, and the format of keys and values."""
     for body in architecture.bodies:
         planned = architecture.formats(body.sub_block).get("kv_cache", "bf16")
-        yield body.block.cache(d_model), kv or planned
+        yield *_cache(body.block, architecture.d_model), kv or planned
     if mtp and architecture.mtp:
         planned = architecture.precision.formats.get("kv_cache", "bf16")
         for body in architecture.bodies_of(architecture.mtp.pattern) * architecture.mtp.depth:
-            yield body.block.cache(d_model), kv or planned
+            yield *_cache(body.block, architecture.d_model), kv or planned
+
+
+def _cache(block: Block, d_model: int) -> tuple[Cache, float]:
+    """With merged tokens also the sum of the open group and the output of the last one."""
+    cache = block.cache(d_model)
+    if block.token_merge is None:
+        return cache, block.token_share
+    held = cache.conv_elements + 2 * d_model
+    return replace(cache, conv_elements=held), block.token_share
 
 
 def cache_bytes(
@@ -304,18 +334,19 @@ def cache_bytes(
     """
     growing = index = 0.0
     capped = constant = 0
-    for cache, format_ in _caches(architecture, kv, mtp):
+    for cache, share, format_ in _caches(architecture, kv, mtp):
         a_token = kv_bytes(cache.kv_elements, cache.kv_scales, format_)
         if cache.window is None:
-            growing += a_token
+            growing += share * a_token
         else:
             capped += round(cache.window * a_token)
         growing += (
-            kv_bytes(cache.compressed_elements, cache.kv_scales, format_)
+            share
+            * kv_bytes(cache.compressed_elements, cache.kv_scales, format_)
             / cache.every
             * (cache.compressed_elements > 0)
         )
-        index += cache.index_elements * ACTIVATION_BYTES / cache.every
+        index += share * cache.index_elements * ACTIVATION_BYTES / cache.every
         constant += _constant(cache, state)
     return CacheBytes(
         kv_bytes_per_token=_whole(growing),
@@ -343,8 +374,9 @@ def cache_bytes_at(
 ) -> int:
     """Bytes that one sequence of `context` tokens caches, windows saturating."""
     total = 0.0
-    for cache, format_ in _caches(architecture, kv, mtp):
-        held, entries = visible(context, cache.window), context // cache.every
+    for cache, share, format_ in _caches(architecture, kv, mtp):
+        tokens = int(context * share)
+        held, entries = visible(tokens, cache.window), tokens // cache.every
         total += held * kv_bytes(cache.kv_elements, cache.kv_scales, format_)
         if cache.compressed_elements:
             total += entries * kv_bytes(cache.compressed_elements, cache.kv_scales, format_)

@@ -182,6 +182,14 @@ class Architecture(Terse):
             raise ValueError(
                 f"every block must occur in the pattern, {self.pattern} has no {unused[0]!r}"
             )
+        for group in groups:
+            symbols = notation.branches(group)
+            for field in ("depth_capacity", "token_merge"):
+                having = [s for s in symbols if getattr(self.blocks[s], field) is not None]
+                if having and len(symbols) > 1:
+                    raise ValueError(
+                        f"{field} is of a whole sub-block, got it in {having[0]!r} of {group}"
+                    )
         for group in self.joins:
             if group not in groups or len(notation.branches(group)) < 2:
                 raise ValueError(
@@ -253,6 +261,10 @@ class Architecture(Terse):
             for body in self.bodies
             if body.block.kind in ATTENTION_KINDS
         )
+
+    def layer_of(self, index: int) -> int:
+        """The layer that sub-block `index` belongs to."""
+        return self._layer_of[index]
 
     def norm_placement(self, index: int) -> Placement:
         """Where the norms of sub-block `index` stand."""

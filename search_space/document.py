@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -72,24 +72,29 @@ def _on_one_line(text: str) -> str:
 
 def read_document(path: Path) -> Document:
     """Read a YAML mapping from a file. Raises InputError: no file, a folder, too big, bad YAML."""
+    return parse_document(read_text(path, "YAML"), source=str(path))
+
+
+def read_text(path: Path, format: Literal["YAML", "JSON"]) -> str:
+    """The text of a file. Raises InputError: no file, a folder, too big, not UTF-8."""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected a YAML file")
+        raise InputError(f"{path}: is a folder, expected a {format} file")
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        near = nearest(path.name, (p.name for p in path.parent.glob("*.y*ml")))
-        raise InputError(f"{path}: no such file{near}") from None
+        suffixes = (".yaml", ".yml") if format == "YAML" else (".json",)
+        beside = [p.name for p in path.parent.glob("*") if p.suffix in suffixes]
+        raise InputError(f"{path}: no such file{nearest(path.name, beside)}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if len(raw) > MAX_BYTES:
         raise InputError(f"{path}: a document may have at most {MAX_BYTES} bytes, got {len(raw)}")
     try:
-        text = raw.decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: must be UTF-8 text, got byte {error.object[error.start]:#x}"
         ) from None
-    return parse_document(text, source=str(path))
 
 
 def parse_document(text: str, *, source: str) -> Document:

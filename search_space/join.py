@@ -22,4 +22,4 @@ class Join(Terse):
     def gates(self, d_model: int, branches: int) -> tuple[Weight, ...]:
         """The learned vectors of the branches."""
         indices = range(branches if self.branch_gates else 0)
-        return tuple(vector(f"gates.{index}", d_model) for index in indices)
+        return tuple(vector(f"branches.{index}.gate", d_model) for index in indices)

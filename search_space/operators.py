@@ -5,6 +5,7 @@ again. One multiply-add is two FLOPs; `bytes` is what must move to and from memo
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import ClassVar, Literal
 
@@ -132,7 +133,10 @@ class AttentionPrefill(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionDecode(Operator):
-    """One query a sequence against `context` cached positions."""
+    """One query a sequence against `context` cached positions.
+
+    `window` names the kernel of a windowed layer; `context` is what is read within it.
+    """
 
     name = "attention_decode"
     batch: int
@@ -141,6 +145,7 @@ class AttentionDecode(Operator):
     kv_heads: int
     head_dim: int
     v_head_dim: int
+    window: int | None = None
     kv: NumberFormat = "bf16"
 
     @property
@@ -166,6 +171,7 @@ class MlaPrefill(Operator):
     qk_head_dim: int
     v_head_dim: int
     window: int | None = None
+    kv: NumberFormat = "bf16"  # of the latent cache that is filled along the way
 
     @property
     def flops(self) -> float:
@@ -355,11 +361,25 @@ class ConvStep(Operator):
         return 2.0 * self.batch * self.channels * self.width * ACTIVATION_BYTES
 
 
+@lru_cache(maxsize=4096)
+def _met(rows: int, top_k: int, n_experts: int, skew: float) -> float:
+    if not skew:
+        return n_experts * (1 - (1 - top_k / n_experts) ** rows)
+    top, power = max(0.8 * rows, 1.0), 1 - skew or 1e-6
+    spots = ((i + 0.5) / n_experts for i in range(n_experts))
+    loads = [(1 + (top**power - 1) * spot) ** (1 / power) for spot in spots]
+    scale = top_k / sum(loads)
+    chosen = (min(1.0, scale * load) for load in loads)
+    return sum(1 - (1 - share) ** rows for share in chosen)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experts(Operator):
     """All routed experts of a layer for `rows` tokens: `matrices` products, activation, sum.
 
-    Rows that choose independently meet E (1 - (1 - k/E)^rows) experts, whose weights are read.
+    Rows that choose independently meet E (1 - (1 - k/E)^rows) experts, whose weights are read. With
+    a `skew` the loads of the experts follow a power law x^-skew on [1, 0.8 rows], as in the
+    collectors of ai-dynamo/aiconfigurator (helper.py, sample_power_law); 0 is balanced.
     """
 
     name = "experts"
@@ -370,6 +390,7 @@ class Experts(Operator):
     n_experts: int
     matrices: int = 3
     weights: NumberFormat = "bf16"
+    skew: float = 0.0
 
     @property
     def format(self) -> NumberFormat:
@@ -377,8 +398,8 @@ class Experts(Operator):
 
     @property
     def met(self) -> float:
-        """How many experts at least one row chooses, on average over balanced routings."""
-        return self.n_experts * (1 - (1 - self.top_k / self.n_experts) ** self.rows)
+        """How many experts at least one row chooses, on average."""
+        return _met(self.rows, self.top_k, self.n_experts, self.skew)
 
     @property
     def flops(self) -> float:
@@ -405,3 +426,26 @@ class Rows(Operator):
     @property
     def bytes(self) -> float:
         return 1.0 * self.rows * self.elements * ACTIVATION_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting(Operator):
+    """`steps` small products that follow each other, each reading its weights anew; the work of the
+    products themselves is a Gemm's."""
+
+    name = "waiting"
+    steps: int
+    n: int
+    k: int
+
+    @property
+    def flops(self) -> float:
+        return 0.0
+
+    @property
+    def bytes(self) -> float:
+        return 1.0 * self.steps * self.n * self.k * ACTIVATION_BYTES
+
+    @property
+    def serial_steps(self) -> int:
+        return self.steps

@@ -25,6 +25,8 @@ SYMBOLS = {
     "T": "lightning, retention, GLA",
     "R": "RWKV-7 time mix",
     "U": "RG-LRU",
+    "D": "test-time training",
+    "N": "GRU or LSTM",
     "Y": "gated short convolution",
     "-": "dense feed-forward",
     "E": "mixture of experts",
@@ -38,7 +40,7 @@ MAX_LENGTH = 16_384  # characters: every sub-block written out, with a variant
 MAX_DEPTH = 16  # groups within groups
 
 _TOKEN = re.compile(
-    r"(?P<symbol>[*WCLSZ&MmGKTRUY\-Er.@][0-9]*)|(?P<times>x[0-9]+)|(?P<mark>[()\[\]|])"
+    r"(?P<symbol>[*WCLSZ&MmGKTRUDNY\-Er.@][0-9]*)|(?P<times>x[0-9]+)|(?P<mark>[()\[\]|])"
 )
 
 

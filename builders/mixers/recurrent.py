@@ -1,90 +1,136 @@
-"""What recurrent mixers share: the short convolution in front, the rates of decay, the cache."""
+"""What recurrent mixers share: the short convolution in front, the recurrence, the rates of decay."""
 
-# B batch, T tokens, W width of the convolution less one, N channels, D model width,
-# H value heads, K key width, V value width
+# B batch, T tokens, W width of the convolution less one, N channels, G key heads, H value heads,
+# K key width, V value width
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...search_space.blocks.gated_deltanet import GatedDeltaNet
-from ...search_space.blocks.mamba2 import Mamba2
-from ..body import Body
-from ..parts import Parts
-from .recurrence import chunked, step
+from ...kernels.recurrent import op as recurrent
+from ...kernels.rows import op as rows
+from ..body import Body, Pass
+from ..caches import StateCache, last_inputs
+from ..parts import Parts, inverse_softplus_of_exp
 
-Recurrence = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]
-]
-
-
-@dataclass(kw_only=True)
-class RecurrentCache:
-    tail_BWN: Tensor  # the last inputs of the convolution
-    state_BHKV: Tensor  # fp32 or wider
+UNIT_EPS = 1e-6  # inside the root of a length
+# A channel forgets by at most e^-9.5 a token: what the kernels' exponents hold, see kernels.recurrent
+STRONGEST_CHANNEL_DECAY = -9.5
 
 
 class Recurrent(Body):
-    """A mixer says in `mix` what it feeds to the recurrence; `mix` reads and renews the cache."""
+    """A body whose memory is a state of constant size, and perhaps the tail of a convolution."""
 
-    def __init__(
-        self, block: Mamba2 | GatedDeltaNet, parts: Parts, state_HKV: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, state: tuple[int, ...], tail: tuple[int, int] | None, parts: Parts) -> None:
         super().__init__()
-        self.conv_width, self.conv_tail, self.state_HKV = (
-            block.conv_width,
-            block.conv - 1,
-            state_HKV,
+        self.state_shape, self.tail_shape = state, tail
+        self.device, self.dtype, self.wide = parts.device, parts.dtype, parts.wide
+
+    def new_cache(self, batch: int) -> StateCache:
+        named = {
+            "state": torch.zeros(batch, *self.state_shape, device=self.device, dtype=self.wide)
+        }
+        if self.tail_shape is not None:
+            named["tail"] = torch.zeros(
+                batch, *self.tail_shape, device=self.device, dtype=self.dtype
+            )
+        return StateCache(**named)
+
+    def recur(
+        self,
+        q_BTGK: Tensor,
+        k_BTGK: Tensor,
+        v_BTHV: Tensor,
+        decay: Tensor | None,
+        erase: Tensor | None,
+        run: Pass,
+        cache: StateCache | None,
+        *,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """o_BTHV of the linear recurrence, see kernels/recurrent/reference.py."""
+        if cache is None:
+            mixed = recurrent.mix(
+                q_BTGK, k_BTGK, v_BTHV, decay, erase, scale=scale, documents=run.documents_BT
+            )
+            return mixed[0]
+        if one_token(run):
+            by_token = decay is not None and decay.dim() > 1
+            o_BHV = recurrent.step(
+                q_BTGK[:, 0],
+                k_BTGK[:, 0],
+                v_BTHV[:, 0],
+                decay[:, 0] if decay is not None and by_token else decay,
+                None if erase is None else erase[:, 0],
+                cache["state"],
+                scale=scale,
+            )
+            return o_BHV[:, None]
+        if run.valid_BT is not None:  # padding writes nothing and forgets nothing
+            if decay is not None and decay.dim() == 1:
+                decay = decay.expand(*v_BTHV.shape[:3])
+            k_BTGK, v_BTHV = kept(k_BTGK, run), kept(v_BTHV, run)
+            decay, erase = (None if x is None else kept(x, run) for x in (decay, erase))
+        o_BTHV, state = recurrent.mix(
+            q_BTGK, k_BTGK, v_BTHV, decay, erase, cache["state"], scale=scale
         )
-        self.in_proj = parts.linear("in_proj")
-        self.conv = ShortConvolution(parts)
-        # A in 1 ... 16 and dt log-uniform in 0.001 ... 0.1, as Mamba-2 starts them
-        self.A_log = nn.Parameter(parts.uniform("A_log", 1, 16, parts.wide).log())
-        dt = parts.uniform("dt_bias", math.log(1e-3), math.log(1e-1), parts.wide).exp()
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
-        self.norm = parts.norm("norm")
-        self.out_proj = parts.linear("out_proj", to_residual=True)
+        cache["state"] = state
+        return o_BTHV
 
-    def mix(self, x_BTD: Tensor, cache: RecurrentCache, recur: Recurrence) -> Tensor:
-        raise NotImplementedError
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.prefill(x_BTD)[0]
+def rates(raw_BTH: Tensor, A_log_H: Tensor, bias_H: Tensor) -> tuple[Tensor, Tensor]:
+    """(dt, decay) with dt = softplus(raw + bias) and decay = -e^{A_log} dt."""
+    dt_BTH = F.softplus(raw_BTH.to(bias_H.dtype) + bias_H)
+    return dt_BTH, -A_log_H.exp() * dt_BTH
 
-    def prefill(self, x_BTD: Tensor) -> tuple[Tensor, RecurrentCache]:
-        B = x_BTD.shape[0]
-        cache = RecurrentCache(
-            tail_BWN=x_BTD.new_zeros(B, self.conv_tail, self.conv_width),
-            state_BHKV=x_BTD.new_zeros(B, *self.state_HKV, dtype=self.A_log.dtype),
-        )
-        return self.mix(x_BTD, cache, chunked), cache
 
-    def step(self, x_BTD: Tensor, cache: RecurrentCache) -> Tensor:
-        return self.mix(x_BTD, cache, step)
+def one_token(run: Pass) -> bool:
+    """Whether a pass reads one token of every row."""
+    return run.positions_BT.shape[1] == 1 and run.valid_BT is None
 
-    def rates(self, raw_BTH: Tensor) -> tuple[Tensor, Tensor]:
-        """(dt, decay), both BTH: dt = softplus(raw + bias), decay = -e^{A_log} dt."""
-        dt_BTH = F.softplus(raw_BTH.to(self.dt_bias.dtype) + self.dt_bias)
-        return dt_BTH, -self.A_log.exp() * dt_BTH
+
+def kept(x: Tensor, run: Pass) -> Tensor:
+    """Zero where a token is padding."""
+    if run.valid_BT is None:
+        return x
+    return x * run.valid_BT.view(*run.valid_BT.shape, *[1] * (x.dim() - 2)).to(x.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each head at length one."""
+    return rows.l2_norm(x, UNIT_EPS)
 
 
 class ShortConvolution(nn.Module):
-    """Each channel mixed with its own last few tokens, then SiLU."""
+    """Each channel mixed with its own last few tokens, then SiLU unless told otherwise."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, *, name: str = "conv", activation: Any = "silu") -> None:
         super().__init__()
-        bound = parts.weights["conv.weight"].weight.shape[1] ** -0.5
-        self.weight = nn.Parameter(parts.uniform("conv.weight", -bound, bound, parts.dtype))
+        self.activation = activation
+        bound = parts.weights[f"{name}.weight"].shape[1] ** -0.5
+        self.weight = parts.uniform(f"{name}.weight", -bound, bound)
         self.bias = None
-        if "conv.bias" in parts.weights:
-            self.bias = nn.Parameter(parts.uniform("conv.bias", -bound, bound, parts.dtype))
+        if parts.has(f"{name}.bias"):
+            self.bias = parts.uniform(f"{name}.bias", -bound, bound)
 
-    def forward(self, x_BTN: Tensor, tail_BWN: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives the mixed tokens and the tail that comes before the next ones."""
-        x_BTN = torch.cat([tail_BWN, x_BTN], 1)
-        y_BNT = F.conv1d(x_BTN.mT, self.weight[:, None], self.bias, groups=len(self.weight))
-        return F.silu(y_BNT.mT), x_BTN[:, -tail_BWN.shape[1] :].clone()
+    def forward(self, x_BTN: Tensor, run: Pass, cache: StateCache | None) -> Tensor:
+        taps = {"activation": self.activation}
+        if cache is None:
+            return rows.short_conv(
+                x_BTN, self.weight, self.bias, documents=run.documents_BT, **taps
+            )
+        if one_token(run):
+            y_BN = rows.short_conv_step(x_BTN[:, 0], cache["tail"], self.weight, self.bias, **taps)
+            return y_BN[:, None]
+        y_BTN = rows.short_conv(x_BTN, self.weight, self.bias, tail_BWN=cache["tail"], **taps)
+        cache["tail"] = last_inputs(x_BTN, cache["tail"], run.valid_BT)
+        return y_BTN
+
+
+def started_slow(parts: Parts, name: str) -> nn.Parameter:
+    """A bias under a softplus whose value starts log-uniform in 0.001 ... 0.1."""
+    low, high = math.log(1e-3), math.log(1e-1)
+    return parts.uniform(name, low, high, wide=True, then=inverse_softplus_of_exp)

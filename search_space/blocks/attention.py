@@ -55,7 +55,9 @@ class Attention(Block):
     """`heads` query heads share `kv_heads` key and value heads (arXiv 2305.13245).
 
     What a query sees: all tokens before it; with `window`, itself and the `window - 1` before it;
-    with `chunk`, those in its own chunk of that length; with `block_sparse`, chosen blocks.
+    with `chunk`, those in its own chunk of that length; with `block_sparse`, chosen blocks. The keys
+    of a window may lie `dilation` tokens apart; the first `global_tokens` of a text stay in sight
+    (Longformer, arXiv 2004.05150; StreamingLLM, arXiv 2309.17453).
     `sinks` adds one learned logit a head to the softmax denominator. `rope: null` gives no
     position (NoPE). `qk_norm` is over each head, over all heads at once (`full`), or the weightless
     `l2` after the rotation. `out_gate` multiplies each output element, or each head, by a sigmoid
@@ -73,6 +75,8 @@ class Attention(Block):
     rope: Rope | None = Rope()
     relative_buckets: PositiveInt | None = None
     window: PositiveInt | None = None
+    dilation: PositiveInt = 1
+    global_tokens: NonNegativeInt = 0
     chunk: PositiveInt | None = None
     block_sparse: BlockSparse | None = None
     sinks: bool = False
@@ -107,6 +111,11 @@ class Attention(Block):
         reaches = {"window": self.window, "chunk": self.chunk, "block_sparse": self.block_sparse}
         if len(given := [name for name, value in reaches.items() if value is not None]) > 1:
             raise ValueError(f"a block has one of window, chunk, block_sparse, got {given}")
+        if self.window is None and (self.dilation > 1 or self.global_tokens):
+            raise ValueError(
+                "dilation and global_tokens are of a window, got "
+                f"dilation={self.dilation}, global_tokens={self.global_tokens}, window=None"
+            )
         return self
 
     @property
@@ -122,6 +131,11 @@ class Attention(Block):
     @property
     def value_dim(self) -> int:
         return self.v_head_dim or self.head_dim
+
+    @property
+    def reach(self) -> int | None:
+        """How far back a window goes: its own token is 1."""
+        return self.window and (self.window - 1) * self.dilation + 1
 
     @property
     def rotated(self) -> int:
@@ -180,10 +194,10 @@ class Attention(Block):
             return ()
         queries = sparse.index_heads * sparse.index_dim
         return (
-            linear("index_q_proj", queries, d_model, "attention.qkv"),
-            linear("index_k_proj", sparse.index_dim, d_model, "attention.qkv"),
-            vector("index_q_norm.weight", sparse.index_dim),
-            vector("index_k_norm.weight", sparse.index_dim),
+            linear("index.q_proj", queries, d_model, "attention.qkv"),
+            linear("index.k_proj", sparse.index_dim, d_model, "attention.qkv"),
+            vector("index.q_norm.weight", sparse.index_dim),
+            vector("index.k_norm.weight", sparse.index_dim),
         )
 
     def cache(self, d_model: int) -> Cache:
@@ -193,15 +207,21 @@ class Attention(Block):
         return Cache(
             kv_elements=self.kv_heads * (self.head_dim + self.value_dim),
             kv_scales=2 * self.kv_heads,
-            window=self.window or self.chunk,
+            window=self._held or self.chunk,
             index_elements=sparse.index_dim if sparse and sparse.index_heads else 0,
             selected=self._selected,
         )
 
     @property
+    def _held(self) -> int | None:
+        return self.reach and self.reach + self.global_tokens
+
+    @property
     def _selected(self) -> int | None:
-        sparse = self.block_sparse
-        return sparse.top_k * sparse.block if sparse else None
+        """How many of the positions that are held a query reads at most."""
+        if self.block_sparse:
+            return self.block_sparse.top_k * self.block_sparse.block
+        return self.window and self.window + self.global_tokens
 
     def mixing_flops(self, d_model: int, visible: float) -> float:
         return 2 * self.heads * (self.head_dim + self.value_dim) * visible  # Q K^T and P V
@@ -234,10 +254,10 @@ class Attention(Block):
                 head_dim=sparse.index_dim if sparse.index_heads else self.head_dim,
             )
         if point.decode:
-            seen = visible(point.context, self.window or self.chunk or self._selected)
+            seen = visible(point.context, self.chunk or self._selected)
             yield AttentionDecode(batch=point.batch, context=seen, kv=kv, **size)
         else:
-            tokens, window = point.tokens, self.window or self._selected
+            tokens, window = point.tokens, self._selected
             chunks = ceil(tokens / self.chunk) if self.chunk else 1
             yield AttentionPrefill(
                 batch=point.batch * chunks,

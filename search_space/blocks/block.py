@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from ..document import Terse
 from ..operators import NumberFormat, Operator, Point
@@ -84,13 +84,31 @@ class Block(Terse):
     """Base of all block records; each kind answers these questions by formula.
 
     All uses of a block in the stack share `copies` physical blocks, used in turn (ALBERT, Zamba);
-    by default each use has its own.
+    by default each use has its own. With `depth_capacity` a router lets about that share of the
+    tokens take part, the others pass by (mixture of depths, arXiv 2404.02258). `token_merge`
+    neighbouring tokens enter as their mean (Hourglass, arXiv 2110.13711).
     """
 
     own_norms: ClassVar[bool] = False  # a block that norms its inputs itself gets none around it
 
     kind: Any  # a literal in each record
     copies: PositiveInt | None = None
+    depth_capacity: float | None = Field(default=None, gt=0, lt=1)
+    token_merge: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _one_way_to_fewer_tokens(self) -> Self:
+        if self.depth_capacity is not None and self.token_merge is not None:
+            raise ValueError(
+                "a block has one of depth_capacity and token_merge, got "
+                f"depth_capacity={self.depth_capacity}, token_merge={self.token_merge}"
+            )
+        return self
+
+    @property
+    def token_share(self) -> float:
+        """How many tokens the block works on for each that passes, about."""
+        return (self.depth_capacity or 1.0) / (self.token_merge or 1)
 
     @property
     def letter(self) -> str:

@@ -15,6 +15,7 @@ class GatedDeltaNet(Block):
 
     `v_heads` states of `k_head_dim` x `v_head_dim`; each of `k_heads` query/key heads serves
     `v_heads / k_heads` of them. A causal convolution of width `conv` runs over q, k and v.
+    `gated: false` is DeltaNet itself (arXiv 2406.06484), which does not decay.
     `negative_eigenvalues` doubles beta, so that a token may also flip what is stored (arXiv
     2411.12537).
     """
@@ -25,6 +26,7 @@ class GatedDeltaNet(Block):
     k_head_dim: PositiveInt
     v_head_dim: PositiveInt
     conv: int = Field(default=4, ge=2)
+    gated: bool = True
     negative_eigenvalues: bool = False
 
     @model_validator(mode="after")
@@ -54,10 +56,13 @@ class GatedDeltaNet(Block):
     def weights(self, d_model: int) -> tuple[Weight, ...]:
         return (
             linear("in_proj", self.conv_width + self.v_width, d_model, "mixer.in"),  # q, k, v; z
-            linear("gate_proj", 2 * self.v_heads, d_model, "gate"),  # beta; decay
+            linear("gate_proj", (2 if self.gated else 1) * self.v_heads, d_model, "gate"),
             Weight(name="conv.weight", shape=(self.conv_width, self.conv)),
-            vector("A_log", self.v_heads),
-            vector("dt_bias", self.v_heads),
+            *(
+                (vector("A_log", self.v_heads), vector("dt_bias", self.v_heads))
+                if self.gated
+                else ()
+            ),
             vector("norm.weight", self.v_head_dim),
             linear("out_proj", d_model, self.v_width, "mixer.out"),
         )

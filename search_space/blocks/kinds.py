@@ -9,6 +9,7 @@ from .block import Block
 from .compressed import CompressedAttention
 from .feed_forward import FeedForward
 from .gated_deltanet import GatedDeltaNet
+from .gla import Gla
 from .kda import Kda
 from .lightning import Lightning
 from .mamba1 import Mamba1
@@ -16,10 +17,13 @@ from .mamba2 import Mamba2
 from .mla import Mla
 from .moe import Moe
 from .noop import NoOp
+from .retention import Retention
 from .rglru import RgLru
+from .rnn import Rnn
 from .rwkv7 import Rwkv7, Rwkv7ChannelMix
 from .shared import SharedBlock
 from .short_conv import ShortConv
+from .ttt import TttLinear
 
 RECORDS: tuple[type[Block], ...] = (
     Attention,
@@ -30,9 +34,13 @@ RECORDS: tuple[type[Block], ...] = (
     GatedDeltaNet,
     Kda,
     Lightning,
+    Retention,
+    Gla,
     Rwkv7,
     RgLru,
+    TttLinear,
     ShortConv,
+    Rnn,
     FeedForward,
     Moe,
     Rwkv7ChannelMix,

@@ -37,7 +37,7 @@ class Mamba1(Block):
             *(biases({"conv": self.d_inner}) if self.conv_bias else ()),
             linear("x_proj", self.dt_rank + 2 * self.d_state, self.d_inner, "gate"),
             linear("dt_proj", self.d_inner, self.dt_rank, "gate"),
-            *biases({"dt_proj": self.d_inner}),
+            vector("dt_bias", self.d_inner),
             Weight(name="A_log", shape=(self.d_inner, self.d_state)),
             vector("D", self.d_inner),
             *(vector(f"{name}.weight", size) for name, size in norms.items() if self.inner_norms),

@@ -7,10 +7,18 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ..document import Terse
 from ..operators import Experts, NumberFormat, Operator, Point, Rows
-from .block import Block, Weight, grained, linear, vector
+from .block import Block, Cache, Weight, grained, linear, vector
 from .feed_forward import Activation, mlp, up_projections
 
-Router = Literal["softmax", "sigmoid", "sigmoid_bias", "sqrtsoftplus_bias", "sparsemixer", "hash"]
+Router = Literal[
+    "softmax",
+    "sigmoid",
+    "sigmoid_bias",
+    "sqrtsoftplus_bias",
+    "sparsemixer",
+    "hash",
+    "expert_choice",
+]
 MAX_TWIN_EXPERTS = 16
 
 
@@ -34,10 +42,14 @@ class Moe(Block):
     their logit. `sigmoid_bias` and `sqrtsoftplus_bias` choose by score plus a correction bias that
     balances the load without a loss term (DeepSeek-V3, arXiv 2412.19437); that bias is a buffer,
     not a parameter. `hash` chooses by the token's id, and its router only weighs. `sparsemixer` is
-    Phi-3.5-MoE's top-2. `norm_topk` makes the weights of the chosen sum to one, `scale` multiplies
+    Phi-3.5-MoE's top-2. With `expert_choice` each expert takes its best tokens of a whole text (arXiv
+    2202.09368): that looks ahead, so such a model trains but does not decode. `norm_topk` makes the weights of the chosen sum to one, `scale` multiplies
     them; with `scale_input` they multiply the input of an expert, not its output (Llama 4).
-    `capacity` bounds the rows of an expert to that multiple of an even share; a token beyond it
-    skips the expert (arXiv 2101.03961).
+    `capacity` bounds the tokens that an expert takes of a sequence so far to that multiple of an
+    even share; a token beyond it skips the expert (arXiv 2101.03961). Tokens may also choose one of
+    `n_zero` experts that give back their input (LongCat-Flash). An expert of several
+    `expert_layers` is so many feed-forwards, all but the last beside a residual. Where uses share
+    `copies` of the block, experts are shared and each use has a router of its own.
 
     The shared experts are one feed-forward of width `d_shared`, by default `n_shared * d_expert`;
     `shared_gate` multiplies it by a sigmoid of the input. With `latent`, routed experts work in
@@ -50,6 +62,8 @@ class Moe(Block):
     n_experts: PositiveInt
     top_k: PositiveInt
     d_expert: PositiveInt
+    expert_layers: PositiveInt = 1
+    n_zero: NonNegativeInt = 0
     n_shared: NonNegativeInt = 0
     d_shared: PositiveInt | None = None
     shared_gate: bool = False
@@ -84,6 +98,8 @@ class Moe(Block):
                 f"top_k must fit into groups.top groups, got top_k={self.top_k}, "
                 f"{self.groups.top} groups of {self.n_experts // self.groups.n}"
             )
+        if self.groups and self.n_zero:
+            raise ValueError("groups and n_zero exclude each other, got both")
         if self.latent_norm and self.latent is None:
             raise ValueError("latent_norm wants latent, got latent=None")
         return self
@@ -97,20 +113,30 @@ class Moe(Block):
         """The width of all shared experts together; 0 without any."""
         return self.n_shared and (self.d_shared or self.n_shared * self.d_expert)
 
+    @property
+    def expert_prefixes(self) -> tuple[str, ...]:
+        """The names of an expert's layers."""
+        layers = self.expert_layers
+        return ("experts.",) if layers == 1 else tuple(f"experts.{i}." for i in range(layers))
+
     def weights(self, d_model: int) -> tuple[Weight, ...]:
-        n, latent = self.n_experts, self.latent
+        n, latent, logits = self.n_experts, self.latent, self.n_experts + self.n_zero
         shared = mlp("shared.", self.shared_width, d_model, self.activation, "ffn.up", "ffn.down")
-        experts = mlp(
-            "experts.",
-            self.d_expert,
-            latent or d_model,
-            self.activation,
-            "experts",
-            "experts",
-            copies=n,
-            active=self.top_k,
-            bias=self.expert_bias,
-        )
+        experts = [
+            weight
+            for prefix in self.expert_prefixes
+            for weight in mlp(
+                prefix,
+                self.d_expert,
+                latent or d_model,
+                self.activation,
+                "experts",
+                "experts",
+                copies=n,
+                active=self.top_k,
+                bias=self.expert_bias,
+            )
+        ]
         around = (
             (
                 linear("latent_in_proj", latent, d_model, "ffn.up"),
@@ -121,8 +147,8 @@ class Moe(Block):
             else ()
         )
         return (
-            linear("router", n, d_model, "router"),
-            *((vector("router.bias", n),) if self.router_bias else ()),
+            linear("router", logits, d_model, "router", owner="use"),
+            *((vector("router.bias", logits),) if self.router_bias else ()),
             *(
                 (vector("router.input_scale", d_model), vector("router.expert_scale", n))
                 if self.router_scale
@@ -134,6 +160,11 @@ class Moe(Block):
             *((linear("shared_gate", 1, d_model, "router"),) if self.shared_gate else ()),
         )
 
+    def cache(self, d_model: int) -> Cache:
+        """With a capacity, how many tokens each expert has had of a sequence."""
+        counted = self.capacity is not None and self.router != "expert_choice"
+        return Cache(state_elements=(self.n_experts + self.n_zero) * counted)
+
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
@@ -144,7 +175,7 @@ class Moe(Block):
             d_expert=self.d_expert,
             top_k=self.top_k,
             n_experts=self.n_experts,
-            matrices=inputs + 1,
+            matrices=(inputs + 1) * self.expert_layers,
             weights=experts,
         )
         if self.n_shared:

@@ -49,7 +49,10 @@ class RgLru(Block):
 
     def _gate(self, name: str) -> tuple[Weight, ...]:
         size, n = self.width // self.blocks, self.blocks
-        return (linear(name, size, size, "gate", copies=n, active=n), *biases({name: self.width}))
+        return (
+            linear(name, size, size, "gate", copies=n, active=n),
+            vector(f"{name}.bias", size, copies=n, active=n),
+        )
 
     def cache(self, d_model: int) -> Cache:
         return Cache(state_elements=self.width, conv_elements=(self.conv - 1) * self.width)

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from archfront.builders.feed_forward import Moe
+from archfront.builders.body import Body, Pass, text_positions
+from archfront.builders.experts import Moe
 from archfront.builders.model import build
 from archfront.search_space.architecture import Architecture
 
 MOE = {"kind": "moe", "n_experts": 6, "top_k": 2, "d_expert": 20}
 
 
-def body(block: dict[str, object], dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+def body(block: dict[str, object], dtype: torch.dtype = torch.float64) -> Body:
     symbol = "E" if block["kind"] == "moe" else "-"
     architecture = Architecture.model_validate(
         {"d_model": 16, "vocab_size": 8, "pattern": symbol, "blocks": {symbol: block}}
@@ -26,6 +27,11 @@ def moe(**changes: object) -> Moe:
         for parameter in found.parameters():
             parameter.mul_(20)
     return found
+
+
+def run(body: Body, x: torch.Tensor) -> torch.Tensor:
+    tokens = torch.arange(x.shape[0] * x.shape[1]).view(x.shape[:2])
+    return body(x, Pass(positions_BT=text_positions(*x.shape[:2], x.device), tokens_BT=tokens))
 
 
 def text(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -45,7 +51,7 @@ def test_dense_is_up_activation_down(activation: str) -> None:
     mlp, x = body({"kind": "ffn", "width": 24, "activation": activation}), text()
     gate = None if activation == "relu2" else x @ mlp.gate_proj.weight.mT
     hidden = ACTIVATIONS[activation](gate, x @ mlp.up_proj.weight.mT)
-    torch.testing.assert_close(mlp(x), hidden @ mlp.down_proj.weight.mT)
+    torch.testing.assert_close(run(mlp, x), hidden @ mlp.down_proj.weight.mT)
 
 
 @pytest.mark.parametrize("router", ["softmax", "sigmoid_bias"])
@@ -62,7 +68,11 @@ def test_a_mixture_equals_a_loop_over_tokens(router: str, activation: str, n_sha
         logits = mixture.router.weight @ token
         score = logits.softmax(0) if router == "softmax" else logits.sigmoid()
         chosen = (score + bias).topk(2).indices
-        y = torch.zeros_like(token) if mixture.shared is None else mixture.shared(token[None])[0]
+        y = (
+            torch.zeros_like(token)
+            if mixture.shared is None
+            else mixture.shared.feed(token[None])[0]
+        )
         for e in chosen:
             gate = None if activation == "relu2" else experts.gate_proj.weight[e] @ token
             hidden = ACTIVATIONS[activation](gate, experts.up_proj.weight[e] @ token)
@@ -70,12 +80,12 @@ def test_a_mixture_equals_a_loop_over_tokens(router: str, activation: str, n_sha
         return y
 
     expected = torch.stack([one(token) for token in x.flatten(0, 1)]).view_as(x)
-    torch.testing.assert_close(mixture(x), expected)
+    torch.testing.assert_close(run(mixture, x), expected)
 
 
 def test_the_load_counts_every_choice_once() -> None:
     mixture, x = moe(), text()
-    mixture(x)
+    run(mixture, x)
     logits = x.flatten(0, 1) @ mixture.router.weight.mT
     chosen = logits.topk(2).indices
     assert mixture.load_E.tolist() == [(chosen == e).sum().item() for e in range(6)]
@@ -83,7 +93,7 @@ def test_the_load_counts_every_choice_once() -> None:
 
 def test_an_expert_that_nobody_chose_gets_no_gradient_and_does_no_harm() -> None:
     mixture = moe(n_experts=6, top_k=1)
-    mixture(text()[:1, :2]).sum().backward()
+    run(mixture, text()[:1, :2]).sum().backward()
     idle = (mixture.load_E == 0).nonzero().flatten()
     assert len(idle) >= 4
     assert mixture.experts.up_proj.weight.grad[idle].count_nonzero() == 0
@@ -92,17 +102,17 @@ def test_an_expert_that_nobody_chose_gets_no_gradient_and_does_no_harm() -> None
 @pytest.mark.parametrize("router", ["softmax", "sigmoid_bias"])
 def test_the_output_moves_the_router(router: str) -> None:
     mixture = moe(router=router)
-    mixture(text()).square().sum().backward()
+    run(mixture, text()).square().sum().backward()
     assert mixture.router.weight.grad.abs().max() > 0
 
 
 def test_the_correction_bias_moves_the_load_towards_equal() -> None:
     mixture, x = moe(router="sigmoid_bias"), text()
-    mixture(x)
+    run(mixture, x)
     before = mixture.load_E.float().std()
     for _ in range(200):
         mixture.rebalance(rate=0.01)
-        mixture(x)
+        run(mixture, x)
     assert mixture.load_E.float().std() < before / 3
 
 
@@ -116,11 +126,11 @@ def test_the_correction_bias_is_a_buffer_in_fp32_that_is_saved() -> None:
 def test_the_balance_loss_falls_to_one_and_the_load_with_it() -> None:
     mixture, x = moe(), text()
     optimizer = torch.optim.Adam([mixture.router.weight], lr=0.02)
-    mixture(x)
+    run(mixture, x)
     before = mixture.load_E.float().std()
     for _ in range(150):
         optimizer.zero_grad()
-        mixture(x)
+        run(mixture, x)
         mixture.balance_loss.backward()
         optimizer.step()
     assert mixture.balance_loss.item() == pytest.approx(1, abs=0.05)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from archfront.builders.body import Pass, text_positions
 from archfront.builders.model import HybridLM, build
 from archfront.search_space.accounting import parameters, placed_weights
 from archfront.search_space.architecture import Architecture
@@ -50,6 +51,13 @@ def tokens(batch: int = 2, length: int = 70) -> torch.Tensor:
     return torch.randint(32, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
+def run(
+    part: torch.nn.Module, x: torch.Tensor, cache: Any = None, *, start: int = 0
+) -> torch.Tensor:
+    """A body or sub-block on its own."""
+    return part(x, Pass(positions_BT=start + text_positions(*x.shape[:2], x.device)), cache)
+
+
 def assert_counted(model: HybridLM, counted: Architecture) -> None:
     expected = {}
     for placed in placed_weights(counted):
@@ -87,7 +95,7 @@ def test_norms_stand_where_the_placement_says(placement: str) -> None:
     def norm(y: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(y, (48,), eps=1e-5)
 
-    inside = block.body(x if placement == "post" else norm(x))
+    inside = run(block.body, x if placement == "post" else norm(x))
     expected = x + (inside if placement == "pre" else norm(inside))
     torch.testing.assert_close(model.hidden(x), norm(expected))
 
@@ -187,7 +195,7 @@ def test_fp8_changes_the_sub_blocks_it_is_placed_in_and_no_other(role: str, reci
         roles = {weight.role for weight in body.block.weights(48)}
         if body.block.kind in ("attn", "mla"):
             roles.add("kv_cache")
-        changed = not torch.equal(plain.blocks[index](x), fp8.blocks[index](x))
+        changed = not torch.equal(run(plain.blocks[index], x), run(fp8.blocks[index], x))
         assert changed == (role in roles and 2 <= index < 8), body.symbol
     head_changed = not torch.equal(plain.lm_head(x), fp8.lm_head(x))
     assert head_changed == (role == "lm_head")
@@ -209,8 +217,33 @@ def test_absorbed_latent_attention_sees_the_fp8_factors_of_the_expanded_form() -
     exact = build(architecture("L"), dtype=torch.float64).blocks[0].body
     x = torch.randn(2, 20, 48, dtype=torch.float64)
     with torch.no_grad():
-        y, cache = body.prefill(x[:, :10])
-        y = torch.cat([y, *(body.step(x[:, t : t + 1], cache) for t in range(10, 20))], 1)
-        whole = body(x)
-        rounding = (whole - exact(x)).norm()
+        cache = body.new_cache(2)
+        places = [(0, 10), *((t, t + 1) for t in range(10, 20))]
+        y = torch.cat([run(body, x[:, a:b], cache, start=a) for a, b in places], 1)
+        whole = run(body, x)
+        rounding = (whole - run(exact, x)).norm()
     assert (y - whole).norm() < 0.01 * rounding
+
+
+def test_the_loss_is_the_mean_over_the_tokens_of_each_document_but_its_first() -> None:
+    model = build(architecture(final_logit_softcap=3.0, logit_scale=2.0), dtype=torch.float64)
+    text, lengths = tokens(batch=1), (30, 1, 39)
+    documents = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    nats = [
+        F.cross_entropy(model(part)[0, :-1], part[0, 1:], reduction="none")
+        for part in text.split(lengths, 1)
+    ]
+    torch.testing.assert_close(model.loss(text, documents), torch.cat(nats).mean())
+
+
+def test_the_loss_of_mtp_modules_is_of_the_tokens_further_on() -> None:
+    model = build(architecture("G-*-", mtp={"depth": 2, "pattern": "*-"}), dtype=torch.float64)
+    text = tokens()
+    alone = F.cross_entropy(model(text)[:, :-1].flatten(0, 1), text[:, 1:].flatten())
+    hidden, losses = model.hidden(model.embed(text), text), []
+    for k, module in enumerate(model.mtp, 1):
+        part = Pass(positions_BT=text_positions(2, 70 - k, text.device), reads_texts=True)
+        hidden = module(hidden[:, : 70 - k], model.embed(text[:, k:]), part)
+        logits = model.logits(hidden[:, :-1])
+        losses.append(F.cross_entropy(logits.flatten(0, 1), text[:, k + 1 :].flatten()))
+    torch.testing.assert_close(model.loss(text), alone + 0.3 * sum(losses) / 2)

@@ -20,6 +20,7 @@ from archfront.profilers.report import Measurement, Report
 from archfront.search_space.check import check_space
 from archfront.search_space.document import InputError, parse_document
 from archfront.search_space.space import SearchSpace
+from archfront.search_space.warm_start import starts
 
 pytestmark = pytest.mark.filterwarnings("ignore:::ray", "ignore::ResourceWarning")
 Trainable = Callable[[dict[str, Any]], None]
@@ -153,6 +154,16 @@ class TestFaults:
         )
         assert one == two
         assert len({key for _, state, key, _ in one if state == "complete"}) == 8
+
+    def test_the_first_candidates_are_those_of_the_warm_start(
+        self, store: Store, small_space: str
+    ) -> None:
+        text = small_space + "warm_start: [llama3_8b, qwen3_next_80b_a3b]\n"
+        space = check_space(parse_document(text, source="small.yaml"))
+        near = [start.architecture for start in starts(space)]
+        searched(store, space, 3, answering(), workers=1)
+        keys = [t.key for t in store.trials("s") if t.state == "complete"]
+        assert keys[: len(near)] == [start.key for start in near if start is not None]
 
     def test_a_resumed_study_goes_on_as_the_uninterrupted_one(
         self, store: Store, space: SearchSpace

@@ -1,0 +1,127 @@
+"""Linear attention with decay: lightning, retention, gated linear attention."""
+
+# B batch, T tokens, D model width, G key heads, H heads, K key width, V value width
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...kernels.rows import op as rows
+from ...search_space.blocks import gla, lightning, retention
+from ...search_space.blocks.rope import Rope
+from ..body import Pass
+from ..caches import StateCache
+from ..parts import Parts, normed_without_weight
+from .attention import rotated
+from .recurrent import Recurrent, ShortConvolution
+
+GLA_TEMPERATURE = 16.0  # divides the log-sigmoid of a gate, arXiv 2312.06635 section 4.3
+
+
+class Lightning(Recurrent):
+    """arXiv 2405.17381 in MiniMax-01's form; deeper layers forget more slowly."""
+
+    fields = frozenset(lightning.Lightning.model_fields)
+
+    def __init__(self, block: lightning.Lightning, parts: Parts) -> None:
+        super().__init__((block.heads, block.head_dim, block.head_dim), None, parts)
+        self.block = block
+        self.in_proj = parts.linear("in_proj")
+        self.gate_proj = parts.linear("gate_proj")
+        self.norm = parts.rms_norm("norm")
+        self.out_proj = parts.linear("out_proj", to_residual=True)
+        head_H = torch.arange(1, block.heads + 1, dtype=torch.float64)
+        depth = 1 - parts.layer / (parts.num_layers - 1 + 1e-5) + 1e-5
+        slope_H = 2.0 ** (-8 * head_H / block.heads) * depth
+        self.register_buffer("decay_H", -slope_H.to(parts.device, parts.wide), persistent=False)
+
+    decay_H: Tensor
+
+    def forward(self, x_BTD: Tensor, run: Pass, cache: StateCache | None = None) -> Tensor:
+        qkv = F.silu(self.in_proj(x_BTD)).unflatten(-1, (self.block.heads, -1))
+        q_BTHK, k_BTHK, v_BTHK = qkv.chunk(3, -1)  # of each head in turn
+        o_BTHK = self.recur(q_BTHK, k_BTHK, v_BTHK, self.decay_H, None, run, cache)
+        return self.out_proj(self.gate_proj(x_BTD).sigmoid() * self.norm(o_BTHK.flatten(-2)))
+
+
+class Retention(Recurrent):
+    """RetNet (arXiv 2307.08621): fixed decays 1 - 2^(-5-h), rotated keys, a norm a head, a gate."""
+
+    fields = frozenset(retention.Retention.model_fields)
+
+    def __init__(self, block: retention.Retention, parts: Parts) -> None:
+        super().__init__((block.heads, block.k_head_dim, block.v_head_dim), None, parts)
+        self.block, self.norm_eps = block, parts.norm.eps
+        self.in_proj = parts.linear("in_proj")
+        self.gate_proj = parts.linear("gate_proj")
+        self.out_proj = parts.linear("out_proj", to_residual=True)
+        head_H = torch.arange(block.heads, dtype=torch.float64)
+        decay_H = torch.log1p(-(2.0 ** (-5 - head_H)))
+        self.register_buffer("decay_H", decay_H.to(parts.device, parts.wide), persistent=False)
+
+    decay_H: Tensor
+
+    def forward(self, x_BTD: Tensor, run: Pass, cache: StateCache | None = None) -> Tensor:
+        block, heads = self.block, (self.block.heads, -1)
+        q, k, v = self.in_proj(x_BTD).split([block.k_width, block.k_width, block.v_width], -1)
+        turn = Rope(theta=10_000.0)
+        q_BTHK, k_BTHK = (
+            rotated(x.unflatten(-1, heads), turn, block.k_head_dim, run) for x in (q, k)
+        )
+        o_BTHV = self.recur(
+            q_BTHK,
+            k_BTHK,
+            v.unflatten(-1, heads),
+            self.decay_H,
+            None,
+            run,
+            cache,
+            scale=block.k_head_dim**-0.5,
+        )
+        o = normed_without_weight(o_BTHV, self.norm_eps).flatten(-2)
+        return self.out_proj(rows.swiglu(self.gate_proj(x_BTD), o))
+
+
+class Gla(Recurrent):
+    """Gated linear attention (arXiv 2312.06635): a decay for each key channel from a bottleneck."""
+
+    fields = frozenset(gla.Gla.model_fields)
+
+    def __init__(self, block: gla.Gla, parts: Parts) -> None:
+        tail = (block.conv - 1, block.conv_width) if block.conv else None
+        super().__init__((block.heads, block.k_head_dim, block.v_head_dim), tail, parts)
+        self.block = block
+        self.in_proj = parts.linear("in_proj")
+        self.conv = ShortConvolution(parts) if block.conv else None
+        self.decay_a_proj = parts.linear("decay_a_proj")
+        self.decay_b_proj = parts.linear("decay_b_proj")
+        self.gate_proj = parts.linear("gate_proj")
+        self.norm = parts.rms_norm("norm")
+        self.out_proj = parts.linear("out_proj", to_residual=True)
+
+    def forward(self, x_BTD: Tensor, run: Pass, cache: StateCache | None = None) -> Tensor:
+        block, heads = self.block, (self.block.heads, -1)
+        qkv = self.in_proj(x_BTD)
+        if self.conv is not None:
+            qkv = self.conv(qkv, run, cache)
+        q, k, v = qkv.split([block.k_width, block.k_width, block.v_width], -1)
+        raw = self.decay_b_proj(self.decay_a_proj(x_BTD)).to(self.wide)
+        decay_BTHK = (F.logsigmoid(raw) / GLA_TEMPERATURE).unflatten(-1, heads)
+        o_BTHV = self.recur(
+            q.unflatten(-1, heads),
+            k.unflatten(-1, heads),
+            v.unflatten(-1, heads),
+            decay_BTHK,
+            None,
+            run,
+            cache,
+            scale=block.k_head_dim**-0.5,
+        )
+        gated = rows.gated_rms_norm(
+            o_BTHV,
+            self.gate_proj(x_BTD).unflatten(-1, heads),
+            self.norm.weight,
+            self.norm.eps,
+            gate_first=False,
+        )
+        return self.out_proj(gated.flatten(-2))

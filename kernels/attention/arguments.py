@@ -1,0 +1,116 @@
+"""What the launches of this family have in common: who sees whom, scores, strides, widths."""
+
+from dataclasses import dataclass
+from math import e, log2
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import next_power_of_2
+
+from ..launch import require_device
+from ..laws import require, require_float
+
+SMALLEST_TILE = 16  # of a tensor core's operand
+SMALLEST_CUT = 128  # a narrower key is not worth two dots
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Which keys a query sees, and what its scores are: the keywords of `attend`."""
+
+    start_BT: Tensor | None  # the first token of each token's document, int32; None: one document
+    end_BT: Tensor | None  # the first token behind it
+    causal: bool
+    window: int | None
+    scale: float
+    softcap: float | None
+
+    @property
+    def crowded(self) -> bool:
+        """A walk masks at both of its ends, or caps: see configs.py."""
+        return not (self.window is self.start_BT is self.softcap is None)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "start_ptr": self.start_BT,
+            "end_ptr": self.end_BT,
+            "window": self.window or 0,
+            **score_arguments(self.scale, self.softcap),
+            "CAUSAL": self.causal,
+            "WINDOW": self.window is not None,
+            "DOCUMENTS": self.start_BT is not None,
+        }
+
+
+def score_arguments(scale: float, softcap: float | None) -> dict[str, Any]:
+    """In base 2 a score is factor * q k^T, with a soft cap factor * tanh(squeeze / 2 log2(e) * q k^T)."""
+    if softcap is None:
+        return {"squeeze": 0.0, "factor": scale * log2(e), "SOFTCAP": False}
+    squeeze = 2 * log2(e) * scale / softcap
+    return {"squeeze": squeeze, "factor": softcap * log2(e), "SOFTCAP": True}
+
+
+def strides(**tensors: Tensor) -> dict[str, int]:
+    return {
+        f"{name}_{axis}": stride
+        for name, x in tensors.items()
+        for axis, stride in zip(("batch", "token", "head"), x.stride()[:3], strict=True)
+    }
+
+
+def tile_width(width: int) -> int:
+    return max(SMALLEST_TILE, next_power_of_2(width))
+
+
+def widths(K: int, V: int) -> dict[str, int]:
+    """A key is cut in two powers of two where they are less than one: 192 = 128 + 64, not 256."""
+    whole = tile_width(K)
+    main = whole // 2
+    rest = tile_width(K - main)
+    cut = main >= SMALLEST_CUT and main + rest < whole
+    tiles = {"K_MAIN": main, "K_REST": rest} if cut else {"K_MAIN": whole, "K_REST": 0}
+    return {"K": K, **tiles, "V": V, "V_TILE": tile_width(V)}
+
+
+def document_bounds(documents_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(start_BT, end_BT): the first token of each token's document, and the first one behind it."""
+    documents_BT = documents_BT.contiguous()
+    start_BT = torch.searchsorted(documents_BT, documents_BT, out_int32=True)
+    return start_BT, torch.searchsorted(documents_BT, documents_BT, right=True, out_int32=True)
+
+
+def require_scores(scale: float, softcap: float | None) -> None:
+    require(scale > 0, "scale must be > 0: it is taken out of a maximum", scale=scale)
+    require(softcap is None or softcap > 0, "softcap must be > 0", softcap=softcap)
+
+
+def require_heads(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, documents_BT: Tensor | None
+) -> None:
+    require_device(q_BTHK)
+    require_float(q_BTHK, "q")
+    shapes = {n: tuple(x.shape) for n, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGV))}
+    law = "q, k and v must be [B, T, H, K], [B, T, G, K] and [B, T, G, V], none of them 0"
+    require(all(len(s) == 4 and 0 not in s for s in shapes.values()), law, **shapes)
+    (B, T, H, K), G = q_BTHK.shape, k_BTGK.shape[2]
+    agree = shapes["k"] == (B, T, G, K) and shapes["v"][:3] == (B, T, G)
+    require(agree, law, **shapes)
+    require(H % G == 0, "the key/value heads must divide the query heads", heads=H, kv_heads=G)
+    for name, x in (("k", k_BTGK), ("v", v_BTGV)):
+        same = (x.dtype, x.device) == (q_BTHK.dtype, q_BTHK.device)
+        law = f"{name} must have q's dtype and device {q_BTHK.dtype} {q_BTHK.device}"
+        require(same, law, dtype=x.dtype, device=x.device)
+    for name, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGV)):
+        dense = x.stride(-1) == 1 or x.shape[-1] == 1
+        require(dense, f"the last dimension of {name} must be contiguous", strides=x.stride())
+    if documents_BT is not None:
+        require(
+            (tuple(documents_BT.shape), documents_BT.dtype, documents_BT.device)
+            == ((B, T), torch.int32, q_BTHK.device),
+            f"documents must be {(B, T)} torch.int32 on {q_BTHK.device}",
+            shape=tuple(documents_BT.shape),
+            dtype=documents_BT.dtype,
+            device=documents_BT.device,
+        )

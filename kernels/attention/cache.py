@@ -1,0 +1,106 @@
+"""A paged cache of keys and values: what a decoding step reads and appends to."""
+
+# B rows (texts), P pages in all, G key/value heads, K key width, V value width, Q new tokens,
+# S tokens a row has room for
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of a quantised cache's dtypes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagedCache:
+    """Token t of row b lies in page page_table[b, t // page] at place t % page.
+
+    `v_pages` None: the value is the first `v_dim` numbers of the key (absorbed MLA). int8 and
+    float8_e4m3fn pages carry a float32 scale for each token and head: value = stored * scale.
+    The record is frozen, its tensors are not: `append` writes into them.
+    """
+
+    k_pages: Tensor  # [P, page, G, K]
+    v_pages: Tensor | None  # [P, page, G, V]
+    v_dim: int
+    page_table: Tensor  # [B, S / page], int32
+    lengths_B: Tensor  # int32
+    k_scale: Tensor | None  # [P, page, G]
+    v_scale: Tensor | None  # [P, page, G]; None where v_pages or k_scale is
+
+
+def allocate(
+    *,
+    batch: int,
+    tokens: int,
+    kv_heads: int,
+    k_dim: int,
+    v_dim: int,
+    value_in_key: bool = False,
+    page: int = 64,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> PagedCache:
+    """A cache with room for `tokens` tokens a row, in pages that follow each other."""
+    pages_per_row = -(-tokens // page)
+    places = (batch * pages_per_row, page, kv_heads)
+
+    def pages(*width: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(*places, *width, dtype=dtype, device=device)
+
+    quantised = dtype in LARGEST
+    table = torch.arange(places[0], dtype=torch.int32, device=device)
+    return PagedCache(
+        k_pages=pages(k_dim, dtype=dtype),
+        v_pages=None if value_in_key else pages(v_dim, dtype=dtype),
+        v_dim=v_dim,
+        page_table=table.view(batch, pages_per_row),
+        lengths_B=torch.zeros(batch, dtype=torch.int32, device=device),
+        k_scale=pages(dtype=torch.float32) if quantised else None,
+        v_scale=pages(dtype=torch.float32) if quantised and not value_in_key else None,
+    )
+
+
+def append(cache: PagedCache, k_BQGK: Tensor, v_BQGV: Tensor | None) -> None:
+    """Writes Q tokens behind what each row holds, and lengthens it by Q, all in place.
+
+    The pages must have room for them: lengths + Q <= S. `v` is None where the key holds the value.
+    """
+    Q, page = k_BQGK.shape[1], cache.k_pages.shape[1]
+    token_BQ = cache.lengths_B[:, None] + torch.arange(Q, device=k_BQGK.device)
+    place = cache.page_table.gather(1, token_BQ // page).long(), token_BQ % page
+    _write(cache.k_pages, cache.k_scale, place, k_BQGK)
+    if cache.v_pages is not None:
+        assert v_BQGV is not None
+        _write(cache.v_pages, cache.v_scale, place, v_BQGV)
+    cache.lengths_B.add_(Q)
+
+
+def _write(pages: Tensor, scale: Tensor | None, place: tuple[Tensor, Tensor], x: Tensor) -> None:
+    if scale is not None:
+        x, scale[place] = quantise_rows(x, pages.dtype)
+    pages[place] = x.to(pages.dtype)
+
+
+def quantise_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(values in int8 or float8_e4m3fn, float32 scale of each row), the row's largest on the edge."""
+    wide, largest = x.float(), LARGEST[dtype]
+    scale = (wide.abs().amax(-1) / largest).clamp(min=1e-12)
+    values = (wide / scale[..., None]).clamp(-largest, largest)
+    return (values.round() if dtype == torch.int8 else values).to(dtype), scale
+
+
+def read(cache: PagedCache) -> tuple[Tensor, Tensor]:
+    """(k_BSGK, v_BSGV) of all places that a row has, in order; zero past its length."""
+    k_BSGK = _gather(cache, cache.k_pages, cache.k_scale)
+    if cache.v_pages is None:
+        return k_BSGK, k_BSGK[..., : cache.v_dim]
+    return k_BSGK, _gather(cache, cache.v_pages, cache.v_scale)
+
+
+def _gather(cache: PagedCache, pages: Tensor, scale: Tensor | None) -> Tensor:
+    x = pages[cache.page_table].flatten(1, 2)
+    if scale is not None:
+        x = x.float() * scale[cache.page_table].flatten(1, 2)[..., None]
+    past_BS = torch.arange(x.shape[1], device=x.device) >= cache.lengths_B[:, None]
+    return x.masked_fill(past_BS[..., None, None], 0)

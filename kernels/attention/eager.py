@@ -1,0 +1,226 @@
+"""The torch form of attention: PyTorch's fused operator where it serves, else block by block.
+
+Neither holds all scores of a text at once, and in a window the work grows with T, not with T^2.
+"""
+
+# B batch, T tokens, H query heads, G key/value heads, R = H / G, K key width, V value width,
+# C queries of a block, S keys that they may see, N blocks
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+SMALLEST_BAND = 64  # a narrower one makes matrices too small to be worth a call
+BLOCK = 128  # queries whose scores are held at once
+
+# (begin, end) of some queries -> (the keys of which they see any, the mask [B | 1, G | 1, C, S])
+Seen = Callable[[int, int], tuple[slice, Tensor]]
+
+
+def attend_without_lse(
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGV: Tensor,
+    *,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    documents: Tensor | None,
+) -> Tensor:
+    """PyTorch's fused operator, but for a soft cap, which it does not know."""
+    (T, K), V = (q_BTHK.shape[1], q_BTHK.shape[3]), v_BTGV.shape[3]
+    rule = {"causal": causal, "window": window, "documents": documents}
+    if softcap is not None:
+        return attend(q_BTHK, k_BTGK, v_BTGV, scale=scale, softcap=softcap, **rule)[0]
+    # it wants one width for keys and values
+    padded = (F.pad(x, (0, max(K, V) - x.shape[3])) for x in (q_BTHK, k_BTGK, v_BTGV))
+    q, k, v = (x.transpose(1, 2) for x in padded)
+    if documents is not None:
+        mask = _seen(0, T, T=T, device=q.device, **rule)[1]
+        o = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+    elif window is not None and window < T:
+        o = _banded(q, k, v, window, scale)
+    else:
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
+    return o[..., :V].transpose(1, 2)
+
+
+def _banded(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, scale: float) -> Tensor:
+    """Block by block, each against itself and the one before."""
+    B, _, T, _ = q_BHTK.shape
+    C = max(window, SMALLEST_BAND)
+
+    def blocks(x_BHTK: Tensor) -> Tensor:  # N first and B with the heads: all of B share a mask
+        x = F.pad(x_BHTK, (0, 0, 0, -T % C))
+        return x.flatten(0, 1).unflatten(1, (-1, C)).transpose(0, 1)
+
+    def with_previous(x_NGCK: Tensor) -> Tensor:
+        return torch.cat([F.pad(x_NGCK[:-1], (0, 0, 0, 0, 0, 0, 1, 0)), x_NGCK], 2)
+
+    q, k, v = blocks(q_BHTK), with_previous(blocks(k_BGTK)), with_previous(blocks(v_BGTK))
+    query = torch.arange(C, device=q.device)[:, None]
+    key = torch.arange(-C, C, device=q.device)
+    mask = ((key <= query) & (key > query - window)).repeat(len(q), 1, 1, 1)
+    mask[0, ..., :C] = False  # nothing comes before the first block
+    o = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+    return o.transpose(0, 1).flatten(1, 2).unflatten(0, (B, -1))[:, :, :T]
+
+
+def attend(
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGV: Tensor,
+    *,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    documents: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    rule = {"causal": causal, "window": window, "documents": documents}
+    seen = partial(_seen, T=q_BTHK.shape[1], device=q_BTHK.device, **rule)
+    return _blockwise(q_BTHK, k_BTGK, v_BTGV, scale, softcap, seen)
+
+
+def attend_blocks(
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGV: Tensor,
+    blocks_BGTN: Tensor,
+    *,
+    block: int,
+    scale: float,
+    documents: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    T, device = q_BTHK.shape[1], q_BTHK.device
+    block_T = torch.arange(T, device=device) // block
+    J = -(-T // block)
+    listed_BGTJ = torch.zeros(*blocks_BGTN.shape[:3], J + 1, dtype=torch.bool, device=device)
+    listed_BGTJ.scatter_(-1, (blocks_BGTN % (J + 1)).long(), True)  # -1 goes to the extra column
+
+    def seen(begin: int, end: int) -> tuple[slice, Tensor]:
+        rule = {"causal": True, "window": None, "documents": documents}
+        keys, mask = _seen(begin, end, T=T, device=device, **rule)
+        return keys, mask & listed_BGTJ[:, :, begin:end, block_T[keys]]
+
+    return _blockwise(q_BTHK, k_BTGK, v_BTGV, scale, None, seen)
+
+
+def _seen(
+    begin: int,
+    end: int,
+    *,
+    T: int,
+    device: torch.device,
+    causal: bool,
+    window: int | None,
+    documents: Tensor | None,
+) -> tuple[slice, Tensor]:
+    keys = slice(0 if window is None else max(0, begin - window + 1), end if causal else T)
+    query = torch.arange(begin, end, device=device)[:, None]
+    key = torch.arange(keys.start, keys.stop, device=device)
+    mask = key <= query if causal else torch.ones_like(key <= query)
+    if window is not None:
+        mask = mask & (key > query - window)
+    if documents is not None:
+        mask = mask & (documents[:, None, begin:end, None] == documents[:, None, None, keys])
+        return keys, mask
+    return keys, mask[None, None]
+
+
+def _blockwise(
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGV: Tensor,
+    scale: float,
+    softcap: float | None,
+    seen: Seen,
+) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(q_BTHK.dtype, torch.float32)
+    q, k, v = (x.to(wide).transpose(1, 2).contiguous() for x in (q_BTHK, k_BTGK, v_BTGV))
+    q_BGRTK = q.unflatten(1, (k.shape[1], -1))
+    o_BGRTV, lse_BGRT = Blockwise.apply(q_BGRTK, k, v, scale, softcap, seen)
+    return o_BGRTV.flatten(1, 2).transpose(1, 2).to(q_BTHK.dtype), lse_BGRT.flatten(1, 2)
+
+
+class Blockwise(torch.autograd.Function):
+    """(o_BGRTV, lse_BGRT), BLOCK queries at a time; the backward forms their scores again.
+
+    Its gradients are derived at the head of backward.py.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BGRTK: Tensor,
+        k_BGTK: Tensor,
+        v_BGTV: Tensor,
+        scale: float,
+        softcap: float | None,
+        seen: Seen,
+    ) -> tuple[Tensor, Tensor]:
+        T = q_BGRTK.shape[3]
+        o_BGRTV = q_BGRTK.new_empty(*q_BGRTK.shape[:4], v_BGTV.shape[3])
+        lse_BGRT = q_BGRTK.new_empty(q_BGRTK.shape[:4])
+        for begin in range(0, T, BLOCK):
+            end = min(begin + BLOCK, T)
+            keys, mask = seen(begin, end)
+            s, _ = _scores(q_BGRTK[..., begin:end, :] * scale, k_BGTK[:, :, keys], mask, softcap)
+            lse = s.logsumexp(-1)
+            lse_BGRT[..., begin:end] = lse
+            o_BGRTV[..., begin:end, :] = _per_head(_weights(s, lse), v_BGTV[:, :, keys])
+        ctx.save_for_backward(q_BGRTK, k_BGTK, v_BGTV, o_BGRTV, lse_BGRT)
+        ctx.scale, ctx.softcap, ctx.seen = scale, softcap, seen
+        return o_BGRTV, lse_BGRT
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # decorated, ctx has no name
+        ctx: Any, do_BGRTV: Tensor, dlse_BGRT: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        q_BGRTK, k_BGTK, v_BGTV, o_BGRTV, lse_BGRT = ctx.saved_tensors
+        T = q_BGRTK.shape[3]
+        delta_BGRT = (o_BGRTV * do_BGRTV).sum(-1) - dlse_BGRT
+        dq_BGRTK = torch.empty_like(q_BGRTK)
+        dk_BGTK, dv_BGTV = torch.zeros_like(k_BGTK), torch.zeros_like(v_BGTV)
+        for begin in range(0, T, BLOCK):
+            end = min(begin + BLOCK, T)
+            keys, mask = ctx.seen(begin, end)
+            q, k = q_BGRTK[..., begin:end, :] * ctx.scale, k_BGTK[:, :, keys]
+            do, v = do_BGRTV[..., begin:end, :], v_BGTV[:, :, keys]
+            s, slope = _scores(q, k, mask, ctx.softcap)
+            p = _weights(s, lse_BGRT[..., begin:end])
+            ds = _per_head(do, v.mT).sub_(delta_BGRT[..., begin:end, None]).mul_(p)
+            if slope is not None:
+                ds.mul_(slope)
+            dq_BGRTK[..., begin:end, :] = _per_head(ds, k) * ctx.scale
+            dk_BGTK[:, :, keys] += ds.flatten(2, 3).mT @ q.flatten(2, 3)
+            dv_BGTV[:, :, keys] += p.flatten(2, 3).mT @ do.flatten(2, 3)
+        return dq_BGRTK, dk_BGTK, dv_BGTV, None, None, None
+
+
+def _per_head(x_BGRCK: Tensor, y_BGKS: Tensor) -> Tensor:
+    """x @ y: all query heads of a key head in one product."""
+    return (x_BGRCK.flatten(2, 3) @ y_BGKS).unflatten(2, x_BGRCK.shape[2:4])
+
+
+def _scores(
+    q_BGRCK: Tensor, k_BGSK: Tensor, mask: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """(scores, the soft cap's slope at them), the query scaled already."""
+    s, slope = _per_head(q_BGRCK, k_BGSK.mT), None
+    if softcap is not None:
+        tanh = s.div_(softcap).tanh_()
+        s, slope = tanh * softcap, 1 - tanh.square()
+    return s.masked_fill_(~mask[:, :, None], -torch.inf), slope
+
+
+def _weights(s: Tensor, lse: Tensor) -> Tensor:
+    """exp(s - lse), in place; zeros where a query sees no key."""
+    return s.sub_(lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp_()

@@ -1,0 +1,1 @@
+"""Linear recurrences: a state that decays, is corrected and written by each token, and read."""

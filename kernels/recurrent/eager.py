@@ -1,0 +1,326 @@
+"""The recurrences of reference.py in plain torch, many tokens at once: how they train on a CPU.
+
+Inside a chunk of C tokens, with G_i = g_1 + ... + g_i and S the state before it,
+
+    V' = (I + strictly lower(beta P))^{-1} beta (V - K^ S)        V' = V without beta
+    O  = Q^ S + lower(A) V'                 S <- e^{G_C} S + K_^T V'
+    A_ij = sum_k q_ik k_jk e^{G_ik - G_jk}  P_ij the same of k_i and k_j
+    Q^ = Q e^G     K^ = K e^G               K_ = K e^{G_C - G}
+
+(arXiv 2405.21060, section 6; 2412.06464, section 3.3). With one decay for a head, A is a product of
+matrices with a factor for each element; with one for each channel `_products` forms it. RWKV-7
+writes twice, V and what it erases: P = (I - strictly lower(A_ab))^{-1} (a^ S + strictly lower(A_ak) V).
+"""
+
+# B batch, T tokens, C tokens of a chunk, G key heads, H value heads, K key width, V value width,
+# R = H / G value heads of a key head: key head g serves the value heads g R ... g R + R - 1,
+# X kinds of rows, Y kinds of columns, N channels, S states of a channel
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# e^-64 forgets all that fp32 can tell; a larger step would cost the running sum its precision
+STRONGEST_DECAY = -64.0
+# of a channel: e^-20 forgets all but 2e-9, and half a BLOCK of such steps is an exponent fp32 holds
+STRONGEST_CHANNEL_DECAY = -20.0
+BLOCK = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """What the tokens of a chunk do not meet, where a row holds several documents."""
+
+    apart_B1CC: Tensor  # each other: they belong to different documents
+    fresh_B1C1: Tensor  # the state before the chunk
+    over_B1C1: Tensor  # the state after it
+
+
+def mix(
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    decay: Tensor | None = None,
+    erase: Tensor | None = None,
+    state_BHKV: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    chunk: int = 64,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    wide = _wide(v_BTHV)
+    (B, T, H, V), (G, K) = v_BTHV.shape, q_BTGK.shape[2:]
+    if decay is None:
+        decay = v_BTHV.new_zeros(H, dtype=wide)
+    if decay.dim() == 1:
+        decay = decay.expand(1, T, H)
+    tokens = [x.to(wide) for x in (scale * q_BTGK, k_BTGK, v_BTHV, decay)]
+    if erase is not None:
+        tokens.append(erase.to(wide))
+    one_chunk = _chunk_by_head
+    if decay.dim() == 4:
+        one_chunk = _chunk_by_channel
+        tokens[:2] = (x.repeat_interleave(H // G, 2) if G < H else x for x in tokens[:2])
+        tokens, documents, chunk = _even(tokens, documents, chunk)
+
+    state, reads = _first(state_BHKV, (B, H, K, V), v_BTHV), []
+    parts = zip(*(x.split(chunk, 1) for x in tokens), strict=True)
+    for part, meeting in zip(parts, _meetings(documents, T, chunk), strict=True):
+        o_BCHV, state = one_chunk(*part, state=state, meeting=meeting)
+        reads.append(o_BCHV)
+    return torch.cat(reads, 1)[:, :T].to(v_BTHV.dtype), state
+
+
+def _chunk_by_head(
+    q_BCGK: Tensor,
+    k_BCGK: Tensor,
+    v_BCHV: Tensor,
+    decay_BCH: Tensor,
+    beta_BCH: Tensor | None = None,
+    *,
+    state: Tensor,
+    meeting: Meeting | None,
+) -> tuple[Tensor, Tensor]:
+    heads = (q_BCGK.shape[2], v_BCHV.shape[2] // q_BCGK.shape[2])
+    state_BGRKV = state.unflatten(1, heads)
+    q_BGCK, k_BGCK = q_BCGK.transpose(1, 2), k_BCGK.transpose(1, 2)
+    v_BGRCV = v_BCHV.unflatten(2, heads).permute(0, 2, 3, 1, 4)
+    decay_BGRC = decay_BCH.clamp(min=STRONGEST_DECAY).unflatten(2, heads).permute(0, 2, 3, 1)
+    sum_BGRC = decay_BGRC.cumsum(-1)
+    from_start_BGRC1 = sum_BGRC.exp()[..., None]
+    # exponents only as differences, masked before exp: e^{-G_j} alone overflows
+    gap_BGRCC = sum_BGRC[..., :, None] - sum_BGRC[..., None, :]
+    hidden = torch.ones(gap_BGRCC.shape[-2:], dtype=torch.bool, device=gap_BGRCC.device).triu(1)
+    if meeting is not None:
+        hidden = hidden | meeting.apart_B1CC[:, None]
+        from_start_BGRC1 = from_start_BGRC1.masked_fill(meeting.fresh_B1C1[:, None], 0)
+    D_BGRCC = gap_BGRCC.masked_fill(hidden, -torch.inf).exp()
+    to_end_BGRC1 = D_BGRCC[..., -1, :, None]
+
+    if beta_BCH is not None:
+        beta_BGRC1 = beta_BCH.unflatten(2, heads).permute(0, 2, 3, 1)[..., None]
+        known_BGRCV = torch.einsum("bgck,bgrkv->bgrcv", k_BGCK, state_BGRKV) * from_start_BGRC1
+        overlap_BGRCC = beta_BGRC1 * (k_BGCK @ k_BGCK.mT)[:, :, None] * D_BGRCC
+        v_BGRCV = _solve(overlap_BGRCC, beta_BGRC1 * (v_BGRCV - known_BGRCV))
+    inside_BGRCV = ((q_BGCK @ k_BGCK.mT)[:, :, None] * D_BGRCC) @ v_BGRCV
+    before_BGRCV = torch.einsum("bgck,bgrkv->bgrcv", q_BGCK, state_BGRKV) * from_start_BGRC1
+    written_BGRKV = torch.einsum("bgck,bgrcv->bgrkv", k_BGCK, v_BGRCV * to_end_BGRC1)
+    state_BGRKV = from_start_BGRC1[..., -1:, :] * state_BGRKV + written_BGRKV
+    o_BGRCV = inside_BGRCV + before_BGRCV
+    return o_BGRCV.permute(0, 3, 1, 2, 4).flatten(2, 3), state_BGRKV.flatten(1, 2)
+
+
+def _chunk_by_channel(
+    q_BCHK: Tensor,
+    k_BCHK: Tensor,
+    v_BCHV: Tensor,
+    decay_BCHK: Tensor,
+    beta_BCH: Tensor | None = None,
+    *,
+    state: Tensor,
+    meeting: Meeting | None,
+) -> tuple[Tensor, Tensor]:
+    q, k, v, decay = (x.transpose(1, 2) for x in (q_BCHK, k_BCHK, v_BCHV, decay_BCHK))
+    sum_BHCK = decay.clamp(min=STRONGEST_CHANNEL_DECAY).cumsum(-2)
+    from_start, to_end = _from_start(sum_BHCK, meeting), _to_end(sum_BHCK, meeting)
+    rows = [q] if beta_BCH is None else [q, k]
+    A, *P = _met(_products(torch.stack(rows), k[None], sum_BHCK)[:, 0], meeting)
+    if beta_BCH is not None:
+        beta_BHC1 = beta_BCH.mT[..., None]
+        v = _solve(beta_BHC1 * P[0], beta_BHC1 * (v - (k * from_start) @ state))
+    o_BHCV = (q * from_start) @ state + A @ v
+    state = from_start[..., -1, :, None] * state + (k * to_end).mT @ v
+    return o_BHCV.transpose(1, 2), state
+
+
+def mix_rwkv7(
+    r_BTHK: Tensor,
+    w_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    a_BTHK: Tensor,
+    b_BTHK: Tensor,
+    state_BHKV: Tensor | None = None,
+    *,
+    chunk: int = 64,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    wide = _wide(v_BTHV)
+    (B, T, H, V), K = v_BTHV.shape, r_BTHK.shape[3]
+    tokens = [x.to(wide) for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK)]
+    tokens, documents, chunk = _even(tokens, documents, chunk)
+    state, reads = _first(state_BHKV, (B, H, K, V), v_BTHV), []
+    parts = zip(*(x.transpose(1, 2).split(chunk, 2) for x in tokens), strict=True)
+    for (r, w, k, v, a, b), meeting in zip(parts, _meetings(documents, T, chunk), strict=True):
+        sum_BHCK = w.clamp(min=STRONGEST_CHANNEL_DECAY).cumsum(-2)
+        from_start, to_end = _from_start(sum_BHCK, meeting), _to_end(sum_BHCK, meeting)
+        # a_t reads what token t - 1 left: as a row of that token it decays as r does
+        earlier_a = F.pad(a[..., 1:, :], (0, 0, 0, 1))
+        of_r, of_a = _products(torch.stack([r, earlier_a]), torch.stack([k, b]), sum_BHCK)
+        A_rk, A_rb = _met(of_r, meeting)
+        A_ak, A_ab = _met(_next_row(of_a), meeting)
+        known = (a * _from_start(_next_row(sum_BHCK), meeting)) @ state
+        p = _solve(-A_ab, known + A_ak @ v)
+        reads.append(((r * from_start) @ state + A_rk @ v + A_rb @ p).transpose(1, 2))
+        written = (k * to_end).mT @ v + (b * to_end).mT @ p
+        state = from_start[..., -1, :, None] * state + written
+    return torch.cat(reads, 1)[:, :T].to(v_BTHV.dtype), state
+
+
+def scan_channels(
+    x_BTN: Tensor,
+    decay_BTN: Tensor,
+    state_BN: Tensor | None = None,
+    *,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """About sqrt(T) blocks of sqrt(T) tokens: all blocks from zero at once, then what each receives."""
+    wide, (B, T, N) = _wide(x_BTN), x_BTN.shape
+    size = math.isqrt(T - 1) + 1
+    keep = decay_BTN.to(wide).exp()
+    if documents is not None:
+        keep = keep.masked_fill(_begins(documents)[..., None], 0)
+    blocks = (0, 0, 0, -T % size)
+    written = F.pad(x_BTN.to(wide), blocks).unflatten(1, (-1, size)).unbind(2)
+    kept = F.pad(keep, blocks, value=1.0).unflatten(1, (-1, size)).unbind(2)
+    states, kept_since_start = [written[0]], [kept[0]]
+    for u, a in zip(written[1:], kept[1:], strict=True):
+        states.append(torch.addcmul(u, a, states[-1]))
+        kept_since_start.append(a * kept_since_start[-1])
+    state, received = _first(state_BN, (B, N), x_BTN), []
+    for last, a in zip(states[-1].unbind(1), kept_since_start[-1].unbind(1), strict=True):
+        received.append(state)
+        state = torch.addcmul(last, a, state)
+    h = torch.addcmul(
+        torch.stack(states, 2),
+        torch.stack(kept_since_start, 2),
+        torch.stack(received, 1)[:, :, None],
+    )
+    return h.flatten(1, 2)[:, :T].to(x_BTN.dtype), state
+
+
+def selective_scan(
+    x_BTN: Tensor,
+    dt_BTN: Tensor,
+    A_NS: Tensor,
+    B_BTS: Tensor,
+    C_BTS: Tensor,
+    D_N: Tensor,
+    state_BNS: Tensor | None = None,
+    *,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Exponents, writes and reads of a few tokens at once; the N S channels fill the loop between."""
+    wide = _wide(x_BTN)
+    x_BTN, dt_BTN, A_NS, D_N = (y.to(wide) for y in (x_BTN, dt_BTN, A_NS, D_N))
+    state, reads = _first(state_BNS, (len(x_BTN), *A_NS.shape), x_BTN), []
+    parts = zip(
+        *(y.split(BLOCK, 1) for y in (x_BTN, dt_BTN, B_BTS.to(wide), C_BTS.to(wide))), strict=True
+    )
+    begins = repeat(None) if documents is None else _begins(documents).split(BLOCK, 1)
+    for (x, dt, B, C), begins_BC in zip(parts, begins, strict=False):
+        kept = (dt[..., None] * A_NS).exp()
+        if begins_BC is not None:
+            kept = kept.masked_fill(begins_BC[..., None, None], 0)
+        written, states = (dt * x)[..., None] * B[:, :, None], []
+        for u, a in zip(written.unbind(1), kept.unbind(1), strict=True):
+            state = torch.addcmul(u, a, state)
+            states.append(state)
+        reads.append((torch.stack(states, 1) @ C[..., None]).squeeze(-1))
+    return (torch.cat(reads, 1) + D_N * x_BTN).to(x_BTN.dtype), state
+
+
+def _products(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
+    """A[x, y]_ij = sum_k rows[x]_ik columns[y]_jk e^{G_ik - G_jk} for j <= i, else 0, with G = `sums`.
+
+    rows [X, ..., C, K], columns [Y, ..., C, K]. Blocks on the diagonal take their exponents from
+    their middle; then blocks are joined two by two, the square between them taking its own from
+    the end of the first: so no exponent there is above zero.
+    """
+    size = BLOCK
+    blocks_of_sums = sums.unflatten(-2, (-1, size))
+    middle = blocks_of_sums[..., size // 2 - 1, None, :]
+    left = rows.unflatten(-2, (-1, size)) * (blocks_of_sums - middle).exp()
+    right = columns.unflatten(-2, (-1, size)) * (middle - blocks_of_sums).exp()
+    A = (left[:, None] @ right.mT).tril()
+    while size < sums.shape[-2]:
+        before, after = sums.unflatten(-2, (-1, 2, size)).unbind(-3)
+        border = before[..., -1:, :]
+        left = rows.unflatten(-2, (-1, 2, size))[..., 1, :, :] * (after - border).exp()
+        right = columns.unflatten(-2, (-1, 2, size))[..., 0, :, :] * (border - before).exp()
+        first, second = A.unflatten(-3, (-1, 2)).unbind(-3)
+        lower = torch.cat([left[:, None] @ right.mT, second], -1)
+        A = torch.cat([F.pad(first, (0, size)), lower], -2)
+        size *= 2
+    return A.squeeze(-3)
+
+
+def _even(
+    tokens: list[Tensor], documents: Tensor | None, chunk: int
+) -> tuple[list[Tensor], Tensor | None, int]:
+    """Whole chunks of 2^n tokens, as `_products` wants them: zeros neither decay nor write a state."""
+    T = tokens[0].shape[1]
+    chunk = min(chunk, max(BLOCK, 1 << (T - 1).bit_length()))
+    extra = -T % chunk
+    tokens = [F.pad(x, [0, 0] * (x.dim() - 2) + [0, extra]) for x in tokens]
+    if documents is not None:
+        documents = torch.cat([documents, documents[:, -1:].expand(-1, extra)], 1)
+    return tokens, documents, chunk
+
+
+def _meetings(documents: Tensor | None, T: int, chunk: int) -> Iterator[Meeting | None]:
+    for start in range(0, T, chunk):
+        if documents is None:
+            yield None
+            continue
+        of_BC, before_B1 = (
+            documents[:, start : start + chunk],
+            documents[:, max(start - 1, 0), None],
+        )
+        yield Meeting(
+            apart_B1CC=(of_BC[:, :, None] != of_BC[:, None, :])[:, None],
+            fresh_B1C1=(of_BC != before_B1)[:, None, :, None],
+            over_B1C1=(of_BC != of_BC[:, -1:])[:, None, :, None],
+        )
+
+
+def _begins(documents: Tensor) -> Tensor:
+    """Whether a token begins a document and finds another's state."""
+    return documents != torch.cat([documents[:, :1], documents[:, :-1]], 1)
+
+
+def _met(products: Tensor, meeting: Meeting | None) -> Tensor:
+    return products if meeting is None else products.masked_fill(meeting.apart_B1CC, 0)
+
+
+def _from_start(sums: Tensor, meeting: Meeting | None) -> Tensor:
+    return sums.exp() if meeting is None else sums.exp().masked_fill(meeting.fresh_B1C1, 0)
+
+
+def _to_end(sums: Tensor, meeting: Meeting | None) -> Tensor:
+    decayed = (sums[..., -1:, :] - sums).exp()
+    return decayed if meeting is None else decayed.masked_fill(meeting.over_B1C1, 0)
+
+
+def _next_row(x: Tensor) -> Tensor:
+    """Row i takes what stood in row i - 1; the first is zero."""
+    return F.pad(x[..., :-1, :], (0, 0, 1, 0))
+
+
+def _solve(lower: Tensor, right: Tensor) -> Tensor:
+    """(I + strictly lower part)^{-1} right."""
+    return torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
+
+
+def _first(state: Tensor | None, shape: tuple[int, ...], values: Tensor) -> Tensor:
+    wide = _wide(values)
+    return values.new_zeros(shape, dtype=wide) if state is None else state.to(wide)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,95 @@
+"""Gated linear attention: a linear mixer with a learned decay for each key channel."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .recurrent import convolution, recurrence
+
+
+class Gla(Block):
+    """arXiv 2312.06635: `heads` states of `k_head_dim` x `v_head_dim`.
+
+    The decay comes through a bottleneck of `gate_rank`; `conv: 0` leaves out the convolution over
+    q, k and v. A gated RMSNorm of each head precedes the output projection.
+    """
+
+    kind: Literal["gla"] = "gla"
+    heads: PositiveInt
+    k_head_dim: PositiveInt
+    v_head_dim: PositiveInt
+    gate_rank: PositiveInt = 16
+    conv: NonNegativeInt = 4
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if self.conv == 1:
+            raise ValueError("conv must be 0 or at least 2, got 1")
+        return self
+
+    @property
+    def letter(self) -> str:
+        return "T"
+
+    @property
+    def k_width(self) -> int:
+        return self.heads * self.k_head_dim
+
+    @property
+    def v_width(self) -> int:
+        return self.heads * self.v_head_dim
+
+    @property
+    def conv_width(self) -> int:
+        return 2 * self.k_width + self.v_width
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        return (
+            linear("in_proj", self.conv_width, d_model, "mixer.in"),  # q, k, v
+            *(
+                (Weight(name="conv.weight", shape=(self.conv_width, self.conv)),)
+                if self.conv
+                else ()
+            ),
+            linear("decay_a_proj", self.gate_rank, d_model, "gate"),
+            linear("decay_b_proj", self.k_width, self.gate_rank, "gate"),
+            *biases({"decay_b_proj": self.k_width}),
+            linear("gate_proj", self.v_width, d_model, "mixer.in"),
+            vector("norm.weight", self.v_head_dim),
+            linear("out_proj", d_model, self.v_width, "mixer.out"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(
+            state_elements=self.heads * self.k_head_dim * self.v_head_dim,
+            conv_elements=max(0, self.conv - 1) * self.conv_width,
+        )
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        """The recurrence itself: decay, write and read of the state, and the convolution."""
+        return 6 * self.heads * self.k_head_dim * self.v_head_dim + 2 * self.conv * self.conv_width
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        if self.conv:
+            yield convolution(point, self.conv_width, self.conv)
+        yield recurrence(
+            point,
+            k_heads=self.heads,
+            heads=self.heads,
+            k_dim=self.k_head_dim,
+            v_dim=self.v_head_dim,
+        )
+        yield Rows(rows=point.rows, elements=3 * self.v_width + 2 * self.k_width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * share)
+        return {
+            "heads": max(1, round(self.v_width * share / v_head_dim)),
+            "k_head_dim": grained(self.k_head_dim * share),
+            "v_head_dim": v_head_dim,
+        }

@@ -1,0 +1,77 @@
+"""Retention: a linear mixer whose heads forget at fixed rates, with rotated keys."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+from pydantic import PositiveInt, model_validator
+
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, grained, linear
+from .recurrent import recurrence
+
+
+class Retention(Block):
+    """RetNet's multi-scale retention (arXiv 2307.08621): `heads` states of k by v width.
+
+    A norm of each head without a weight and a SiLU gate precede the output projection.
+    """
+
+    kind: Literal["retention"] = "retention"
+    heads: PositiveInt
+    k_head_dim: PositiveInt
+    v_head_dim: PositiveInt
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if self.k_head_dim % 2:
+            raise ValueError(
+                f"k_head_dim must be even, as pairs are rotated, got {self.k_head_dim}"
+            )
+        return self
+
+    @property
+    def letter(self) -> str:
+        return "T"
+
+    @property
+    def k_width(self) -> int:
+        return self.heads * self.k_head_dim
+
+    @property
+    def v_width(self) -> int:
+        return self.heads * self.v_head_dim
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        return (
+            linear("in_proj", 2 * self.k_width + self.v_width, d_model, "mixer.in"),  # q, k, v
+            linear("gate_proj", self.v_width, d_model, "mixer.in"),
+            linear("out_proj", d_model, self.v_width, "mixer.out"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(state_elements=self.heads * self.k_head_dim * self.v_head_dim)
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        """The recurrence itself: decay, write and read of the state."""
+        return 6 * self.heads * self.k_head_dim * self.v_head_dim
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield Rows(rows=point.rows, elements=4 * self.k_width)  # rotation
+        yield recurrence(
+            point,
+            k_heads=self.heads,
+            heads=self.heads,
+            k_dim=self.k_head_dim,
+            v_dim=self.v_head_dim,
+        )
+        yield Rows(rows=point.rows, elements=3 * self.v_width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * share)
+        return {
+            "heads": max(1, round(self.v_width * share / v_head_dim)),
+            "k_head_dim": grained(self.k_head_dim * share),
+            "v_head_dim": v_head_dim,
+        }

@@ -1,0 +1,45 @@
+"""Classical recurrent networks: GRU and LSTM, one token after the other."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from ..operators import NumberFormat, Operator, Point, Rows, Waiting
+from .block import Block, Cache, Weight, biases, grained, linear
+
+GATES = {"gru": 3, "lstm": 4}
+
+
+class Rnn(Block):
+    """One layer of `width` units, as torch has it, between the model's width and itself."""
+
+    kind: Literal["rnn"] = "rnn"
+    cell: Literal["gru", "lstm"] = "gru"
+    width: PositiveInt
+
+    @property
+    def letter(self) -> str:
+        return "N"
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        gates = GATES[self.cell] * self.width
+        return (
+            linear("input", gates, d_model, "mixer.in"),
+            linear("hidden", gates, self.width, "mixer.in"),
+            *biases({"input": gates, "hidden": gates}),
+            linear("out_proj", d_model, self.width, "mixer.out"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        return Cache(conv_elements=self.width * (2 if self.cell == "lstm" else 1))
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        gates = GATES[self.cell] * self.width
+        yield Waiting(steps=point.tokens, n=gates, k=self.width)  # each for the token before
+        yield Rows(rows=point.rows, elements=2 * gates)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        return {"width": grained(self.width * share)}

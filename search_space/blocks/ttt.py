@@ -1,0 +1,77 @@
+"""Test-time training: a mixer whose state is a linear model, trained on each token it reads."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from ..operators import NumberFormat, Operator, Point, Rows
+from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .recurrent import convolution, recurrence
+
+
+class TttLinear(Block):
+    """TTT-Linear (arXiv 2407.04620): `heads` inner models W of `head_dim` x `head_dim`.
+
+    Each of `mini_batch` tokens takes a gradient step of |LN(k W) + k - v|^2 at the W that the
+    mini-batch began with; a token reads q + LN(q W). The learning rate is learned, a token and
+    head. A causal convolution of width `conv` runs over q, k and v.
+    """
+
+    kind: Literal["ttt_linear"] = "ttt_linear"
+    heads: PositiveInt
+    head_dim: PositiveInt
+    mini_batch: PositiveInt = 16
+    conv: int = Field(default=4, ge=2)
+
+    @property
+    def letter(self) -> str:
+        return "D"
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    def weights(self, d_model: int) -> tuple[Weight, ...]:
+        return (
+            linear("in_proj", 3 * self.width, d_model, "mixer.in"),  # q, k, v
+            Weight(name="conv.weight", shape=(3 * self.width, self.conv)),
+            linear("rate_proj", self.heads, d_model, "gate"),
+            *biases({"rate_proj": self.heads}),
+            Weight(name="W", shape=(self.heads, self.head_dim, self.head_dim)),
+            Weight(name="inner_norm.weight", shape=(self.heads, self.head_dim)),
+            Weight(name="inner_norm.bias", shape=(self.heads, self.head_dim)),
+            vector("norm.weight", self.width),
+            linear("gate_proj", self.width, d_model, "mixer.in"),
+            linear("out_proj", d_model, self.width, "mixer.out"),
+        )
+
+    def cache(self, d_model: int) -> Cache:
+        """W and its gradient within the open mini-batch, and the convolution's tail."""
+        return Cache(
+            state_elements=2 * self.heads * self.head_dim**2,
+            conv_elements=(self.conv - 1) * 3 * self.width,
+        )
+
+    def mixing_flops(self, d_model: int, visible: float) -> float:
+        """Prediction, its gradient, the update and the read."""
+        return 8 * self.heads * self.head_dim**2 + 2 * self.conv * 3 * self.width
+
+    def operators(
+        self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
+    ) -> Iterator[Operator]:
+        yield convolution(point, 3 * self.width, self.conv)
+        yield recurrence(
+            point,
+            k_heads=self.heads,
+            heads=self.heads,
+            k_dim=self.head_dim,
+            v_dim=self.head_dim,
+            delta=True,
+            writes=2,
+        )
+        yield Rows(rows=point.rows, elements=9 * self.width)
+
+    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * share)
+        return {"heads": max(1, round(self.width * share / head_dim)), "head_dim": head_dim}

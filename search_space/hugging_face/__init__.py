@@ -1,0 +1,1 @@
+"""Hugging Face config.json files, read into our schema and written from it."""

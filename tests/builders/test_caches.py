@@ -1,0 +1,63 @@
+"""What a cache keeps of the tokens it is given."""
+
+import pytest
+import torch
+
+from archfront.builders.body import Pass
+from archfront.builders.caches import PAGE, TokenCache
+
+
+def append(
+    cache: TokenCache, x: torch.Tensor, start: int, valid: torch.Tensor | None = None
+) -> None:
+    positions = torch.arange(start, start + x.shape[1]).expand(len(x), -1)
+    cache.append(Pass(positions_BT=positions, valid_BT=valid), x=x)
+
+
+def test_it_grows_over_pages() -> None:
+    x = torch.randn(1, 2 * PAGE + 10, 2, 4)
+    cache = TokenCache(1, window=None, kv="bf16")
+    append(cache, x[:, :3], 0)
+    for t in range(3, x.shape[1]):
+        append(cache, x[:, t : t + 1], t)
+    torch.testing.assert_close(cache.read("x"), x)
+    assert cache.positions()[0].tolist() == list(range(x.shape[1]))
+
+
+def test_a_window_keeps_its_last_tokens_and_no_more() -> None:
+    x = torch.arange(20.0).reshape(1, 20, 1, 1)
+    cache = TokenCache(1, window=5, kv="bf16")
+    append(cache, x[:, :3], 0)
+    for t in range(3, 20):
+        append(cache, x[:, t : t + 1], t)
+    assert sorted(cache.read("x").flatten().tolist()) == [15, 16, 17, 18, 19]
+    assert sum(tensor.numel() for tensor in cache.tensors()) == 5
+
+
+def test_padding_is_not_kept() -> None:
+    x = torch.arange(6.0).reshape(2, 3, 1, 1)
+    cache = TokenCache(2, window=None, kv="bf16")
+    append(cache, x, 0, torch.tensor([[True, True, True], [True, False, False]]))
+    append(cache, 10 + x[:, :1], 3)
+    assert cache.positions().tolist() == [[0, 1, 2, 3], [0, 3, -1, -1]]
+    assert cache.read("x")[1, :2].flatten().tolist() == [3, 13]
+
+
+@pytest.mark.parametrize(("kv", "dtype"), [("fp8", torch.float8_e4m3fn), ("int8", torch.int8)])
+def test_eight_bits_have_a_scale_a_token_and_head(kv: str, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 7, 3, 16)
+    cache = TokenCache(2, window=None, kv=kv)
+    append(cache, x, 0)
+    values, scales = cache.tensors()
+    assert values.dtype == dtype
+    assert scales.shape == (2, 7, 3, 1)
+    assert ((cache.read("x") - x).abs() <= 0.07 * x.abs().amax(-1, keepdim=True)).all()
+
+
+def test_a_copy_is_left_alone() -> None:
+    x = torch.randn(1, 4, 1, 2)
+    cache = TokenCache(1, window=None, kv="bf16")
+    append(cache, x, 0)
+    before = cache.copy()
+    append(cache, x, 4)
+    torch.testing.assert_close(before.read("x"), x)
