@@ -28,6 +28,10 @@ class Memory:
         """What is held, without the room that is not used yet."""
         raise NotImplementedError
 
+    def pretend(self, tokens: int) -> None:
+        """Hold random content as if so many tokens had been read; some have been, to say of what
+        shape. A memory of constant size stays as it is."""
+
 
 class TokenCache(Memory):
     """Named x_BTHD of the tokens of each row, and their positions.
@@ -150,6 +154,20 @@ class TokenCache(Memory):
 
     def tensors(self) -> list[Tensor]:
         return [buffer[:, : self._used] for parts in self.parts.values() for buffer in parts]
+
+    def pretend(self, tokens: int) -> None:
+        self.lengths = [tokens] * len(self.lengths)
+        room = _rounded(self._used, PAGE)
+        device = self.positions_BC.device
+        place_C = torch.arange(room, device=device)
+        if self.room is not None and tokens > self.room:  # a window is as new as its text
+            late_C = place_C >= self.first
+            place_C = torch.where(late_C, place_C + tokens - self.room, place_C)
+        self.positions_BC = place_C.expand(len(self.lengths), -1).clone()
+        for name, parts in self.parts.items():
+            like = parts[0]
+            drawn = torch.randn(like.shape[0], room, *like.shape[2:], device=device)
+            self.parts[name] = self._encoded(drawn.to(self.dtype))
 
 
 def _rounded(tokens: int, grain: int) -> int:

@@ -17,8 +17,8 @@ Inside = Callable[[Tensor, Pass, Any], Tensor]
 class MergeCache(Memory):
     """The sum of the open group and the output of the last closed one, beside the body's cache."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.held = inner, StateCache()
+    def __init__(self, inner: Any, size: int) -> None:
+        self.inner, self.size, self.held = inner, size, StateCache()
 
     @property
     def begun(self) -> bool:
@@ -26,6 +26,10 @@ class MergeCache(Memory):
 
     def tensors(self) -> list[Tensor]:
         return [*self.held.tensors(), *(self.inner.tensors() if self.inner else [])]
+
+    def pretend(self, tokens: int) -> None:
+        if self.inner is not None:
+            self.inner.pretend(max(1, tokens // self.size))
 
 
 class TokenMerge(nn.Module):

@@ -235,6 +235,17 @@ class HybridLM(nn.Module):
         lengths_B = torch.zeros(batch, dtype=torch.int64, device=self.embedding.weight.device)
         return Caches(blocks=[block.new_cache(batch) for block in self.blocks], lengths_B=lengths_B)
 
+    def pretend(self, batch: int, tokens: int) -> Caches:
+        """Caches of so many texts of random content: decoding costs what it costs after real ones."""
+        ones = torch.zeros(batch, 1, dtype=torch.int64, device=self.embedding.weight.device)
+        _, caches = self.prefill(ones)
+        for block, cache in zip(self.blocks, caches.blocks, strict=True):
+            if cache is not None:
+                share = 1.0 if block.router is None else block.router.capacity
+                cache.pretend(max(1, round(share * tokens)))
+        caches.lengths_B = torch.full_like(caches.lengths_B, tokens)
+        return caches
+
     def balance_loss(self) -> Tensor:
         """Auxiliary losses of the last forward: 1 for each balanced router, summed over them, and
         what pulls depth routers to their capacity."""

@@ -157,9 +157,10 @@ class Parts:
         gain = self.filled(f"{name}.weight", 0.0 if centred else 1.0, wide=False)
         return RmsNorm(gain, self.norm.eps, zero_centered=centred)
 
-    def rms_norm(self, name: str) -> RmsNorm:
-        """An RMSNorm with a plain gain, whatever the stack has."""
-        return RmsNorm(self.filled(f"{name}.weight", 1.0, wide=False), self.norm.eps)
+    def rms_norm(self, name: str, eps: float | None = None) -> RmsNorm:
+        """An RMSNorm with a plain gain, whatever the stack has, and its eps unless given one."""
+        gain = self.filled(f"{name}.weight", 1.0, wide=False)
+        return RmsNorm(gain, self.norm.eps if eps is None else eps)
 
     def layer_norm(self, name: str, eps: float) -> LayerNorm:
         gain = self.filled(f"{name}.weight", 1.0, wide=False)

@@ -12,28 +12,46 @@ from .body import Pass
 
 
 def rotation(
-    rope: Rope, run: Pass, *, rotated: int, head_dim: int, dtype: torch.dtype
+    rope: Rope,
+    run: Pass,
+    *,
+    rotated: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    sharpened: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(cos_BTP, sin_BTP) at the positions of a pass, for activations of `dtype`; once a pass.
 
     They rotate the first 2 P dimensions of a head.
     """
     wide = torch.promote_types(dtype, torch.float32)
-    key = ("rotation", rope, rotated, head_dim, wide)
+    key = ("rotation", rope, rotated, head_dim, wide, sharpened)
     if key not in run.left:
         run.left[key] = tables(
-            rope, run.positions_BT, rotated=rotated, head_dim=head_dim, dtype=wide
+            rope,
+            run.positions_BT,
+            rotated=rotated,
+            head_dim=head_dim,
+            dtype=wide,
+            sharpened=sharpened,
         )
     return run.left[key]
 
 
 def tables(
-    rope: Rope, positions_BT: Tensor, *, rotated: int, head_dim: int, dtype: torch.dtype
+    rope: Rope,
+    positions_BT: Tensor,
+    *,
+    rotated: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    sharpened: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(cos_BTP, sin_BTP) at any positions."""
+    """(cos_BTP, sin_BTP) at any positions; unless `sharpened`, a rotation that can be undone."""
     frequency_P, sharpness = frequencies(rope, rotated, head_dim)
+    size = sharpness if sharpened else 1.0
     angle_BTP = positions_BT[..., None].double() * frequency_P.to(positions_BT.device)
-    return (angle_BTP.cos() * sharpness).to(dtype), (angle_BTP.sin() * sharpness).to(dtype)
+    return (angle_BTP.cos() * size).to(dtype), (angle_BTP.sin() * size).to(dtype)
 
 
 def frequencies(rope: Rope, rotated: int, head_dim: int) -> tuple[Tensor, float]:
@@ -52,8 +70,7 @@ def frequencies(rope: Rope, rotated: int, head_dim: int) -> tuple[Tensor, float]
         case RopeScaling(type="linear"):
             return plain_P / scaling.factor, 1.0
         case RopeScaling(type="dynamic"):
-            stretched = scaling.alpha or scaling.factor
-            theta = rope.theta * stretched ** (rotated / (rotated - 2))
+            theta = rope.theta * (scaling.alpha or 1.0) ** (rotated / (rotated - 2))
             return theta ** (-2 * pair_P / rotated), 1.0
         case RopeScaling(type="yarn"):
             return _yarn(scaling, rope.theta, rotated, plain_P)
@@ -119,6 +136,8 @@ def _llama3(scaling: RopeScaling, plain_P: Tensor) -> Tensor:
 
 
 def _longrope_sharpness(scaling: RopeScaling) -> float:
+    if scaling.mscale is not None:
+        return scaling.mscale
     if scaling.factor <= 1 or not scaling.original_context:
         return 1.0
     return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))

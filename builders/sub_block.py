@@ -32,6 +32,11 @@ class BranchCaches(Memory):
     def tensors(self) -> list[Tensor]:
         return [tensor for cache in self.branches if cache for tensor in cache.tensors()]
 
+    def pretend(self, tokens: int) -> None:
+        for cache in self.branches:
+            if cache is not None:
+                cache.pretend(tokens)
+
 
 def body_of(block: Block, parts: Parts) -> Body:
     """The module of a block. Raises Unbuilt where a field of the record has none."""
@@ -85,7 +90,7 @@ class SubBlock(nn.Module):
             return BranchCaches([branch.body.new_cache(batch) for branch in self.branches])
         assert self.body is not None, "one body, or branches"
         cache = self.body.new_cache(batch)
-        return cache if self.merge is None else MergeCache(cache)
+        return cache if self.merge is None else MergeCache(cache, self.merge.size)
 
     def forward(self, x: Tensor, run: Pass, cache: Any = None) -> Tensor:
         if self.nudges:

@@ -14,7 +14,7 @@ returned, the row survives the driver. Anyone may read meanwhile. Rows leave as 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, Self
@@ -23,18 +23,22 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
+from ..profilers.blocks.measure import Timed
 from ..profilers.report import Failure, FailureKind, Measurement, Provenance, Report
 from ..search_space.accounting import parameters as count_parameters
 from ..search_space.architecture import Architecture
 from ..search_space.document import InputError, nearest
+from ..search_space.operators import Point
 from . import pareto
 from .database import Database, open_database
 from .tables import (
     ArchitectureRow,
+    CalibrationRow,
     FrontRow,
     MeasurementRow,
     StudyRow,
     StudyStatus,
+    TimingRow,
     TrialRow,
     TrialState,
 )
@@ -469,6 +473,40 @@ class Store:
             )
             return [FrontStep._make(row) for row in rows]
 
+    def keep_timing(self, timed: Timed) -> None:
+        """Remember a timing; the same piece under the same facts replaces the older one."""
+        values = asdict(timed) | {"point": asdict(timed.point), "measured": datetime.now(UTC)}
+        with self._database.writing() as connection:
+            connection.execute(delete(TimingRow).where(TimingRow.key == timed.key))
+            connection.execute(insert(TimingRow).values(key=timed.key, **values))
+
+    def timings(self, device: str) -> list[Timed]:
+        """Every timing of a device, the newest last. Raises InputError for a damaged row."""
+        columns = [getattr(TimingRow, field.name) for field in fields(Timed)]
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                select(TimingRow.key, *columns)
+                .where(TimingRow.device == device)
+                .order_by(TimingRow.measured)
+            ).all()
+        return [_timed(**row._mapping) for row in rows]
+
+    def keep_calibration(self, device: str, document: dict[str, Any]) -> None:
+        """Remember what was learnt of a device, in place of what was known."""
+        with self._database.writing() as connection:
+            connection.execute(delete(CalibrationRow).where(CalibrationRow.device == device))
+            connection.execute(
+                insert(CalibrationRow).values(
+                    device=device, document=document, measured=datetime.now(UTC)
+                )
+            )
+
+    def calibrations(self) -> dict[str, dict[str, Any]]:
+        """What was learnt of each device."""
+        with self._database.reading() as connection:
+            rows = connection.execute(select(CalibrationRow.device, CalibrationRow.document)).all()
+        return {device: document for device, document in rows}
+
     def _held(self, connection: Connection, study: str) -> "_Held":
         """The study, its heartbeat renewed. Raises InputError where another driver holds it."""
         owner, now = self._owners.get(study), datetime.now(UTC)
@@ -697,6 +735,16 @@ def _fix_box(connection: Connection, held: _Held, *, at_least: int) -> None:
         so_far += [values] if values else []
         volume = pareto.hypervolume(so_far, held.signs, *box)
         connection.execute(update(FrontRow).where(FrontRow.id == step).values(hypervolume=volume))
+
+
+def _timed(key: str, *, point: dict[str, Any], **columns: Any) -> Timed:
+    try:
+        found = Timed(point=Point(**point), **columns)
+    except TypeError:
+        found = None
+    if found is None or not 0 < found.low <= found.seconds <= found.high < math.inf:
+        raise InputError(f"timing {key} in the store is damaged: delete its row and measure again")
+    return found
 
 
 def _storable(reason: str) -> str:

@@ -24,7 +24,7 @@ from ..profilers.report import FailureKind, Provenance
 
 PREFIX = "archfront_"  # Optuna, or anyone, may have tables of its own beside ours
 VERSION_TABLE = "archfront_schema"
-SCHEMA = "0001"
+SCHEMA = "0002"
 
 StudyStatus = Literal["running", "finished", "interrupted"]
 TrialState = Literal["running", "complete", "failed", "refused"]
@@ -163,3 +163,34 @@ class FrontRow(Base):
     hypervolume: Mapped[float | None]  # None until the study has its box
 
     __table_args__ = (UniqueConstraint("study_id", "number"),)
+
+
+class TimingRow(Base):
+    """A block, or a whole model, timed on a device; see profilers/blocks."""
+
+    __tablename__ = f"{PREFIX}timings"
+
+    key: Mapped[str] = mapped_column(primary_key=True)  # of all that the number holds under
+    piece: Mapped[str]
+    device: Mapped[str]
+    point: Mapped[dict[str, Any]]
+    seconds: Mapped[float]
+    low: Mapped[float]
+    high: Mapped[float]
+    samples: Mapped[int]
+    drift: Mapped[float]
+    peak_bytes: Mapped[int | None]
+    facts: Mapped[dict[str, Any]]
+    measured: Mapped[datetime]
+
+    __table_args__ = (Index(None, "device", "piece"),)
+
+
+class CalibrationRow(Base):
+    """The cost model's fit on timings of one device."""
+
+    __tablename__ = f"{PREFIX}calibrations"
+
+    device: Mapped[str] = mapped_column(primary_key=True)
+    document: Mapped[dict[str, Any]]
+    measured: Mapped[datetime]

@@ -18,6 +18,7 @@ FP4_GROUP = {"mxfp4": 32, "nvfp4": 16}  # weights that share a one-byte scale
 StateFormat = Literal["fp32", "bf16"]
 STATE_BYTES: dict[StateFormat, int] = {"fp32": 4, "bf16": 2}
 ACTIVATION_BYTES = 2
+PAGE_TOKENS = 16  # of one layer, as vLLM's pages have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,6 +383,45 @@ def cache_bytes_at(
             total += entries * kv_bytes(cache.compressed_elements, cache.kv_scales, format_)
         total += entries * cache.index_elements * ACTIVATION_BYTES
         total += _constant(cache, state)
+    return round(total)
+
+
+def paged_cache_bytes(
+    architecture: Architecture,
+    context: int,
+    *,
+    kv: NumberFormat | None = None,
+    state: StateFormat = "fp32",
+) -> int:
+    """What a paged engine sets aside for one sequence of `context` tokens.
+
+    Pages hold `PAGE_TOKENS` tokens of a layer. Where layers keep states, one size of page serves
+    all, so pages grow until a state fits (vLLM); a window has a page more than it fills.
+    """
+    caches = list(_caches(architecture, kv, mtp=False))
+    tokens_bytes = [kv_bytes(c.kv_elements, c.kv_scales, format_) for c, _, format_ in caches]
+    widest = max(tokens_bytes, default=0.0)
+    states = [_constant(cache, state) for cache, _, _ in caches]
+    page = PAGE_TOKENS * widest
+    if widest and max(states):
+        page = max(page, page * ceil(max(states) / page))
+    total = 0.0
+    for (cache, share, format_), a_token, of_state in zip(
+        caches, tokens_bytes, states, strict=True
+    ):
+        tokens = int(context * share)
+        if a_token:
+            in_page = int(page // a_token)
+            pages = ceil(tokens / in_page)
+            if cache.window is not None:
+                pages = min(pages, ceil((cache.window - 1) / in_page) + 1)
+            total += pages * page
+        if of_state:
+            total += max(of_state, page)
+        entries = ceil(tokens / cache.every)
+        if cache.compressed_elements:
+            total += entries * kv_bytes(cache.compressed_elements, cache.kv_scales, format_)
+        total += entries * cache.index_elements * ACTIVATION_BYTES
     return round(total)
 
 

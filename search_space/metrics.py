@@ -47,7 +47,7 @@ METRICS = {
             name="decode_ms",
             unit="ms",
             better="lower",
-            meaning="one decoding step of the whole batch on the target",
+            meaning="one decoding step of the whole batch on the target; with MTP drafts, for a token",
             per_workload=True,
         ),
         Metric(
@@ -55,6 +55,34 @@ METRICS = {
             unit="GiB",
             better="lower",
             meaning="weights, caches and activations on the target at the workload's larger point",
+            per_workload=True,
+        ),
+        Metric(
+            name="peak_gib",
+            unit="GiB",
+            better="lower",
+            meaning="the same as an engine takes it on one device: pages, workspace, fragmentation",
+            per_workload=True,
+        ),
+        Metric(
+            name="decode_tokens_per_s",
+            unit="token/s",
+            better="higher",
+            meaning="tokens of all sequences that decoding steps of the workload give",
+            per_workload=True,
+        ),
+        Metric(
+            name="train_tokens_per_s",
+            unit="token/s",
+            better="higher",
+            meaning="forward, backward and optimizer of a training step on the target",
+            per_workload=True,
+        ),
+        Metric(
+            name="train_memory_gib",
+            unit="GiB",
+            better="lower",
+            meaning="weights, gradients, AdamW and kept activations of a training step",
             per_workload=True,
         ),
         Metric(
@@ -98,6 +126,13 @@ METRICS = {
             unit="B",
             better="lower",
             meaning="KV and state of a sequence at the decode context",
+            per_workload=True,
+        ),
+        Metric(
+            name="paged_cache_bytes_per_sequence",
+            unit="B",
+            better="lower",
+            meaning="the same as a paged engine sets it aside",
             per_workload=True,
         ),
         Metric(

@@ -1,18 +1,41 @@
-"""The serving point at which a candidate's latency and memory are asked for."""
+"""The point at which a candidate's latency and memory are asked for: served, or trained."""
 
-from pydantic import PositiveInt
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
 
 from .document import Record
 
+LONGEST, MOST = 2**27, 2**20  # tokens of a sequence, sequences at once: beyond any device
+Tokens = Annotated[int, Field(ge=1, le=LONGEST)]
+Batch = Annotated[int, Field(ge=1, le=MOST)]
+
 
 class Workload(Record):
-    """Prefill of `prefill_batch` prompts, decode of `decode_batch` sequences at a context."""
+    """Prefill of `prefill_batch` prompts, decode of `decode_batch` sequences at a context; with
+    `train_batch`, a training step of so many sequences too.
+
+    Latencies are those of a step, never of a loaded server. `draft_acceptance` is the chance that
+    a token drafted by an MTP module is right: decoding then verifies one draft a module.
+    """
 
     name: str
-    prefill_batch: PositiveInt = 1
-    prefill_tokens: PositiveInt
-    decode_batch: PositiveInt
-    decode_context: PositiveInt
+    prefill_batch: Batch = 1
+    prefill_tokens: Tokens
+    decode_batch: Batch
+    decode_context: Tokens
+    train_batch: Batch | None = None
+    train_tokens: Tokens | None = None
+    draft_acceptance: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _laws(self) -> Self:
+        if (self.train_batch is None) != (self.train_tokens is None):
+            raise ValueError(
+                "train_batch and train_tokens go together, got "
+                f"train_batch={self.train_batch}, train_tokens={self.train_tokens}"
+            )
+        return self
 
 
 WORKLOADS = {
@@ -21,5 +44,13 @@ WORKLOADS = {
         Workload(name="chat-4k", prefill_tokens=4096, decode_batch=64, decode_context=4096),
         Workload(name="rag-32k", prefill_tokens=32_768, decode_batch=16, decode_context=32_768),
         Workload(name="long-128k", prefill_tokens=131_072, decode_batch=4, decode_context=131_072),
+        Workload(
+            name="train-4k",
+            prefill_tokens=4096,
+            decode_batch=64,
+            decode_context=4096,
+            train_batch=8,
+            train_tokens=4096,
+        ),
     )
 }

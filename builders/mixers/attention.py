@@ -20,7 +20,6 @@ from ..positions import rotation
 from ..precision import quantised_cache
 from .reading import Held, attend_apart, attend_where, before, merged, same_document
 
-L2_EPS = 1e-6
 KV = "kv of attention"  # what a block with kv_reuse finds in a pass
 
 
@@ -93,7 +92,7 @@ class Attention(Body):
         if block.rope is not None:
             x_BTHK = rotated(x_BTHK, block.rope, block.rotated, run)
         if block.qk_norm == "l2":
-            x_BTHK = normed_without_weight(x_BTHK, L2_EPS)
+            x_BTHK = normed_without_weight(x_BTHK, self.norm_eps)
         return x_BTHK
 
     def _temperature(self, run: Pass, dtype: torch.dtype) -> Tensor:

@@ -24,12 +24,21 @@ from .reading import Held, attend_where, before, merged
 class CompressedCache(Memory):
     """The window, and for each pooling its entries; what is still open of it is bounded and small."""
 
-    def __init__(self, window: TokenCache, poolings: dict[str, "PoolCache"]) -> None:
-        self.window, self.poolings = window, poolings
+    def __init__(self, window: TokenCache, poolings: dict[str, "PoolCache"], every: int) -> None:
+        self.window, self.poolings, self.every = window, poolings, every
 
     def tensors(self) -> list[Tensor]:
         entries = [tensor for pool in self.poolings.values() for tensor in pool.entries]
         return [*self.window.tensors(), *entries]
+
+    def pretend(self, tokens: int) -> None:
+        self.window.pretend(tokens)
+        for pool in self.poolings.values():
+            pool.tokens_B = torch.full_like(pool.tokens_B, tokens)
+            pool.entries = tuple(
+                torch.randn(len(x), tokens // self.every, *x.shape[2:], device=x.device).to(x.dtype)
+                for x in pool.entries
+            )
 
 
 class PoolCache:
@@ -68,7 +77,7 @@ class CompressedAttention(Body):
         names = (
             () if group is None else ("entries", "index") if self.block.indexer else ("entries",)
         )
-        return CompressedCache(window, {name: PoolCache(batch) for name in names})
+        return CompressedCache(window, {name: PoolCache(batch) for name in names}, group or 1)
 
     def forward(self, x_BTD: Tensor, run: Pass, cache: CompressedCache | None = None) -> Tensor:
         block = self.block
@@ -113,7 +122,9 @@ def turned(
     if rope is None:
         return x_BTHK
     rotated = min(rope.rotated(block.head_dim), width)
-    cos, sin = rotation(rope, run, rotated=rotated, head_dim=width, dtype=x_BTHK.dtype)
+    cos, sin = rotation(
+        rope, run, rotated=rotated, head_dim=width, dtype=x_BTHK.dtype, sharpened=False
+    )
     return rows.rope(
         x_BTHK,
         cos,
@@ -282,7 +293,9 @@ class Pooling(nn.Module):
         width = pooled_BNK.shape[-1]
         wide = torch.promote_types(dtype, torch.float32)
         rotated = min(rope.rotated(self.block.head_dim), width)
-        cos, sin = tables(rope, first_BN, rotated=rotated, head_dim=width, dtype=wide)
+        cos, sin = tables(
+            rope, first_BN, rotated=rotated, head_dim=width, dtype=wide, sharpened=False
+        )
         turned = rows.rope(
             pooled_BNK[:, :, None],
             cos,

@@ -15,6 +15,7 @@ from ..parts import Parts, normed_without_weight
 from .attention import rotated
 from .recurrent import Recurrent, ShortConvolution
 
+LIGHTNING_EPS = 1e-6  # of the norm inside, where MiniMax-01's stack has 1e-5
 GLA_TEMPERATURE = 16.0  # divides the log-sigmoid of a gate, arXiv 2312.06635 section 4.3
 
 
@@ -28,7 +29,7 @@ class Lightning(Recurrent):
         self.block = block
         self.in_proj = parts.linear("in_proj")
         self.gate_proj = parts.linear("gate_proj")
-        self.norm = parts.rms_norm("norm")
+        self.norm = parts.rms_norm("norm", LIGHTNING_EPS)
         self.out_proj = parts.linear("out_proj", to_residual=True)
         head_H = torch.arange(1, block.heads + 1, dtype=torch.float64)
         depth = 1 - parts.layer / (parts.num_layers - 1 + 1e-5) + 1e-5

@@ -19,6 +19,8 @@ from ..precision import quantised_cache
 from .attention import rotated
 from .reading import Held, attend_where, before, same_document
 
+LATENT_EPS = 1e-6  # of the norms inside, in every published model whatever its stack has
+
 
 class Mla(Body):
     """arXiv 2405.04434, section 2.1. A token caches its normed latent beside one rotated key."""
@@ -33,10 +35,10 @@ class Mla(Body):
             self.q_proj = parts.linear("q_proj")
         else:
             self.q_a_proj = parts.linear("q_a_proj")
-            self.q_a_norm = parts.rms_norm("q_a_norm")
+            self.q_a_norm = parts.rms_norm("q_a_norm", LATENT_EPS)
             self.q_b_proj = parts.linear("q_b_proj")
         self.kv_a_proj = parts.linear("kv_a_proj")
-        self.kv_a_norm = parts.rms_norm("kv_a_norm")
+        self.kv_a_norm = parts.rms_norm("kv_a_norm", LATENT_EPS)
         self.kv_b_proj = parts.linear("kv_b_proj")
         self.gate_proj = parts.linear("gate_proj") if block.out_gate else None
         self.o_proj = parts.linear("o_proj", to_residual=True)

@@ -104,6 +104,14 @@ class TestEveryBlock:
         held = sum(tensor.nbytes for tensor in caches.tensors())
         assert held == 2 * cache_bytes_at(architecture(name), TOKENS)
 
+    def test_a_pretended_text_costs_what_a_real_one_does(self, name: str) -> None:
+        of = model(name, torch.bfloat16)
+        caches = of.pretend(2, TOKENS)
+        held = sum(tensor.nbytes for tensor in caches.tensors())
+        assert held == 2 * cache_bytes_at(architecture(name), TOKENS)
+        logits, _ = of.step(text()[:, 0], caches)
+        assert logits.isfinite().all()
+
     def test_it_has_the_parameters_that_are_counted(self, name: str) -> None:
         counted = build(architecture(name), device="meta")
         assert sum(p.numel() for p in counted.parameters()) == parameters(architecture(name)).total

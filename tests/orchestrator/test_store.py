@@ -26,8 +26,10 @@ from archfront.orchestrator import store as store_module
 from archfront.orchestrator.database import alembic_options
 from archfront.orchestrator.store import Objective, open_store
 from archfront.orchestrator.tables import SCHEMA, Base
+from archfront.profilers.blocks.measure import Timed
 from archfront.profilers.report import Failure, Measurement, Report
 from archfront.search_space.document import InputError
+from archfront.search_space.operators import Point
 
 NASTY = 'Robert\'); DROP TABLE archfront_studies;-- "%s" :name {x} \\ \n\t é 日本 🙂'
 
@@ -548,6 +550,19 @@ class TestOpening:
         with pytest.raises(InputError, match=f"has schema 0000, this archfront reads {SCHEMA}"):
             open_store(store_url, readonly=True)
 
+    def test_a_store_of_the_first_schema_is_upgraded_with_all_it_holds(
+        self, store, store_url, tiny
+    ):
+        finish(store, tiny(1), 0, [31.0, 0.9])
+        store.close()
+        for table in ("timings", "calibrations"):  # what the first schema did not have
+            sql(store_url, f"DROP TABLE archfront_{table}")
+        sql(store_url, "UPDATE archfront_schema SET version_num = '0001'")
+        with open_store(store_url) as upgraded:
+            assert [trial.key for trial in upgraded.front("first")] == [tiny(1).key]
+            upgraded.keep_timing(timed(2e-3))
+            assert upgraded.timings("gpu") == [timed(2e-3)]
+
     def test_an_empty_database_is_not_filled_by_a_reader(self, store_url):
         sql(store_url, "CREATE TABLE other (x INTEGER)")
         with pytest.raises(InputError, match="holds no archfront store yet"):
@@ -807,3 +822,38 @@ class TestPostgres:
             with pytest.raises(InputError, match="terminating connection"):
                 write_while_the_server_goes_away()
             assert store.study("first").name == "first"
+
+
+class TestTimings:
+    def test_a_timing_comes_back_as_it_was_and_the_newer_one_wins(self, store):
+        store.keep_timing(timed(2e-3))
+        store.keep_timing(timed(3e-3))
+        store.keep_timing(timed(1e-3, context=8192))
+        assert store.timings("gpu") == [timed(3e-3), timed(1e-3, context=8192)]
+        assert store.timings("another") == []
+
+    def test_a_damaged_row_is_named(self, store, store_url):
+        store.keep_timing(timed(2e-3))
+        sql(store_url, "UPDATE archfront_timings SET low = 9")
+        with pytest.raises(InputError, match=r"timing \w+ in the store is damaged"):
+            store.timings("gpu")
+
+    def test_a_calibration_replaces_the_older_one(self, store):
+        store.keep_calibration("gpu", {"schema": 1, "points": 30})
+        store.keep_calibration("gpu", {"schema": 1, "points": 100})
+        assert store.calibrations() == {"gpu": {"schema": 1, "points": 100}}
+
+
+def timed(seconds, *, context=4096):
+    return Timed(
+        piece="block:abc",
+        device="gpu",
+        point=Point(batch=4, tokens=1, context=context),
+        seconds=seconds,
+        low=0.99 * seconds,
+        high=1.01 * seconds,
+        samples=30,
+        drift=0.001,
+        peak_bytes=None,
+        facts={"torch": "2.13"},
+    )
