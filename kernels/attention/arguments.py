@@ -45,7 +45,7 @@ class Rule:
 
 
 def score_arguments(scale: float, softcap: float | None) -> dict[str, Any]:
-    """In base 2 a score is factor * q k^T, with a soft cap factor * tanh(squeeze / 2 log2(e) * q k^T)."""
+    """A score in base 2 is factor * q k^T, or factor * tanh(q k^T * squeeze / (2 log2(e)))."""
     if softcap is None:
         return {"squeeze": 0.0, "factor": scale * log2(e), "SOFTCAP": False}
     squeeze = 2 * log2(e) * scale / softcap
@@ -95,8 +95,7 @@ def require_heads(
     law = "q, k and v must be [B, T, H, K], [B, T, G, K] and [B, T, G, V], none of them 0"
     require(all(len(s) == 4 and 0 not in s for s in shapes.values()), law, **shapes)
     (B, T, H, K), G = q_BTHK.shape, k_BTGK.shape[2]
-    agree = shapes["k"] == (B, T, G, K) and shapes["v"][:3] == (B, T, G)
-    require(agree, law, **shapes)
+    require(shapes["k"] == (B, T, G, K) and shapes["v"][:3] == (B, T, G), law, **shapes)
     require(H % G == 0, "the key/value heads must divide the query heads", heads=H, kv_heads=G)
     for name, x in (("k", k_BTGK), ("v", v_BTGV)):
         same = (x.dtype, x.device) == (q_BTHK.dtype, q_BTHK.device)

@@ -83,7 +83,7 @@ def _write(pages: Tensor, scale: Tensor | None, place: tuple[Tensor, Tensor], x:
 
 
 def quantise_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(values in int8 or float8_e4m3fn, float32 scale of each row), the row's largest on the edge."""
+    """(values in int8 or float8_e4m3fn, float32 scale of each row), the largest on the edge."""
     wide, largest = x.float(), LARGEST[dtype]
     scale = (wide.abs().amax(-1) / largest).clamp(min=1e-12)
     values = (wide / scale[..., None]).clamp(-largest, largest)

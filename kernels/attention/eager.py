@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SMALLEST_BAND = 64  # a narrower one makes matrices too small to be worth a call
+LONGEST_MASK = 512  # of T x T; beyond, the half that nobody sees costs more than fusion saves
 BLOCK = 128  # queries whose scores are held at once
 
 # (begin, end) of some queries -> (the keys of which they see any, the mask [B | 1, G | 1, C, S])
@@ -33,21 +34,23 @@ def attend_without_lse(
     softcap: float | None,
     documents: Tensor | None,
 ) -> Tensor:
-    """PyTorch's fused operator, but for a soft cap, which it does not know."""
+    """PyTorch's fused operator, where neither a soft cap nor a long mask is asked of it."""
     (T, K), V = (q_BTHK.shape[1], q_BTHK.shape[3]), v_BTGV.shape[3]
     rule = {"causal": causal, "window": window, "documents": documents}
-    if softcap is not None:
+    whole = documents is None and (window is None or window >= T)
+    banded = documents is None and window is not None and 2 * max(window, SMALLEST_BAND) < T
+    if softcap is not None or not (whole or banded or T <= LONGEST_MASK):
         return attend(q_BTHK, k_BTGK, v_BTGV, scale=scale, softcap=softcap, **rule)[0]
     # it wants one width for keys and values
     padded = (F.pad(x, (0, max(K, V) - x.shape[3])) for x in (q_BTHK, k_BTGK, v_BTGV))
     q, k, v = (x.transpose(1, 2) for x in padded)
-    if documents is not None:
-        mask = _seen(0, T, T=T, device=q.device, **rule)[1]
-        o = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
-    elif window is not None and window < T:
+    if whole:
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
+    elif banded and window is not None:
         o = _banded(q, k, v, window, scale)
     else:
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
+        mask = _seen(0, T, T=T, device=q.device, **rule)[1]
+        o = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
     return o[..., :V].transpose(1, 2)
 
 
@@ -172,9 +175,12 @@ class Blockwise(torch.autograd.Function):
             end = min(begin + BLOCK, T)
             keys, mask = seen(begin, end)
             s, _ = _scores(q_BGRTK[..., begin:end, :] * scale, k_BGTK[:, :, keys], mask, softcap)
-            lse = s.logsumexp(-1)
-            lse_BGRT[..., begin:end] = lse
-            o_BGRTV[..., begin:end, :] = _per_head(_weights(s, lse), v_BGTV[:, :, keys])
+            largest = _pivot(s.amax(-1))
+            p = s.sub_(largest[..., None]).exp_()
+            total = p.sum(-1)
+            lse_BGRT[..., begin:end] = total.log() + largest
+            o = _per_head(p, v_BGTV[:, :, keys])
+            o_BGRTV[..., begin:end, :] = o.div_(total.masked_fill(total == 0, 1)[..., None])
         ctx.save_for_backward(q_BGRTK, k_BGTK, v_BGTV, o_BGRTV, lse_BGRT)
         ctx.scale, ctx.softcap, ctx.seen = scale, softcap, seen
         return o_BGRTV, lse_BGRT
@@ -195,7 +201,7 @@ class Blockwise(torch.autograd.Function):
             q, k = q_BGRTK[..., begin:end, :] * ctx.scale, k_BGTK[:, :, keys]
             do, v = do_BGRTV[..., begin:end, :], v_BGTV[:, :, keys]
             s, slope = _scores(q, k, mask, ctx.softcap)
-            p = _weights(s, lse_BGRT[..., begin:end])
+            p = s.sub_(_pivot(lse_BGRT[..., begin:end])[..., None]).exp_()
             ds = _per_head(do, v.mT).sub_(delta_BGRT[..., begin:end, None]).mul_(p)
             if slope is not None:
                 ds.mul_(slope)
@@ -218,9 +224,9 @@ def _scores(
     if softcap is not None:
         tanh = s.div_(softcap).tanh_()
         s, slope = tanh * softcap, 1 - tanh.square()
-    return s.masked_fill_(~mask[:, :, None], -torch.inf), slope
+    return s.add_(torch.where(mask, 0.0, -torch.inf)[:, :, None]), slope
 
 
-def _weights(s: Tensor, lse: Tensor) -> Tensor:
-    """exp(s - lse), in place; zeros where a query sees no key."""
-    return s.sub_(lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp_()
+def _pivot(x: Tensor) -> Tensor:
+    """What a row's scores are taken relative to: zero where it sees no key, so that none is NaN."""
+    return x.masked_fill(x == -torch.inf, 0)

@@ -8,8 +8,8 @@
 
 What they compute stands in reference.py, gradients included; attend_cached has none in Triton.
 backend="torch" runs the torch form (eager.py where it differs from the reference), for any input.
-backend="triton" runs a kernel or raises `Unsupported` (../laws.py) before it launches anything. None
-picks by device: triton for CUDA tensors, torch for all others.
+backend="triton" runs a kernel or raises `Unsupported` (../laws.py) before it launches anything.
+None picks by device: triton for CUDA tensors, torch for all others.
 
 lse, the logarithm of the sum of exponentials, is differentiable. So a caller may merge attentions
 over different keys, weighting each o by exp(lse - logaddexp of all), and needs no kernel for it.
@@ -93,7 +93,7 @@ def attend_cached(
     softcap: float | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(o_BQHV, lse_BHQ) of the last Q tokens that each row of the cache holds: `append` them first."""
+    """(o_BQHV, lse_BHQ) of the last Q tokens that each row of the cache holds: append first."""
     _check_window(window, causal=True)
     if chosen(backend, q_BQHK) == "torch":
         return reference.attend_cached(q_BQHK, cache, window=window, scale=scale, softcap=softcap)

@@ -45,7 +45,7 @@ def attend_cached(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(o_BQHV, lse_BHQ): the last Q of a row's `lengths` tokens attend to all that the row holds."""
+    """(o_BQHV, lse_BHQ): a row's last Q tokens attend to all that it holds, in order."""
     k_BSGK, v_BSGV = read(cache)
     Q, S = q_BQHK.shape[1], k_BSGK.shape[1]
     query_BHQ1 = (cache.lengths_B[:, None] + torch.arange(-Q, 0, device=q_BQHK.device))[
