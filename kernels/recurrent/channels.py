@@ -1,0 +1,280 @@
+"""The channel scan in Triton; the meaning is `scan_channels` in reference.py."""
+
+# B batch, T tokens, N channels
+
+# Triton takes an annotation on a kernel's argument for its type at run time; the tuples that grow
+# as it unrolls have no type outside of a kernel.
+# pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..configs import arch_of, require_arch
+from ..launch import Launch, require_device, run
+from ..laws import require
+from .configs import CHANNEL_SCANS
+from .laws import require_rows, require_whole, row_stride
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def begins(documents_ptr, row, first, end):
+    """Whether a token finds the state of another document, which it may not see.
+
+    `row` counts the tokens of all texts; those of its own are first ... end - 1.
+    """
+    inside = (row > first) & (row < end)
+    own = tl.load(documents_ptr + row, mask=inside, other=0)
+    return own != tl.load(documents_ptr + row - 1, mask=inside, other=0)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def scan_forward(
+    x_ptr,
+    decay_ptr,
+    documents_ptr,
+    initial_ptr,
+    h_ptr,
+    final_ptr,
+    x_stride,
+    decay_stride,
+    tokens,
+    width,
+    INITIAL: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    BN: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """h_t = e^{g_t} h_{t-1} + x_t; a program walks the tokens of BN channels, UNROLL of them on
+    their way from memory at a time. Bytes per token and channel, b to an element: 2 b + 4.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    first, end = b * tokens, (b + 1) * tokens
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
+    h = tl.zeros([BN], tl.float32)
+    if INITIAL:
+        h = tl.load(initial_ptr + b * width + n, mask=n < width, other=0.0)
+    for start in range(0, tokens, UNROLL):
+        x, g = (), ()
+        for u in tl.static_range(UNROLL):
+            row = first + start + u
+            inside = n < tl.where(row < end, width, 0)
+            x += (tl.load(x_ptr + row * x_stride + n, mask=inside, other=0.0),)
+            g += (tl.load(decay_ptr + row * decay_stride + n, mask=inside, other=0.0),)
+        for u in tl.static_range(UNROLL):
+            row = first + start + u
+            if DOCUMENTS:
+                h = tl.where(begins(documents_ptr, row, first, end), 0.0, h)
+            h = tl.exp2(g[u].to(tl.float32) * LOG2_E) * h + x[u].to(tl.float32)
+            inside = n < tl.where(row < end, width, 0)
+            tl.store(h_ptr + row * width + n, h.to(h_ptr.dtype.element_ty), mask=inside)
+    tl.store(final_ptr + b * width + n, h, mask=n < width)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def scan_backward(
+    dh_ptr,
+    dfinal_ptr,
+    h_ptr,
+    decay_ptr,
+    documents_ptr,
+    initial_ptr,
+    dx_ptr,
+    ddecay_ptr,
+    dinitial_ptr,
+    decay_stride,
+    tokens,
+    width,
+    INITIAL: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    BN: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """dx_t = dh_t + e^{g_{t+1}} dx_{t+1}, dg_t = dx_t e^{g_t} h_{t-1}: the same walk backwards.
+
+    Bytes per token and channel, b to an element: 3 b + 8.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    first, end = b * tokens, (b + 1) * tokens
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
+    carried = tl.load(dfinal_ptr + b * width + n, mask=n < width, other=0.0)
+    for back in range(0, tokens, UNROLL):
+        dh, g, before = (), (), ()
+        for u in tl.static_range(UNROLL):
+            row = end - 1 - back - u
+            inside = n < tl.where(row >= first, width, 0)
+            dh += (tl.load(dh_ptr + row * width + n, mask=inside, other=0.0),)
+            g += (tl.load(decay_ptr + row * decay_stride + n, mask=inside, other=0.0),)
+            has_past = n < tl.where(row > first, width, 0)
+            h = tl.load(h_ptr + (row - 1) * width + n, mask=has_past, other=0.0).to(tl.float32)
+            if INITIAL:
+                is_first = n < tl.where(row == first, width, 0)
+                h += tl.load(initial_ptr + b * width + n, mask=is_first, other=0.0)
+            before += (h,)
+        for u in tl.static_range(UNROLL):
+            row = end - 1 - back - u
+            inside = n < tl.where(row >= first, width, 0)
+            at = row * width + n
+            dx = dh[u].to(tl.float32) + carried
+            kept = tl.exp2(g[u].to(tl.float32) * LOG2_E)
+            if DOCUMENTS:
+                kept = tl.where(begins(documents_ptr, row, first, end), 0.0, kept)
+            carried = tl.where(row >= first, kept * dx, carried)
+            tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+            dg = carried * before[u]
+            tl.store(ddecay_ptr + at, dg.to(ddecay_ptr.dtype.element_ty), mask=inside)
+    tl.store(dinitial_ptr + b * width + n, carried, mask=n < width)
+
+
+def forward_launch(
+    arch: str,
+    x_BTN: Tensor,
+    decay_BTN: Tensor,
+    initial_BN: Tensor | None,
+    documents_BT: Tensor | None,
+    h_BTN: Tensor,
+    final_BN: Tensor,
+) -> Launch:
+    require_arch(arch)
+    B, T, N = x_BTN.shape
+    config = CHANNEL_SCANS["channels"]
+    return Launch(
+        kernel=scan_forward,
+        grid=(B, triton.cdiv(N, config.tiles["BN"])),
+        arguments={
+            "x_ptr": x_BTN,
+            "decay_ptr": decay_BTN,
+            "documents_ptr": documents_BT,
+            "initial_ptr": initial_BN,
+            "h_ptr": h_BTN,
+            "final_ptr": final_BN,
+            "x_stride": row_stride(x_BTN),
+            "decay_stride": row_stride(decay_BTN),
+            "tokens": T,
+            "width": N,
+            "INITIAL": initial_BN is not None,
+            "DOCUMENTS": documents_BT is not None,
+            **config.tiles,
+        },
+        warps=config.warps,
+    )
+
+
+def backward_launch(
+    arch: str,
+    dh_BTN: Tensor,
+    dfinal_BN: Tensor,
+    h_BTN: Tensor,
+    decay_BTN: Tensor,
+    initial_BN: Tensor | None,
+    documents_BT: Tensor | None,
+    dx_BTN: Tensor,
+    ddecay_BTN: Tensor,
+    dinitial_BN: Tensor,
+) -> Launch:
+    require_arch(arch)
+    B, T, N = dh_BTN.shape
+    config = CHANNEL_SCANS["channels_backward"]
+    return Launch(
+        kernel=scan_backward,
+        grid=(B, triton.cdiv(N, config.tiles["BN"])),
+        arguments={
+            "dh_ptr": dh_BTN,
+            "dfinal_ptr": dfinal_BN,
+            "h_ptr": h_BTN,
+            "decay_ptr": decay_BTN,
+            "documents_ptr": documents_BT,
+            "initial_ptr": initial_BN,
+            "dx_ptr": dx_BTN,
+            "ddecay_ptr": ddecay_BTN,
+            "dinitial_ptr": dinitial_BN,
+            "decay_stride": row_stride(decay_BTN),
+            "tokens": T,
+            "width": N,
+            "INITIAL": initial_BN is not None,
+            "DOCUMENTS": documents_BT is not None,
+            **config.tiles,
+        },
+        warps=config.warps,
+    )
+
+
+@torch.library.custom_op("archfront::scan_channels", mutates_args=())
+def scan_op(
+    x_BTN: Tensor, decay_BTN: Tensor, initial_BN: Tensor | None, documents_BT: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    inputs = (x_BTN, decay_BTN, initial_BN, documents_BT)
+    h_BTN, final_BN = _scanned(*inputs)
+    run(forward_launch(arch_of(x_BTN.device), *inputs, h_BTN, final_BN), x_BTN)
+    return h_BTN, final_BN
+
+
+@scan_op.register_fake
+def _scanned(
+    x_BTN: Tensor, decay_BTN: Tensor, initial_BN: Tensor | None, documents_BT: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    B, _, N = x_BTN.shape
+    return x_BTN.new_empty(x_BTN.shape), x_BTN.new_empty((B, N), dtype=torch.float32)
+
+
+@torch.library.custom_op("archfront::scan_channels_backward", mutates_args=())
+def scan_backward_op(
+    dh_BTN: Tensor,
+    dfinal_BN: Tensor,
+    h_BTN: Tensor,
+    decay_BTN: Tensor,
+    initial_BN: Tensor | None,
+    documents_BT: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (dh_BTN, dfinal_BN, h_BTN, decay_BTN, initial_BN, documents_BT)
+    gradients = _scan_gradients(*inputs)
+    run(backward_launch(arch_of(dh_BTN.device), *inputs, *gradients), dh_BTN)
+    return gradients
+
+
+@scan_backward_op.register_fake
+def _scan_gradients(
+    dh_BTN: Tensor,
+    dfinal_BN: Tensor,
+    h_BTN: Tensor,
+    decay_BTN: Tensor,
+    initial_BN: Tensor | None,
+    documents_BT: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    ddecay_BTN = decay_BTN.new_empty(decay_BTN.shape)
+    return h_BTN.new_empty(h_BTN.shape), ddecay_BTN, torch.empty_like(dfinal_BN)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, decay_BTN, initial_BN, documents_BT = inputs
+    ctx.save_for_backward(output[0], decay_BTN, initial_BN, documents_BT)
+
+
+def _backward(ctx: Any, dh_BTN: Tensor, dfinal_BN: Tensor) -> tuple[Tensor | None, ...]:
+    # autograd may hand over an expanded gradient; the kernel's are contiguous
+    dx, ddecay, dinitial = scan_backward_op(
+        dh_BTN.contiguous(), dfinal_BN.contiguous(), *ctx.saved_tensors
+    )
+    return dx, ddecay, None if ctx.saved_tensors[2] is None else dinitial, None
+
+
+scan_op.register_autograd(_backward, setup_context=_save)
+
+
+def scan_channels(
+    x_BTN: Tensor, decay_BTN: Tensor, state_BN: Tensor | None, *, documents: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    require_device(x_BTN)
+    require(x_BTN.dim() == 3, "x must be of shape [B, T, N]", x=x_BTN.shape)
+    B, T, N = x_BTN.shape
+    for name, y in {"x": x_BTN, "decay": decay_BTN}.items():
+        require_rows(name, y, (B, T, N), x_BTN, 2)
+    require_whole("state", state_BN, (B, N), (torch.float32,), x_BTN)
+    require_whole("documents", documents, (B, T), (torch.int32,), x_BTN)
+    return scan_op(x_BTN, decay_BTN, state_BN, documents)

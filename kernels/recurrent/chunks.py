@@ -1,0 +1,569 @@
+"""`mix` and `mix_rwkv7` from their kernels: what is launched, and what one launch leaves the next."""
+
+# B batch, T tokens, N chunks, C tokens of a chunk, G key heads, H value heads, K key width, V value
+# width, P parts of the value heads of a key head, D parts of the keys
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..configs import arch_of
+from ..launch import Launch, require_device, run
+from ..laws import needs_gradient, require
+from .configs import CHUNKS, MOST_HEADS, WIDEST_KEY, Kind, chunk_of, config_for, precision_of
+from .dintra import dintra
+from .eager import STRONGEST_CHANNEL_DECAY, STRONGEST_DECAY
+from .gate import channel_gate, head_gate
+from .grads import grads
+from .intra import intra
+from .laws import require_rows, require_short, require_whole, row_stride
+from .rscan import rscan
+from .scan import scan
+
+SMALLEST_BETA = 1e-12  # the gradient of beta is found as a share of it
+FLOORS = (0.0, STRONGEST_DECAY, STRONGEST_CHANNEL_DECAY)  # by DECAY, see tiles.py
+KERNELS = {
+    "head_gate": head_gate,
+    "channel_gate": channel_gate,
+    "intra": intra,
+    "scan": scan,
+    "rscan": rscan,
+    "dintra": dintra,
+    "grads": grads,
+}
+
+Arguments = Mapping[str, Any]  # tensors, numbers and strings by the kernels' names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """One call: beta belongs to the delta rule, e = -a and b to RWKV-7."""
+
+    q_BTGK: Tensor
+    k_BTGK: Tensor
+    v_BTHV: Tensor
+    decay: Tensor | None  # [B, T, H] or [B, T, H, K]
+    beta_BTH: Tensor | None
+    e_BTHK: Tensor | None
+    b_BTHK: Tensor | None
+    initial_BHKV: Tensor | None
+    documents_BT: Tensor | None
+    scale: float
+    chunk: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int, int]:
+        (B, T, G, K), (H, V) = self.q_BTGK.shape, self.v_BTHV.shape[2:]
+        return B, T, triton.cdiv(T, self.chunk), G, H, K, V
+
+    @property
+    def DECAY(self) -> int:
+        return 0 if self.decay is None else self.decay.dim() - 2
+
+    @property
+    def DELTA(self) -> int:
+        return 2 if self.e_BTHK is not None else int(self.beta_BTH is not None)
+
+    @property
+    def kind(self) -> Kind:
+        return "two" if self.DELTA == 2 else "channel" if self.DECAY == 2 else "head"
+
+
+class Kept(NamedTuple):
+    """What the forward leaves to the backward, empty where there is no such thing."""
+
+    A_BTHC: Tensor
+    A_b_BTHC: Tensor
+    P_BTHC: Tensor
+    inverse_BTHC: Tensor
+    U_BTHV: Tensor
+    S_BNHKV: Tensor
+
+
+class Gradients(NamedTuple):
+    """Of q, k, v, decay, beta, e, b and the initial state, empty where there is none."""
+
+    dq_BTGPK: Tensor
+    dk_BTGPK: Tensor
+    dv_BTHV: Tensor
+    ddecay: Tensor  # [D, B, T, H] or [1, B, T, H, K]
+    dbeta_BTH: Tensor
+    de_BTHK: Tensor
+    db_BTHK: Tensor
+    dinitial_BHKV: Tensor
+
+
+def new_outputs(given: Given) -> tuple[Tensor, Tensor]:
+    B, _, _, _, H, K, V = given.sizes
+    v_BTHV = given.v_BTHV
+    return v_BTHV.new_empty(v_BTHV.shape), v_BTHV.new_empty(B, H, K, V, dtype=torch.float32)
+
+
+def new_kept(given: Given, save: bool) -> Kept:
+    B, T, N, _, H, K, V = given.sizes
+    new, pairs, two = given.v_BTHV.new_empty, (B, T, H, given.chunk), given.DELTA == 2
+    return Kept(
+        A_BTHC=new(pairs if given.DELTA or given.DECAY == 2 else 0),
+        A_b_BTHC=new(pairs if two else 0),
+        P_BTHC=new(pairs if two else 0),
+        inverse_BTHC=new(pairs if given.DELTA else 0),
+        U_BTHV=new((B, T, H, V) if given.DELTA and save else 0),
+        S_BNHKV=new((B, N, H, K, V) if save else 0),
+    )
+
+
+def new_gradients(arch: str, given: Given) -> Gradients:
+    B, T, _, G, H, K, V = given.sizes
+    parts = H // G // heads_of(H // G)
+    keys = triton.cdiv(
+        K, config_for(arch, "grads", given.kind, given.v_BTHV.dtype, K, V).tiles["BK"]
+    )
+    new, two = given.v_BTHV.new_empty, given.DELTA == 2
+    dtype = torch.float32 if parts > 1 else given.v_BTHV.dtype
+    return Gradients(
+        dq_BTGPK=new(B, T, G, parts, K, dtype=torch.float32 if two else dtype),
+        dk_BTGPK=new(B, T, G, parts, K, dtype=dtype),
+        dv_BTHV=new(B, T, H, V),
+        ddecay=new((0, (keys, B, T, H), (1, B, T, H, K))[given.DECAY], dtype=torch.float32),
+        dbeta_BTH=new((B, T, H) if given.DELTA == 1 else 0, dtype=torch.float32),
+        de_BTHK=new((B, T, H, K) if two else 0, dtype=torch.float32),
+        db_BTHK=new((B, T, H, K) if two else 0),
+        dinitial_BHKV=new(B, H, K, V, dtype=torch.float32),
+    )
+
+
+def heads_of(sharing: int) -> int:
+    """How many of the value heads that share a key head one program of `grads` takes."""
+    return max(heads for heads in range(1, MOST_HEADS + 1) if sharing % heads == 0)
+
+
+def forward_launches(
+    arch: str, given: Given, o_BTHV: Tensor, final_BHKV: Tensor, kept: Kept, save: bool
+) -> dict[str, Launch]:
+    B, _, N, _, H, _, V = given.sizes
+    launches, weighed = _gate(arch, given)
+    arguments = {
+        **_shared(given),
+        "sum_ptr": weighed["sum_ptr"],
+        "A_ptr": kept.A_BTHC,
+        "A_b_ptr": kept.A_b_BTHC,
+        "inverse_ptr": kept.inverse_BTHC,
+    }
+
+    def meet(k: Tensor, A: Tensor, P: Tensor, invert: bool) -> Launch:
+        ours = {
+            **arguments,
+            **_keys(given),
+            "k_ptr": k,
+            "k_stride": row_stride(k),
+            "A_ptr": A,
+            "P_ptr": P,
+            "INVERT": invert,
+        }
+        return _launch(arch, "intra", given, ours, lambda _: (B * N, H))
+
+    if given.b_BTHK is not None:
+        launches["intra"] = meet(given.k_BTGK, kept.A_BTHC, kept.P_BTHC, False)
+        launches["intra b"] = meet(given.b_BTHK, kept.A_b_BTHC, kept.inverse_BTHC, True)
+    elif given.DELTA or given.DECAY == 2:
+        launches["intra"] = meet(given.k_BTGK, kept.A_BTHC, kept.inverse_BTHC, given.DELTA == 1)
+    ours = {
+        **arguments,
+        **weighed,
+        "v_ptr": given.v_BTHV,
+        "v_stride": row_stride(given.v_BTHV),
+        "P_ptr": kept.P_BTHC,
+        "initial_ptr": given.initial_BHKV,
+        "INITIAL": given.initial_BHKV is not None,
+        "o_ptr": o_BTHV,
+        "U_ptr": kept.U_BTHV,
+        "S_ptr": kept.S_BNHKV,
+        "final_ptr": final_BHKV,
+        "SAVE": save,
+    }
+    launches["scan"] = _launch(
+        arch, "scan", given, ours, lambda tiles: (B * H, triton.cdiv(V, tiles["BV"]))
+    )
+    return launches
+
+
+def backward_launches(
+    arch: str, given: Given, kept: Kept, do_BTHV: Tensor, dfinal_BHKV: Tensor, out: Gradients
+) -> dict[str, Launch]:
+    B, _, N, G, H, K, V = given.sizes
+    heads = heads_of(H // G)
+    launches, weighed = _gate(arch, given)
+    dA_BTHC, dP_BTHC = (do_BTHV.new_empty(B, given.sizes[1], H, given.chunk) for _ in range(2))
+    Y_BTHV = torch.empty_like(do_BTHV) if given.DELTA == 2 else out.dv_BTHV
+    arguments = {
+        **_shared(given),
+        "sum_ptr": weighed["sum_ptr"],
+        "decay_ptr": given.decay,
+        "do_ptr": do_BTHV,
+        "Y_ptr": Y_BTHV,
+        "S_ptr": kept.S_BNHKV,
+        "dS_ptr": torch.empty_like(kept.S_BNHKV),
+        "dA_ptr": dA_BTHC,
+        "dP_ptr": dP_BTHC,
+    }
+    ours = {
+        **arguments,
+        **weighed,
+        "A_ptr": kept.A_BTHC,
+        "A_b_ptr": kept.A_b_BTHC,
+        "P_ptr": kept.P_BTHC,
+        "inverse_ptr": kept.inverse_BTHC,
+        "dfinal_ptr": dfinal_BHKV,
+        "dv_ptr": out.dv_BTHV,
+        "dinitial_ptr": out.dinitial_BHKV,
+    }
+    launches["rscan"] = _launch(
+        arch, "rscan", given, ours, lambda tiles: (B * H, triton.cdiv(V, tiles["BV"]))
+    )
+
+    def written(name: str, k: Tensor, W: Tensor, dk: Tensor, second: bool) -> None:
+        """The gradients that come through one write: keys k with values W."""
+        ours = {
+            **arguments,
+            **_keys(given),
+            "k_ptr": k,
+            "k_stride": row_stride(k),
+            "W_ptr": W,
+            "W_stride": row_stride(W),
+            "dq_ptr": out.dq_BTGPK,
+            "de_ptr": out.de_BTHK,
+            "dk_ptr": dk,
+            "ddecay_ptr": out.ddecay,
+            "dbeta_ptr": out.dbeta_BTH,
+            "SECOND": second,
+            "HEADS": heads,
+        }
+        launches[f"dintra{name}"] = _launch(arch, "dintra", given, ours, lambda _: (B * N, H))
+        launches[f"grads{name}"] = _launch(
+            arch,
+            "grads",
+            given,
+            ours,
+            lambda tiles: (B * N, H // heads, triton.cdiv(K, tiles["BK"])),
+        )
+
+    W_BTHV = kept.U_BTHV if given.DELTA == 1 else given.v_BTHV
+    written("", given.k_BTGK, W_BTHV, out.dk_BTGPK, False)
+    if given.b_BTHK is not None:
+        written(" b", given.b_BTHK, kept.U_BTHV, out.db_BTHK, True)
+    return launches
+
+
+def _gate(arch: str, given: Given) -> tuple[dict[str, Launch], Arguments]:
+    """The launch that sums up the decays, and what `scan` and `rscan` then read."""
+    B, T, N, _, H, K, _ = given.sizes
+    keys = _keys(given)
+    if given.decay is None:
+        return {}, {**keys, "sum_ptr": None}
+    sums = torch.empty_like(given.decay)
+    ours = {**_shared(given), **keys, "decay_ptr": given.decay, "sum_ptr": sums}
+    if given.DECAY == 1:
+        launch = _launch(
+            arch, "head_gate", given, ours, lambda tiles: (B * N, triton.cdiv(H, tiles["BH"]))
+        )
+        return {"head_gate": launch}, {**keys, "sum_ptr": sums}
+    q, k, e, b = (
+        given.q_BTGK.new_empty((B, T, H, K) if used else 0)
+        for used in (True, True, given.DELTA > 0, given.DELTA == 2)
+    )
+    ours = {**ours, "q_in_ptr": q, "k_out_ptr": k, "e_in_ptr": e, "b_out_ptr": b}
+    launch = _launch(
+        arch, "channel_gate", given, ours, lambda tiles: (B * N, H, triton.cdiv(K, tiles["BK"]))
+    )
+    weighed = {"q_ptr": q, "k_ptr": k, "e_ptr": e, "b_ptr": b, "sum_ptr": sums}
+    return {"channel_gate": launch}, {**weighed, "q_stride": H * K, "k_stride": H * K}
+
+
+def _keys(given: Given) -> Arguments:
+    e = given.k_BTGK if given.e_BTHK is None else given.e_BTHK
+    b = given.k_BTGK if given.b_BTHK is None else given.b_BTHK
+    return {
+        "q_ptr": given.q_BTGK,
+        "k_ptr": given.k_BTGK,
+        "e_ptr": e,
+        "b_ptr": b,
+        "q_stride": row_stride(given.q_BTGK),
+        "k_stride": row_stride(given.k_BTGK),
+        "e_stride": row_stride(e),
+        "b_stride": row_stride(b),
+    }
+
+
+def _shared(given: Given) -> Arguments:
+    _, T, _, G, H, K, V = given.sizes
+    return {
+        "beta_ptr": given.beta_BTH,
+        "documents_ptr": given.documents_BT,
+        "tokens": T,
+        "heads": H,
+        "scale": given.scale,
+        "floor": FLOORS[given.DECAY],
+        "DECAY": given.DECAY,
+        "DELTA": given.DELTA,
+        "DOCUMENTS": given.documents_BT is not None,
+        "K": K,
+        "V": V,
+        "R": H // G,
+        "LEVELS": (given.chunk // 8).bit_length(),
+        "PRECISION": precision_of(given.v_BTHV.dtype),
+        "C": given.chunk,
+    }
+
+
+def _launch(
+    arch: str,
+    name: str,
+    given: Given,
+    arguments: Arguments,
+    grid: Callable[[Mapping[str, int]], tuple[int, ...]],
+) -> Launch:
+    K, V = given.sizes[5:]
+    config = config_for(arch, name, given.kind, given.v_BTHV.dtype, K, V)
+    arguments = {**arguments, **config.tiles}
+    return Launch(
+        kernel=KERNELS[name],
+        grid=grid(config.tiles),
+        arguments={argument: arguments[argument] for argument in KERNELS[name].arg_names},
+        warps=config.warps,
+        stages=config.stages,
+    )
+
+
+@torch.library.custom_op("archfront::mix", mutates_args=())
+def mix_op(
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    decay: Tensor | None,
+    erase_BTH: Tensor | None,
+    e_BTHK: Tensor | None,
+    b_BTHK: Tensor | None,
+    initial_BHKV: Tensor | None,
+    documents_BT: Tensor | None,
+    scale: float,
+    chunk: int,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (q_BTGK, k_BTGK, v_BTHV, decay, erase_BTH, e_BTHK, b_BTHK, initial_BHKV, documents_BT)
+    given = _given(*inputs, scale, chunk)
+    (o_BTHV, final_BHKV), kept = new_outputs(given), new_kept(given, save)
+    arch = arch_of(v_BTHV.device)
+    for launch in forward_launches(arch, given, o_BTHV, final_BHKV, kept, save).values():
+        run(launch, v_BTHV)
+    A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV = kept
+    return o_BTHV, final_BHKV, A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV
+
+
+@mix_op.register_fake
+def _mixed(*inputs: Any) -> tuple[Tensor, ...]:
+    *given, save = inputs
+    given = _given(*given)
+    return *new_outputs(given), *new_kept(given, save)
+
+
+@torch.library.custom_op("archfront::mix_backward", mutates_args=())
+def mix_backward_op(
+    do_BTHV: Tensor,
+    dfinal_BHKV: Tensor,
+    A_BTHC: Tensor,
+    A_b_BTHC: Tensor,
+    P_BTHC: Tensor,
+    inverse_BTHC: Tensor,
+    U_BTHV: Tensor,
+    S_BNHKV: Tensor,
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    decay: Tensor | None,
+    erase_BTH: Tensor | None,
+    e_BTHK: Tensor | None,
+    b_BTHK: Tensor | None,
+    initial_BHKV: Tensor | None,
+    documents_BT: Tensor | None,
+    scale: float,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (q_BTGK, k_BTGK, v_BTHV, decay, erase_BTH, e_BTHK, b_BTHK, initial_BHKV, documents_BT)
+    given = _given(*inputs, scale, chunk)
+    kept = Kept(A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV)
+    arch = arch_of(v_BTHV.device)
+    out = new_gradients(arch, given)
+    for launch in backward_launches(arch, given, kept, do_BTHV, dfinal_BHKV, out).values():
+        run(launch, v_BTHV)
+    dtype = v_BTHV.dtype
+    return (
+        _sum(out.dq_BTGPK, 3).to(dtype),
+        _sum(out.dk_BTGPK, 3).to(dtype),
+        out.dv_BTHV,
+        out.ddecay if decay is None else _sum(out.ddecay, 0),
+        out.dbeta_BTH,
+        out.de_BTHK.to(dtype),
+        out.db_BTHK,
+        out.dinitial_BHKV,
+    )
+
+
+@mix_backward_op.register_fake
+def _mix_gradients(do_BTHV: Tensor, dfinal_BHKV: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    q, k, v, decay, erase, e, b, _, _, _, _ = others[len(Kept._fields) :]
+    return (
+        *(v.new_empty(x.shape) for x in (q, k, v)),
+        *(v.new_empty(0 if x is None else x.shape, dtype=torch.float32) for x in (decay, erase)),
+        *(v.new_empty(0 if x is None else x.shape) for x in (e, b)),
+        torch.empty_like(dfinal_BHKV),
+    )
+
+
+def _given(
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    decay: Tensor | None,
+    erase_BTH: Tensor | None,
+    e_BTHK: Tensor | None,
+    b_BTHK: Tensor | None,
+    initial_BHKV: Tensor | None,
+    documents_BT: Tensor | None,
+    scale: float,
+    chunk: int,
+) -> Given:
+    return Given(
+        q_BTGK=q_BTGK,
+        k_BTGK=k_BTGK,
+        v_BTHV=v_BTHV,
+        decay=decay,
+        beta_BTH=None if erase_BTH is None else erase_BTH.clamp(min=SMALLEST_BETA),
+        e_BTHK=e_BTHK,
+        b_BTHK=b_BTHK,
+        initial_BHKV=initial_BHKV,
+        documents_BT=documents_BT,
+        scale=scale,
+        chunk=chunk,
+    )
+
+
+def _sum(parts: Tensor, dim: int) -> Tensor:
+    return parts.squeeze(dim) if parts.shape[dim] == 1 else parts.sum(dim)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale, ctx.chunk, _ = inputs
+    ctx.save_for_backward(*output[2:], *tensors)
+
+
+def _backward(ctx: Any, do_BTHV: Tensor, dfinal_BHKV: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    # autograd may hand over an expanded gradient; the kernels' are contiguous
+    gradients = mix_backward_op(
+        do_BTHV.contiguous(), dfinal_BHKV.contiguous(), *saved, ctx.scale, ctx.chunk
+    )
+    asked = [*saved[len(Kept._fields) :][:8]]
+    named = [None if x is None else dx for x, dx in zip(asked, gradients, strict=True)]
+    return *named, None, None, None, None
+
+
+mix_op.register_autograd(_backward, setup_context=_save)
+
+
+def mix(
+    q_BTGK: Tensor,
+    k_BTGK: Tensor,
+    v_BTHV: Tensor,
+    decay: Tensor | None,
+    erase: Tensor | None,
+    state_BHKV: Tensor | None,
+    *,
+    scale: float,
+    chunk: int,
+    documents: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    K = _require(q_BTGK, v_BTHV, state_BHKV, chunk, documents)
+    (B, T, H, _), G = v_BTHV.shape, q_BTGK.shape[2]
+    require(H % G == 0, "the key heads must divide the value heads", G=G, H=H)
+    _require_like_v(v_BTHV, (B, T, G, K), q=q_BTGK, k=k_BTGK)
+    if decay is not None:
+        shapes = ((H,), (B, T, H), (B, T, H, K))
+        require(decay.shape in shapes, f"decay must have a shape of {shapes}", decay=decay.shape)
+        if decay.dim() == 4 and G < H:
+            q_BTGK, k_BTGK = (x.repeat_interleave(H // G, 2) for x in (q_BTGK, k_BTGK))
+        decay = (decay.expand(B, T, H) if decay.dim() == 1 else decay).float().contiguous()
+    if erase is not None:
+        require(erase.shape == (B, T, H), f"erase must be of shape {(B, T, H)}", erase=erase.shape)
+        erase = erase.float().contiguous()
+    return _run(
+        q_BTGK, k_BTGK, v_BTHV, decay, erase, None, None, state_BHKV, documents, scale, chunk
+    )
+
+
+def mix_rwkv7(
+    r_BTHK: Tensor,
+    w_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    a_BTHK: Tensor,
+    b_BTHK: Tensor,
+    state_BHKV: Tensor | None,
+    *,
+    chunk: int,
+    documents: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    K = _require(r_BTHK, v_BTHV, state_BHKV, chunk, documents)
+    shape = (*v_BTHV.shape[:3], K)
+    e_BTHK = -a_BTHK
+    _require_like_v(v_BTHV, shape, r=r_BTHK, k=k_BTHK, a=e_BTHK, b=b_BTHK)
+    require(w_BTHK.shape == shape, f"w must be of shape {shape}", w=w_BTHK.shape)
+    decay = w_BTHK.float().contiguous()
+    return _run(
+        r_BTHK, k_BTHK, v_BTHV, decay, None, e_BTHK, b_BTHK, state_BHKV, documents, 1.0, chunk
+    )
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor | None,
+    erase: Tensor | None,
+    e: Tensor | None,
+    b: Tensor | None,
+    state: Tensor | None,
+    documents: Tensor | None,
+    scale: float,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    tensors = (q, k, v, decay, erase, e, b, state)
+    save = needs_gradient(*(x for x in tensors if x is not None))
+    o_BTHV, final_BHKV, *_ = mix_op(*tensors, documents, scale, chunk_of(chunk, v.dtype), save)
+    return o_BTHV, final_BHKV
+
+
+def _require(
+    q_BTGK: Tensor, v_BTHV: Tensor, state: Tensor | None, chunk: int, documents: Tensor | None
+) -> int:
+    """Asks what every call needs of v and what goes with it; gives the width of the keys."""
+    require_device(v_BTHV)
+    law = "q and v must be of shape [B, T, heads, width]"
+    require(v_BTHV.dim() == q_BTGK.dim() == 4, law, q=q_BTGK.shape, v=v_BTHV.shape)
+    (B, T, H, V), K = v_BTHV.shape, q_BTGK.shape[3]
+    require(K <= WIDEST_KEY, f"keys must be at most {WIDEST_KEY} wide", K=K)
+    require(chunk in CHUNKS, f"chunk must be one of {CHUNKS}", chunk=chunk)
+    require_short("v", v_BTHV)
+    require_rows("v", v_BTHV, (B, T, H, V), v_BTHV, 2)
+    require_whole("state", state, (B, H, K, V), (torch.float32,), v_BTHV)
+    require_whole("documents", documents, (B, T), (torch.int32,), v_BTHV)
+    return K
+
+
+def _require_like_v(v_BTHV: Tensor, shape: tuple[int, ...], **inputs: Tensor) -> None:
+    for name, x in inputs.items():
+        require(x.dtype == v_BTHV.dtype, f"{name} must have the dtype of v", dtype=x.dtype)
+        require_rows(name, x, shape, v_BTHV, 2)
