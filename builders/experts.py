@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.experts import op as kernels
+from ..kernels.experts.groups import Groups
+from ..kernels.experts.reference import Activation
 from ..search_space.blocks.moe import Moe as Record
 from .body import Body, Pass, Unbuilt
 from .caches import StateCache
 from .feed_forward import Mlp
 from .parts import Linear, Parts, normed_without_weight
 
+# Activations that the whole of a mixture has a kernel for.
+FUSED: dict[str, Activation] = {"swiglu": "silu", "geglu_tanh": "gelu_tanh", "relu2": "relu2"}
 MIXER_REACH = 0.02  # of SparseMixer: logits within this share of the best stay candidates
 SMALLEST_SCORE = 1e-12  # below it the slope of a square root has no end
 HASH_PRIME = 2_654_435_761  # of multiplicative hashing, Knuth volume 3 section 6.4
@@ -54,6 +59,12 @@ class Moe(Body):
         self.experts: Mlp | nn.ModuleList = layers[0]
         if block.expert_layers > 1:
             self.experts = nn.ModuleList(layers)
+        self.fused = (
+            block.activation in FUSED
+            and block.expert_layers == 1
+            and not (block.expert_bias or block.scale_input)
+            and parts.formats.get("experts.up_proj.weight", "bf16") == "bf16"
+        )
         self.shared = None
         if block.n_shared:
             self.shared = Mlp(block.activation, block.limit, parts.linear, "shared.")
@@ -109,12 +120,23 @@ class Moe(Body):
         self._account(chosen_NK, scores_NX, run)
         kept_NK = self._within_capacity(chosen_NK, run, cache)
         real_NK = kept_NK & (chosen_NK < self.block.n_experts)
-        slot_M = real_NK.flatten().nonzero().squeeze(1)
-        expert_M, share_M = chosen_NK.flatten()[slot_M], share_NK.flatten()[slot_M]
-        mixed_MD = self._routed(inner_ND, slot_M // self.block.top_k, expert_M, share_M)
-        # each choice at a place of its own, so that no order of addition is left to chance
-        places = mixed_MD.new_zeros(chosen_NK.numel(), mixed_MD.shape[-1])
-        y_ND = places.index_copy(0, slot_M, mixed_MD).unflatten(0, chosen_NK.shape).sum(1)
+        expert_NK = torch.where(real_NK, chosen_NK, -1)
+        if isinstance(self.experts, Mlp) and self.fused:
+            own = self.experts
+            y_ND = kernels.mixture(
+                inner_ND,
+                expert_NK,
+                share_NK,
+                own.gate_proj.weight if hasattr(own, "gate_proj") else None,
+                own.up_proj.weight,
+                own.down_proj.weight,
+                FUSED[self.block.activation],
+                self.block.limit,
+            )
+        else:
+            token_M = torch.arange(expert_NK.numel(), device=expert_NK.device) // self.block.top_k
+            mixed_MD = self._routed(inner_ND, token_M, expert_NK.flatten(), share_NK.flatten())
+            y_ND = mixed_MD.unflatten(0, chosen_NK.shape).sum(1)
         if self.block.n_zero:
             back_NK = share_NK * (kept_NK & ~real_NK)
             y_ND = y_ND + back_NK.sum(-1, keepdim=True).to(inner_ND.dtype) * inner_ND
@@ -233,23 +255,24 @@ class Moe(Body):
         return ~full_BTX.gather(-1, chosen_BTK).flatten(0, 1)
 
     def _routed(self, x_ND: Tensor, token_M: Tensor, expert_M: Tensor, share_M: Tensor) -> Tensor:
-        """mixed_MD: what each expert makes of each of its tokens, by the share of the choice."""
-        order_M = expert_M.argsort(stable=True)
-        counts = expert_M.bincount(minlength=self.block.n_experts).tolist()
-        rows_MD, share_M1 = x_ND[token_M[order_M]], share_M[order_M, None].to(x_ND.dtype)
+        """mixed_MD: what each expert makes of each of its tokens, by the share of the choice; zero
+        where the expert is below 0."""
+        groups = kernels.group(expert_M, self.block.n_experts)
+        rows_MD = x_ND[token_M[groups.order_M]]
+        share_M1 = torch.where(expert_M < 0, 0, share_M)[groups.order_M, None].to(x_ND.dtype)
         if self.block.scale_input:
-            mixed_MD = self._experts(rows_MD * share_M1, counts)
+            mixed_MD = self._experts(rows_MD * share_M1, groups)
         else:
-            mixed_MD = self._experts(rows_MD, counts) * share_M1
-        return mixed_MD[order_M.argsort()]
+            mixed_MD = self._experts(rows_MD, groups) * share_M1
+        return mixed_MD[groups.order_M.argsort()]
 
-    def _experts(self, rows_MD: Tensor, counts: list[int]) -> Tensor:
+    def _experts(self, rows_MD: Tensor, groups: Groups) -> Tensor:
         if isinstance(self.experts, Mlp):
-            return self.experts.feed(rows_MD, counts)
+            return self.experts.feed(rows_MD, groups)
         *inner, last = cast("Sequence[Mlp]", self.experts)
         for layer in inner:
-            rows_MD = rows_MD + layer.feed(rows_MD, counts)
-        return last.feed(rows_MD, counts)
+            rows_MD = rows_MD + layer.feed(rows_MD, groups)
+        return last.feed(rows_MD, groups)
 
     def rebalance(self, rate: float) -> None:
         """Move the correction bias of each expert by `rate` towards an equal load (DeepSeek-V3)."""

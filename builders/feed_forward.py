@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from ..kernels.experts.groups import Groups
 from ..kernels.rows import op as rows
 from ..kernels.rows.reference import Activation as Gate
 from ..search_space.blocks import feed_forward as record
 from .body import Body, Pass
-from .parts import Parts
+from .parts import Parts, Projection
 
 GATES: dict[record.Activation, Gate] = {
     "swiglu": "silu",
@@ -23,13 +24,17 @@ SITU_GATE, SITU_UP = 4.0, 25.0  # Kimi-K3's soft bounds of gate and up
 
 
 class Mlp(Body):
-    """Up, activation, down. What follows x goes on to the projections: the rows of each expert."""
+    """Up, activation, down; with the groups of rows sorted by expert, each expert's own."""
+
+    gate_proj: Projection
+    up_proj: Projection
+    down_proj: Projection
 
     def __init__(
         self,
         activation: record.Activation,
         limit: float | None,
-        make: Callable[..., nn.Module],
+        make: Callable[..., Projection],
         prefix: str = "",
     ) -> None:
         super().__init__()
@@ -43,16 +48,16 @@ class Mlp(Body):
     def forward(self, x_BTD: Tensor, run: Pass, cache: Any = None) -> Tensor:
         return self.feed(x_BTD)
 
-    def feed(self, x: Tensor, *rows_of_expert: list[int]) -> Tensor:
-        up = self.up_proj(x, *rows_of_expert)
+    def feed(self, x: Tensor, *groups: Groups) -> Tensor:
+        up = self.up_proj(x, *groups)
         if self.activation in record.UNGATED:
-            return self.down_proj(alone(self.activation, up), *rows_of_expert)
-        gate = self.gate_proj(x, *rows_of_expert)
+            return self.down_proj(alone(self.activation, up), *groups)
+        gate = self.gate_proj(x, *groups)
         if self.activation == "situ":
             hidden = situ(gate, up)
         else:
             hidden = rows.glu(gate, up, GATES[self.activation], self.limit)
-        return self.down_proj(hidden, *rows_of_expert)
+        return self.down_proj(hidden, *groups)
 
 
 class FeedForward(Mlp):

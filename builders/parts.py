@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.experts import op as experts
+from ..kernels.experts.groups import Groups
 from ..kernels.rows import op as rows
+from ..kernels.scaled import op as scaled
 from ..search_space.architecture import Norm, Precision
 from ..search_space.blocks.block import Weight
 from ..search_space.operators import NumberFormat
-from .precision import TILES, quantised, quantised_fp4
+from .precision import TILES, has_fp8, quantised, quantised_fp4
 
 Init = Callable[[Tensor], Tensor]
 Named = TypeVar("Named")
@@ -56,23 +59,20 @@ class Linear(Projection):
     """x W^T + b."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(*self.factors(x)).to(x.dtype)
+        if self.format == "fp8" and has_fp8(x.device):
+            y = scaled.scaled_linear(x, self.weight, self.plan.recipe)
+        else:
+            y = F.linear(*self.factors(x)).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
 class StackedLinear(Projection):
     """One matrix an expert, weight_EOI, for rows that lie sorted by expert."""
 
-    def forward(self, x_MI: Tensor, rows_of_expert: list[int]) -> Tensor:
-        # A loop and not F.grouped_mm: that refuses float64 and rows that are no multiple of 16
-        # bytes, and on a CPU it is the slower of the two.
+    def forward(self, x_MI: Tensor, groups: Groups) -> Tensor:
         factor_MI, weight_EOI = self.factors(x_MI)
-        pairs = zip(factor_MI.split(rows_of_expert), weight_EOI, strict=True)
-        y_MO = torch.cat([F.linear(rows, matrix) for rows, matrix in pairs]).to(x_MI.dtype)
-        if self.bias is None:
-            return y_MO
-        counts = torch.tensor(rows_of_expert, device=x_MI.device)
-        return y_MO + self.bias.repeat_interleave(counts, 0)
+        y_MO = experts.grouped_linear(factor_MI, weight_EOI, self.bias, groups)
+        return y_MO.to(x_MI.dtype)
 
 
 class RmsNorm(nn.Module):

@@ -29,6 +29,11 @@ TILES: dict[Recipe, tuple[Tile, Tile]] = {  # of the activation, of the weight
 }
 
 
+def has_fp8(device: torch.device) -> bool:
+    """Whether products of e4m3 factors run there; elsewhere they are computed as plain numbers."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def encode(x: Tensor, dims: tuple[int, ...], to: NumberFormat = "fp8") -> tuple[Tensor, Tensor]:
     """(e4m3 or int8 values, fp32 scales): one scale for all that lies along `dims`."""
     x = x.float()

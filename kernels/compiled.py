@@ -2,8 +2,8 @@
 
     python -m archfront.kernels.compiled
 
-prints registers, stack and shared memory for every kernel, shape and target, and exits 1 if one
-of them breaks a limit. It needs a process without TRITON_INTERPRET.
+prints registers, stack, shared memory and tensor-core instructions for every kernel, shape and
+target, and exits 1 if one of them breaks a limit. It needs a process without TRITON_INTERPRET.
 """
 
 import re
@@ -20,9 +20,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from .attention import listed as attention
 from .configs import ARCHS
+from .experts import listed as experts
 from .launch import INTERPRETED, Launch
+from .recurrent import listed as recurrent
 from .rows import listed as rows
+from .scaled import listed as scaled
+
+# a warp's, Hopper's for four warps, Blackwell's
+TENSOR_CORE = "HMMA|IMMA|QMMA|HGMMA|IGMMA|QGMMA|UTC[A-Z]*MMA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,8 @@ class Resources:
     registers: int  # of one thread
     stack_bytes: int  # of one thread; above zero, registers spill
     shared_bytes: int  # of one program
+    dots: int  # in the source; each should become
+    tensor_core_instructions: int  # in the binary
     transposed_accumulators: int  # see `violations`
 
 
@@ -52,17 +61,23 @@ def compile_for(launch: Launch, arch: str) -> Resources:
     binary = triton.compile(source, target=target, options=vars(options))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         Path(cubin.name).write_bytes(binary.asm["cubin"])
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", cubin.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", cubin.name)
+        assembly = _output(knobs.nvidia.nvdisasm.path, "-c", cubin.name)
     registers, stack_bytes = map(int, re.findall(r"(?:REG|STACK):(\d+)", usage))
     return Resources(
         registers=registers,
         stack_bytes=stack_bytes,
         shared_bytes=binary.metadata.shared,
+        dots=len(re.findall(r"tt\.dot\b", binary.asm["ttir"])),
+        tensor_core_instructions=len(re.findall(rf"\b(?:{TENSOR_CORE})\b", assembly)),
         transposed_accumulators=len(
-            re.findall(r"tt\.trans .*tensor<[^>]*#mma", binary.asm["ttgir"])
+            re.findall(r"tt\.trans .* : tensor<[^>]*, #mma\d*>", binary.asm["ttgir"])
         ),
     )
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def violations(resources: Resources, arch: str) -> list[str]:
@@ -78,6 +93,8 @@ def violations(resources: Resources, arch: str) -> list[str]:
     limit = ARCHS[arch].shared_bytes
     if resources.shared_bytes > limit:
         broken.append(f"shared_bytes must be <= {limit}, got {resources.shared_bytes}")
+    if resources.dots > 0 and resources.tensor_core_instructions == 0:
+        broken.append(f"a dot must run on tensor cores, got dots={resources.dots} and none")
     if arch == "sm_90" and resources.transposed_accumulators > 0:
         broken.append(
             f"no accumulator may be transposed on {arch}, got {resources.transposed_accumulators}"
@@ -86,7 +103,7 @@ def violations(resources: Resources, arch: str) -> list[str]:
 
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
-FAMILIES = (rows,)
+FAMILIES = (attention, recurrent, rows, experts, scaled)
 
 
 def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
@@ -96,15 +113,20 @@ def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
 
 
 def main() -> int:
-    line = "{:24} {:28} {:8} {:>9} {:>6} {:>7}  {}\n".format
-    sys.stdout.write(line("kernel", "shape", "target", "registers", "stack", "shared", ""))
+    line = "{:24} {:28} {:8} {:>9} {:>6} {:>7} {:>4}  {}\n".format
+    sys.stdout.write(line("kernel", "shape", "target", "registers", "stack", "shared", "mma", ""))
     failed = False
     for arch in TARGETS:
         for kernel, shape, launch in launches(arch):
             cost = compile_for(launch, arch)
             broken = violations(cost, arch)
             failed = failed or bool(broken)
-            numbers = cost.registers, cost.stack_bytes, cost.shared_bytes
+            numbers = (
+                cost.registers,
+                cost.stack_bytes,
+                cost.shared_bytes,
+                cost.tensor_core_instructions,
+            )
             sys.stdout.write(line(kernel, shape, arch, *numbers, "; ".join(broken)))
     return int(failed)
 

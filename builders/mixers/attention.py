@@ -98,7 +98,8 @@ class Attention(Body):
     def _temperature(self, run: Pass, dtype: torch.dtype) -> Tensor:
         warm = self.block.temperature
         assert warm is not None, "asked only where there is one"
-        grown_BT = torch.log1p((run.positions_BT + 1).div(warm.floor, rounding_mode="floor"))
+        floors_BT = (run.positions_BT + 1).div(warm.floor, rounding_mode="floor")
+        grown_BT = torch.log1p(floors_BT.double())
         return (1 + warm.scale * grown_BT)[..., None, None].to(dtype)
 
     def _keys_and_values(self, x_BTD: Tensor, run: Pass) -> dict[str, Tensor]:

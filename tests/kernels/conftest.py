@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 def error(x: Tensor, truth: Tensor) -> float:
-    return ((x.double() - truth).norm() / truth.norm()).item()
+    """Relative to the truth; what should be zero must be."""
+    return ((x.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item()
 
 
 def outputs_and_gradients(

@@ -12,7 +12,8 @@ from archfront.search_space.document import InputError, parse_document
 from archfront.search_space.domain import Domain, draw_at_random
 from archfront.search_space.space import Refused, SearchSpace, broken_fp8_shape, sample
 
-SPACES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SPACES = [EXAMPLES / "hybrid-1b.yaml", EXAMPLES / "tiny.yaml"]
 
 
 def space_of(text: str) -> SearchSpace:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -21,6 +23,16 @@ def test_a_kernel_stays_within_its_target(launch, arch):
     resources = compile_for(launch, arch)
     assert resources.registers > 0
     assert violations(resources, arch) == []
+
+
+FREE = Resources(
+    registers=1,
+    stack_bytes=0,
+    shared_bytes=0,
+    dots=0,
+    tensor_core_instructions=0,
+    transposed_accumulators=0,
+)
 
 
 @triton.jit
@@ -64,11 +76,16 @@ def test_a_spill_is_found():
 
 
 def test_shared_memory_is_held_to_the_targets_limit():
-    resources = Resources(
-        registers=1, stack_bytes=0, shared_bytes=200_000, transposed_accumulators=0
-    )
+    resources = replace(FREE, shared_bytes=200_000)
     assert violations(resources, "sm_80") == ["shared_bytes must be <= 166912, got 200000"]
     assert violations(resources, "sm_90") == []
+
+
+def test_a_dot_off_the_tensor_cores_is_found():
+    assert violations(replace(FREE, dots=2, tensor_core_instructions=8), "sm_90") == []
+    assert violations(replace(FREE, dots=2), "sm_90") == [
+        "a dot must run on tensor cores, got dots=2 and none"
+    ]
 
 
 def test_the_launchers_own_specialisation_is_compiled():

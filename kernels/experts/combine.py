@@ -1,0 +1,63 @@
+"""The sum over a token's choices, in Triton."""
+
+# N tokens, K choices of a token, D width
+
+# Triton takes an annotation on a kernel's argument for its type at run time.
+# pyright: reportMissingParameterType=false
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import Launch
+from .configs import COMBINE
+
+
+@triton.jit(do_not_specialize=["num_tokens", "choices"])
+def combine(
+    z_ptr,
+    share_ptr,
+    y_ptr,
+    num_tokens,
+    choices,
+    width,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """y_n = sum over k, in order, of share_nk z_nk; of z_nk without shares.
+
+    A program takes a tile of ROWS x BLOCK. Bytes per token, b to an element: b (K + 1) D.
+    """
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (token < num_tokens)[:, None] & (col < width)[None, :]
+    y = tl.zeros([ROWS, BLOCK], tl.float32)
+    for k in range(choices):
+        place = token * choices + k
+        at = z_ptr + place[:, None] * width + col[None, :]
+        z = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        if share_ptr is not None:
+            share = tl.load(share_ptr + place, mask=token < num_tokens, other=0.0)
+            z *= share.to(tl.float32)[:, None]
+        y += z
+    at = y_ptr + token[:, None] * width + col[None, :]
+    tl.store(at, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def combine_launch(z_MD: Tensor, share_NK: Tensor | None, y_ND: Tensor, choices: int) -> Launch:
+    N, D = y_ND.shape
+    tiles = COMBINE.tiles
+    return Launch(
+        kernel=combine,
+        grid=(triton.cdiv(N, tiles["ROWS"]), triton.cdiv(D, tiles["BLOCK"])),
+        arguments={
+            "z_ptr": z_MD,
+            "share_ptr": share_NK,
+            "y_ptr": y_ND,
+            "num_tokens": N,
+            "choices": choices,
+            "width": D,
+            **tiles,
+        },
+        warps=COMBINE.warps,
+    )

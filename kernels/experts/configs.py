@@ -1,0 +1,69 @@
+"""How the expert kernels are launched: tiles by architecture, dtype and how many rows an expert has."""
+
+import torch
+import triton
+
+from ..configs import ARCHS, Config, require_arch
+
+LOADED = 16  # a width of no multiple of it is loaded in pieces, through more registers
+FEW = 32  # rows of an expert on average, up to which its weights are read for little work
+SMALLEST_EXPERTS_TILE = 256  # of offsets; one for most models is one binary for them
+
+
+def _gemm(BM: int, BN: int, BK: int, warps: int, stages: int) -> Config:
+    return Config(tiles={"BM": BM, "BN": BN, "BK": BK, "GROUP": 8}, warps=warps, stages=stages)
+
+
+# many rows an expert, few, or small tiles for float32 and for widths that are loaded in pieces;
+# expand has two accumulators of BM x BN, the others one
+MANY_HOPPER = {
+    "project": _gemm(128, 256, 64, 8, 3),
+    "expand": _gemm(128, 128, 64, 8, 3),
+    "outer": _gemm(128, 128, 64, 8, 3),
+}
+MANY = {
+    "project": _gemm(128, 128, 32, 8, 4),
+    "expand": _gemm(128, 64, 32, 8, 4),
+    "outer": _gemm(128, 128, 32, 8, 4),
+}
+FEW_ROWS = {
+    "project": _gemm(16, 128, 64, 4, 4),
+    "expand": _gemm(16, 64, 64, 4, 4),
+    "outer": _gemm(128, 128, 16, 8, 2),
+}
+SMALL = {
+    "project": _gemm(64, 64, 32, 4, 2),
+    "expand": _gemm(64, 32, 32, 4, 2),
+    "outer": _gemm(64, 64, 32, 4, 2),
+}
+TABLE = {
+    (arch, size): kernels
+    for arch in ARCHS
+    for size, kernels in {
+        "many": MANY_HOPPER if arch in ("sm_90", "sm_100") else MANY,
+        "few": FEW_ROWS,
+        "small": SMALL,
+    }.items()
+}
+PASS_BACK = Config(tiles={"ROWS": 4, "BLOCK": 512}, warps=4)
+COMBINE = Config(tiles={"ROWS": 4, "BLOCK": 512}, warps=4)
+
+
+def config_for(
+    arch: str, kernel: str, dtype: torch.dtype, num_rows: int, weight_shape: torch.Size
+) -> Config:
+    require_arch(arch)
+    n_experts, *widths = weight_shape
+    if dtype == torch.float32 or any(width % LOADED for width in widths):
+        return TABLE[arch, "small"][kernel]
+    return TABLE[arch, "few" if num_rows <= FEW * n_experts else "many"][kernel]
+
+
+def slots(num_rows: int, n_experts: int, height: int) -> int:
+    """How many row tiles cover the rows of all experts and those of none (`rows_of` in tiles.py)."""
+    return num_rows // height + n_experts + 1
+
+
+def experts_tile(n_experts: int) -> int:
+    """The power of two that holds every expert and the rows of none."""
+    return max(SMALLEST_EXPERTS_TILE, triton.next_power_of_2(n_experts + 1))

@@ -1,0 +1,37 @@
+"""The gated linear unit of a tile in registers, as an epilogue: glu in ../rows/reference.py."""
+
+# Triton takes an annotation on a kernel's argument for its type at run time.
+# pyright: reportMissingParameterType=false
+
+import triton
+import triton.language as tl
+
+from ..rows.glu import ACTIVATIONS, OAI, share
+
+
+@triton.jit
+def gate_factor(gate, limit, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr):
+    """(act(gate), dact/dgate); what is clamped has no slope."""
+    passes = gate <= limit
+    if LIMITED:
+        gate = tl.minimum(gate, limit)
+    s, slope = share(gate, ACTIVATION)
+    slope = s + gate * slope
+    if LIMITED:
+        slope = tl.where(passes, slope, 0.0)
+    return gate * s, slope
+
+
+@triton.jit
+def up_factor(up, limit, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr):
+    if LIMITED:
+        up = tl.maximum(tl.minimum(up, limit), -limit)
+    return up + 1.0 if ACTIVATION == OAI else up
+
+
+def activation_arguments(activation: str, limit: float | None) -> dict[str, float | int | bool]:
+    return {
+        "limit": 0.0 if limit is None else limit,
+        "ACTIVATION": (*ACTIVATIONS, "relu2").index(activation),
+        "LIMITED": limit is not None,
+    }

@@ -1,0 +1,237 @@
+"""`mixture` as one differentiable operator of Triton kernels: three launches forward, seven backward."""
+
+# M choices sorted by expert, N tokens, K choices of a token, E experts, D model width,
+# F hidden width of an expert
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..configs import arch_of
+from ..launch import require_device, run
+from ..laws import as_rows, needs_gradient, require, require_float
+from ..rows.glu import ACTIVATIONS
+from ..rows.reference import OAI_LIMIT
+from .combine import combine_launch
+from .expand import expand_launch
+from .groups import Groups
+from .linear import require_groups, require_parameter
+from .outer import outer_launch
+from .pass_back import pass_back_launch
+from .project import project_launch
+from .reference import Activation
+
+
+@torch.library.custom_op("archfront::mixture", mutates_args=())
+def mixture_op(
+    x_ND: Tensor,
+    share_NK: Tensor,
+    gate_EFD: Tensor | None,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    order_M: Tensor,
+    offsets_E1: Tensor,
+    activation: str,
+    limit: float | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y_ND, gate_MF, up_MF = outputs = _mixture_outputs(
+        x_ND, share_NK, gate_EFD, up_EFD, down_EDF, order_M, offsets_E1, activation, limit, keep
+    )
+    arch, (M, K) = arch_of(x_ND.device), (len(order_M), share_NK.shape[1])
+    kept = (None if gate_EFD is None else gate_MF, up_MF) if keep else (None, None)
+    hidden_MF = x_ND.new_empty(M, up_EFD.shape[1])
+    z_MD = x_ND.new_empty(M, x_ND.shape[1])
+    for launch in (
+        expand_launch(
+            arch,
+            x_ND,
+            gate_EFD,
+            up_EFD,
+            order_M,
+            offsets_E1,
+            *kept,
+            hidden_MF,
+            K,
+            activation,
+            limit,
+        ),
+        project_launch(
+            arch, hidden_MF, down_EDF.mT, None, offsets_E1, z_MD, place_M=order_M, y_by_place=True
+        ),
+        combine_launch(z_MD, share_NK, y_ND, K),
+    ):
+        run(launch, x_ND)
+    return outputs
+
+
+@mixture_op.register_fake
+def _mixture_outputs(
+    x_ND: Tensor,
+    share_NK: Tensor,
+    gate_EFD: Tensor | None,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    order_M: Tensor,
+    offsets_E1: Tensor,
+    activation: str,
+    limit: float | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, gate, up), the last two sorted by expert; empty where they are not kept.
+
+    Their rows of no expert are never written.
+    """
+    M, F = len(order_M), up_EFD.shape[1]
+    gate_MF = x_ND.new_empty(M if keep and gate_EFD is not None else 0, F)
+    return x_ND.new_empty(x_ND.shape), gate_MF, x_ND.new_empty(M if keep else 0, F)
+
+
+@torch.library.custom_op("archfront::mixture_backward", mutates_args=())
+def mixture_backward_op(
+    dy_ND: Tensor,
+    x_ND: Tensor,
+    share_NK: Tensor,
+    gate_EFD: Tensor | None,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    order_M: Tensor,
+    offsets_E1: Tensor,
+    gate_MF: Tensor,
+    up_MF: Tensor,
+    activation: str,
+    limit: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx_ND, dshare_NK, dgate_EFD, dup_EFD, ddown_EDF = gradients = _mixture_gradients(
+        dy_ND, x_ND, share_NK, gate_EFD, up_EFD, down_EDF
+    )
+    arch, (M, K) = arch_of(x_ND.device), (len(order_M), share_NK.shape[1])
+    gated = gate_EFD is not None
+    dup_MF, hidden_MF, dgate_MF = (torch.empty_like(up_MF) for _ in range(3))
+    dx_MD = x_ND.new_empty(M, x_ND.shape[1])
+    places = {"place_M": order_M, "choices": K}
+    down = project_launch(
+        arch, dy_ND, down_EDF, None, offsets_E1, dup_MF, **places, x_by_token=True
+    )
+    back = pass_back_launch(
+        dup_MF,  # what it reads is overwritten
+        share_NK,
+        order_M,
+        offsets_E1,
+        gate_MF if gated else None,
+        up_MF,
+        hidden_MF,
+        dgate_MF if gated else None,
+        dup_MF,
+        dshare_NK,
+        activation,
+        limit,
+    )
+    matrices = [
+        outer_launch(arch, dy_ND, hidden_MF, offsets_E1, ddown_EDF, **places, a_by_token=True),
+        outer_launch(arch, dup_MF, x_ND, offsets_E1, dup_EFD, **places, b_by_token=True),
+    ]
+    other = None
+    if gate_EFD is not None:
+        other = dgate_MF, gate_EFD
+        matrices.append(
+            outer_launch(arch, dgate_MF, x_ND, offsets_E1, dgate_EFD, **places, b_by_token=True)
+        )
+    up = project_launch(
+        arch, dup_MF, up_EFD, None, offsets_E1, dx_MD, **places, y_by_place=True, other=other
+    )
+    for launch in (down, back, *matrices, up, combine_launch(dx_MD, None, dx_ND, K)):
+        run(launch, x_ND)
+    return gradients
+
+
+@mixture_backward_op.register_fake
+def _mixture_gradients(
+    dy_ND: Tensor,
+    x_ND: Tensor,
+    share_NK: Tensor,
+    gate_EFD: Tensor | None,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gate's gradient is empty without a gate."""
+    return (
+        x_ND.new_empty(x_ND.shape),
+        torch.empty_like(share_NK),
+        up_EFD.new_empty(0) if gate_EFD is None else torch.empty_like(gate_EFD),
+        torch.empty_like(up_EFD),
+        torch.empty_like(down_EDF),
+    )
+
+
+def _save_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.activation, ctx.limit, _ = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _backward_mixture(ctx: Any, dy_ND: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    # autograd may hand over an expanded gradient
+    dx_ND, dshare_NK, dgate_EFD, dup_EFD, ddown_EDF = mixture_backward_op(
+        dy_ND.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.limit
+    )
+    gated = ctx.saved_tensors[2] is not None
+    return dx_ND, dshare_NK, dgate_EFD if gated else None, dup_EFD, ddown_EDF, *[None] * 5
+
+
+mixture_op.register_autograd(_backward_mixture, setup_context=_save_mixture)
+
+
+def mixture(
+    x_ND: Tensor,
+    share_NK: Tensor,
+    gate_EFD: Tensor | None,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    activation: Activation,
+    limit: float | None,
+    groups: Groups,
+) -> Tensor:
+    require_device(x_ND)
+    require_float(x_ND, "x")
+    require_float(share_NK, "share")
+    weights = [up_EFD, down_EDF.mT, *([] if gate_EFD is None else [gate_EFD])]
+    require(
+        x_ND.dim() == 2
+        and up_EFD.dim() == 3
+        and all(w.shape == up_EFD.shape for w in weights)
+        and up_EFD.shape[2] == x_ND.shape[1]
+        and share_NK.dim() == 2
+        and len(share_NK) == len(x_ND)
+        and share_NK.device == x_ND.device,
+        "x must be [N, D], share [N, K] on its device, gate and up [E, F, D], down [E, D, F]",
+        x=tuple(x_ND.shape),
+        share=tuple(share_NK.shape),
+        gate=None if gate_EFD is None else tuple(gate_EFD.shape),
+        up=tuple(up_EFD.shape),
+        down=tuple(down_EDF.shape),
+    )
+    law = f"the activation must be relu2 without a gate or one of {', '.join(ACTIVATIONS)} with it"
+    fused = ("relu2",) if gate_EFD is None else ACTIVATIONS
+    require(activation in fused, law, activation=activation, gate=gate_EFD is not None)
+    require_parameter(up_EFD, x_ND, "up")
+    require_parameter(down_EDF, x_ND, "down")
+    if gate_EFD is not None:
+        require_parameter(gate_EFD, x_ND, "gate")
+    require_groups(groups, share_NK.numel(), len(up_EFD))
+    if limit is None and activation == "oai":
+        limit = OAI_LIMIT
+    y_ND, _, _ = mixture_op(
+        as_rows(x_ND, "x"),
+        share_NK.contiguous(),
+        gate_EFD,
+        up_EFD,
+        down_EDF,
+        groups.order_M,
+        groups.offsets_E1,
+        activation,
+        limit,
+        needs_gradient(x_ND, share_NK, *weights),
+    )
+    return y_ND

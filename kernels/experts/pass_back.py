@@ -1,0 +1,113 @@
+"""The gradient through an expert's activation and the share of its result, in Triton."""
+
+# M choices sorted by expert, N tokens, K choices of a token, F hidden width of an expert
+
+# Triton takes an annotation on a kernel's argument for its type at run time.
+# pyright: reportMissingParameterType=false
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import Launch
+from ..rows.glu import RELU2
+from .configs import PASS_BACK
+from .glu import activation_arguments, gate_factor, up_factor
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_experts"])
+def pass_back(
+    u_ptr,
+    share_ptr,
+    place_ptr,
+    offset_ptr,
+    gate_ptr,
+    up_ptr,
+    hidden_ptr,
+    dgate_ptr,
+    dup_ptr,
+    dshare_ptr,
+    num_rows,
+    num_experts,
+    width,
+    limit,
+    ACTIVATION: tl.constexpr,
+    LIMITED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """u is the gradient of hidden for a share of one. With the row's share s:
+
+    dshare = sum of u hidden, dgate and dup by dhidden = s u, and for the gradient of the matrix
+    behind it s hidden, from gate and up anew. Row r's share is that of place[r]; a row of no expert
+    has dshare = 0. dup may take the place of u. A program takes ROWS rows. Bytes per row, b to an element: 6 b F, relu2 4 b F.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    mine = row < tl.load(offset_ptr + num_experts)
+    place = tl.load(place_ptr + row, mask=row < num_rows, other=0)
+    s = tl.load(share_ptr + place, mask=mine, other=0.0).to(tl.float32)[:, None]
+    dshare = tl.zeros([ROWS], tl.float32)
+    dtype: tl.constexpr = hidden_ptr.dtype.element_ty
+    for begin in range(0, width, BLOCK):
+        col = begin + tl.arange(0, BLOCK)
+        at = row[:, None] * width + col[None, :]
+        inside = mine[:, None] & (col < width)[None, :]
+        u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if ACTIVATION == RELU2:
+            positive = tl.maximum(up, 0.0)
+            hidden = positive * positive
+            dup = s * u * 2.0 * positive
+        else:
+            gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            act, slope = gate_factor(gate, limit, ACTIVATION, LIMITED)
+            factor = up_factor(up, limit, ACTIVATION, LIMITED)
+            hidden = act * factor
+            dgate = s * u * factor * slope
+            dup = s * u * act
+            if LIMITED:
+                dup = tl.where(tl.abs(up) <= limit, dup, 0.0)
+            tl.store(dgate_ptr + at, dgate.to(dtype), mask=inside)
+        tl.store(dup_ptr + at, dup.to(dtype), mask=inside)
+        tl.store(hidden_ptr + at, (s * hidden).to(dtype), mask=inside)
+        dshare += tl.sum(u * hidden, 1)
+    tl.store(dshare_ptr + place, dshare.to(dshare_ptr.dtype.element_ty), mask=row < num_rows)
+
+
+def pass_back_launch(
+    u_MF: Tensor,
+    share_NK: Tensor,
+    order_M: Tensor,
+    offsets_E1: Tensor,
+    gate_MF: Tensor | None,
+    up_MF: Tensor,
+    hidden_MF: Tensor,
+    dgate_MF: Tensor | None,
+    dup_MF: Tensor,
+    dshare_NK: Tensor,
+    activation: str,
+    limit: float | None,
+) -> Launch:
+    M, F = u_MF.shape
+    return Launch(
+        kernel=pass_back,
+        grid=(triton.cdiv(M, PASS_BACK.tiles["ROWS"]),),
+        arguments={
+            "u_ptr": u_MF,
+            "share_ptr": share_NK,
+            "place_ptr": order_M,
+            "offset_ptr": offsets_E1,
+            "gate_ptr": gate_MF,
+            "up_ptr": up_MF,
+            "hidden_ptr": hidden_MF,
+            "dgate_ptr": dgate_MF,
+            "dup_ptr": dup_MF,
+            "dshare_ptr": dshare_NK,
+            "num_rows": M,
+            "num_experts": len(offsets_E1) - 1,
+            "width": F,
+            **activation_arguments(activation, limit),
+            **PASS_BACK.tiles,
+        },
+        warps=PASS_BACK.warps,
+    )

@@ -1,0 +1,31 @@
+"""How the scaled kernels are launched, on the architectures that know e4m3."""
+
+from ..configs import ARCHS, Config, require_arch
+from ..laws import require
+
+LOADED = 16  # a row of no multiple of it is loaded byte by byte, through more registers
+FIRST_WITH_E4M3 = 89  # sm_80 and sm_86 neither convert to e4m3 nor multiply it
+
+EVERYWHERE = {
+    "strips": Config(tiles={"ROWS": 32, "COLS": 128}, warps=4),
+    "squares": Config(tiles={"ROWS": 128, "COLS": 128}, warps=16),
+    "given": Config(tiles={"ROWS": 16, "COLS": 256}, warps=4),
+    "scale_rows": Config(tiles={"ROWS": 8, "COLS": 512}, warps=4),
+    "matmul": Config(tiles={"BM": 128, "BN": 128, "GROUP": 8}, warps=8, stages=3),
+    # a scale for each column of the tile takes many registers
+    "matmul_by_row": Config(tiles={"BM": 128, "BN": 64, "GROUP": 8}, warps=8, stages=4),
+    "matmul_uneven": Config(tiles={"BM": 64, "BN": 64, "GROUP": 8}, warps=8),
+}
+TABLE = {
+    (arch, kernel): config
+    for arch in ARCHS
+    if int(arch.removeprefix("sm_")) >= FIRST_WITH_E4M3
+    for kernel, config in EVERYWHERE.items()
+}
+
+
+def config_for(arch: str, kernel: str) -> Config:
+    require_arch(arch)
+    law = f"e4m3 needs sm_{FIRST_WITH_E4M3} or newer, backend='torch' simulates it"
+    require((arch, kernel) in TABLE, law, arch=arch)
+    return TABLE[arch, kernel]
