@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from math import ceil
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -66,6 +66,9 @@ class Attention(Block):
     nearest earlier block that made some. `cross` reads an encoder's output. `relative_buckets`
     is T5's learned position bias, which the first layer of a stack has for all.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
+    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ("kv_heads",)
 
     kind: Literal["attn"] = "attn"
     heads: PositiveInt

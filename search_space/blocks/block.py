@@ -90,6 +90,10 @@ class Block(Terse):
     """
 
     own_norms: ClassVar[bool] = False  # a block that norms its inputs itself gets none around it
+    # What several devices share out among them (tensor parallel), and what besides as far as it goes;
+    # a block that names nothing is on every device as a whole.
+    shared_out: ClassVar[tuple[str, ...]] = ()
+    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ()
 
     kind: Any  # a literal in each record
     copies: PositiveInt | None = None
@@ -140,6 +144,22 @@ class Block(Terse):
     def smaller(self, share: float, context_share: float) -> dict[str, Any]:
         """The fields of the same design at `share` of the width, windows at `context_share`."""
         return {}
+
+    def part(self, devices: int) -> Self:
+        """What each of several devices holds and computes. Raises ValueError where it cannot be
+        shared out evenly."""
+        sizes = {name: getattr(self, name) for name in self.shared_out}
+        for name, size in sizes.items():
+            if size % devices:
+                raise ValueError(
+                    f"{devices} devices must divide {name} of {self.kind}, got {name}={size}"
+                )
+        less = {
+            name: max(1, getattr(self, name) // devices)
+            for name in self.shared_out_as_far_as_it_goes
+        }
+        divided = {name: size // devices for name, size in sizes.items()}
+        return type(self).model_validate(self.model_dump() | divided | less)
 
     def shrunk(self, share: float, context_share: float) -> Self:
         """The block of the twin, see proxy.py."""

@@ -1,7 +1,7 @@
 """Compressed-KV attention: one vector is key and value, old tokens are pooled into few entries."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -29,6 +29,8 @@ class CompressedAttention(Block):
     then has low rank `o_lora_rank` in each of `o_groups`.
     Parameter names and shapes: transformers, models/deepseek_v4.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads", "o_groups")
 
     kind: Literal["compressed"] = "compressed"
     heads: PositiveInt

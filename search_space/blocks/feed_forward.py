@@ -1,7 +1,7 @@
 """Dense feed-forward: every token meets every weight."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -20,6 +20,8 @@ class FeedForward(Block):
     `geglu_tanh` is GeGLU by the tanh formula; `swiglu_oai` is gpt-oss's, (up + 1) * gate *
     sigmoid(1.702 * gate), clamped at 7; `situ` is Kimi-K3's. `limit` clamps gate and up of any other.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("width",)
 
     kind: Literal["ffn"] = "ffn"
     width: PositiveInt

@@ -1,7 +1,7 @@
 """Gated DeltaNet: a linear mixer that decays its state and corrects what it stores."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -19,6 +19,9 @@ class GatedDeltaNet(Block):
     `negative_eigenvalues` doubles beta, so that a token may also flip what is stored (arXiv
     2411.12537).
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("v_heads",)
+    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ("k_heads",)
 
     kind: Literal["gdn"] = "gdn"
     k_heads: PositiveInt

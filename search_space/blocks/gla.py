@@ -1,7 +1,7 @@
 """Gated linear attention: a linear mixer with a learned decay for each key channel."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
@@ -16,6 +16,8 @@ class Gla(Block):
     The decay comes through a bottleneck of `gate_rank`; `conv: 0` leaves out the convolution over
     q, k and v. A gated RMSNorm of each head precedes the output projection.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["gla"] = "gla"
     heads: PositiveInt

@@ -1,7 +1,7 @@
 """Kimi Delta Attention: the delta rule with a decay for each key channel."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -17,6 +17,8 @@ class Kda(Block):
     output gate has a full matrix. `gate_lower_bound` bounds the log decay from below: a bounded
     decay is `gate_lower_bound * sigmoid(.)`, an unbounded one `-exp(A_log) * softplus(.)`.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["kda"] = "kda"
     heads: PositiveInt

@@ -1,7 +1,7 @@
 """Lightning attention: a linear mixer whose decay is fixed for each head and layer."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -16,6 +16,8 @@ class Lightning(Block):
     Queries, keys and values pass a SiLU. One RMSNorm over all heads and a sigmoid gate of the
     input precede the output projection.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["lightning"] = "lightning"
     heads: PositiveInt

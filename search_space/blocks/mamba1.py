@@ -1,7 +1,7 @@
 """Mamba-1: a state-space mixer with a decay of its own for each channel and state."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -16,6 +16,8 @@ class Mamba1(Block):
     The step size comes through a bottleneck of `dt_rank`. `inner_norms` are Jamba's RMSNorms on
     step, B and C (arXiv 2403.19887).
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("d_inner",)
 
     kind: Literal["mamba1"] = "mamba1"
     d_inner: PositiveInt

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -18,6 +18,9 @@ class Mamba2(Block):
     runs over x, B and C; a gated RMSNorm over each group precedes the output projection, or with
     `gated_norm: false` the gate alone.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
+    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ("groups",)
 
     kind: Literal["mamba2"] = "mamba2"
     heads: PositiveInt

@@ -1,7 +1,7 @@
 """Multi-head latent attention: keys and values of all heads come from one small latent."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -60,6 +60,8 @@ class Mla(Block):
     `q_lora_rank: null` projects queries directly; `rope: null` leaves the rotary part unrotated.
     `out_gate` multiplies each output element by a sigmoid of the input.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["mla"] = "mla"
     heads: PositiveInt

@@ -160,6 +160,22 @@ class Moe(Block):
             *((linear("shared_gate", 1, d_model, "router"),) if self.shared_gate else ()),
         )
 
+    def part(self, devices: int) -> Self:
+        """Whole experts on each device; of a shared one its share of the width."""
+        if self.n_experts % devices or (self.n_shared and self.shared_width % devices):
+            raise ValueError(
+                f"{devices} devices must divide n_experts and the shared width, got "
+                f"n_experts={self.n_experts}, shared width {self.shared_width if self.n_shared else 0}"
+            )
+        n_experts = self.n_experts // devices
+        changed = {
+            "n_experts": n_experts,
+            "top_k": min(n_experts, max(1, round(self.top_k / devices))),
+            "d_shared": (self.n_shared and self.shared_width // devices) or None,
+            "groups": None,
+        }
+        return self.model_validate(self.model_dump() | changed)
+
     def cache(self, d_model: int) -> Cache:
         """With a capacity, how many tokens each expert has had of a sequence."""
         counted = self.capacity is not None and self.router != "expert_choice"

@@ -1,7 +1,7 @@
 """Retention: a linear mixer whose heads forget at fixed rates, with rotated keys."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -15,6 +15,8 @@ class Retention(Block):
 
     A norm of each head without a weight and a SiLU gate precede the output projection.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["retention"] = "retention"
     heads: PositiveInt

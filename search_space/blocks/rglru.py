@@ -1,7 +1,7 @@
 """RG-LRU: Griffin's gated linear recurrence, one state a channel."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -15,6 +15,8 @@ class RgLru(Block):
 
     Both gates are block-diagonal in `blocks`. All projections have biases, as in RecurrentGemma.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("width", "blocks")
 
     kind: Literal["rglru"] = "rglru"
     width: PositiveInt

@@ -1,7 +1,7 @@
 """RWKV-7: a time mixer with a generalised delta rule, and the channel mixer that goes with it."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -17,6 +17,8 @@ class Rwkv7(Block):
     first one in the stack makes the values that later ones mix in, so it has no value residual. A
     token shift mixes each input with the one before it. Offsets and the group norm have biases.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["rwkv7"] = "rwkv7"
     heads: PositiveInt
@@ -94,6 +96,8 @@ class Rwkv7(Block):
 
 class Rwkv7ChannelMix(Block):
     """Squared ReLU of `width` features of a token mixed with the one before it."""
+
+    shared_out: ClassVar[tuple[str, ...]] = ("width",)
 
     kind: Literal["rwkv7_cmix"] = "rwkv7_cmix"
     width: PositiveInt

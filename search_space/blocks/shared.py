@@ -1,7 +1,7 @@
 """Shared-weight block: a few physical transformer layers that serve many places of the stack."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -21,6 +21,9 @@ class SharedBlock(Block):
     """
 
     own_norms = True
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads", "width")
+    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ("kv_heads",)
 
     kind: Literal["shared"] = "shared"
     copies: PositiveInt | None = 1

@@ -1,7 +1,7 @@
 """Test-time training: a mixer whose state is a linear model, trained on each token it reads."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -17,6 +17,8 @@ class TttLinear(Block):
     mini-batch began with; a token reads q + LN(q W). The learning rate is learned, a token and
     head. A causal convolution of width `conv` runs over q, k and v.
     """
+
+    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["ttt_linear"] = "ttt_linear"
     heads: PositiveInt
