@@ -505,7 +505,7 @@ class Store:
         """What was learnt of each device."""
         with self._database.reading() as connection:
             rows = connection.execute(select(CalibrationRow.device, CalibrationRow.document)).all()
-        return {device: document for device, document in rows}
+        return dict(rows)
 
     def _held(self, connection: Connection, study: str) -> "_Held":
         """The study, its heartbeat renewed. Raises InputError where another driver holds it."""
