@@ -5,7 +5,7 @@ STAMP := .venv/installed
 # Small matrices: one thread a process is the fast way, processes share the cores.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check dashboard bench bench-kernels kernels-compile clean
+.PHONY: demo test check dashboard bench bench-kernels bench-cost fit-cost-model kernels-compile clean
 
 demo: $(STAMP)  ## the main job: a search, its front, an exported config
 	$(BIN)/python -P -m archfront.examples.demo
@@ -28,6 +28,15 @@ bench: $(STAMP)  ## what the search itself costs, beside a bare Ray Tune run
 
 bench-kernels: $(STAMP)  ## each kernel beside its peer; needs a GPU
 	$(BIN)/python -P benchmarks/kernels.py
+
+# Public operator timings of eight GPUs, a parquet table each; they are not part of this project.
+TABLES ?= ../shared/measured_ops
+
+fit-cost-model: $(STAMP)  ## constants and residuals from the tables into the package
+	$(BIN)/python -P -m archfront.profilers.cost.fit --tables $(TABLES)
+
+bench-cost: $(STAMP)  ## how well they foretell what was not fitted
+	$(BIN)/python -P benchmarks/cost.py --tables $(TABLES)
 
 kernels-compile: $(STAMP)  ## registers, stack, shared memory of each kernel on each architecture
 	$(BIN)/python -m archfront.kernels.compiled

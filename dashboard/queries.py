@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from ..orchestrator.export import as_yaml, best_known, exported
+from ..orchestrator.learnt import learnt_of
 from ..orchestrator.pareto import knee
 from ..orchestrator.store import FrontStep, Reading, Store, Study, Trial, open_store
 from ..orchestrator.text import interval, number, unit_text
@@ -179,12 +180,12 @@ def published_models(_store: Store, study: Study) -> pd.DataFrame:
     A model that the target or its workloads cannot run has no rows.
     """
     space = check_space(parse_document(study.space_yaml, source=f"study {study.name}"))
-    plan = space.for_target(study.target).plan
+    plan, learnt = space.for_target(study.target).plan, learnt_of(_store, study.target)
     rows: list[tuple[str, str, str, float]] = []
     for name in published.names():
         architecture = published.entry(name).architecture
         try:
-            known = known_before_training(architecture, plan)
+            known = known_before_training(architecture, plan, learnt)
         except ValueError:  # no FP8 there, or an encoder-decoder: it has no such numbers
             continue
         rows += [(name, architecture.pattern, m.label, m.value) for m in known]

@@ -15,8 +15,13 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ..profilers.cluster import Cluster
+    from ..profilers.estimate import Learnt
+    from ..profilers.report import Failure, Report
     from ..search_space.accounting import StateFormat
+    from ..search_space.architecture import Architecture
     from ..search_space.operators import NumberFormat
+    from ..search_space.plan import Plan
     from ..search_space.space import SearchSpace
     from .atlas import View
     from .search import Run
@@ -54,6 +59,12 @@ ContextOption = Annotated[
     int | None, typer.Option(min=1, max=1_000_000_000, help="Tokens that a sequence holds.")
 ]
 BatchOption = Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Sequences at once.")]
+WorkloadOption = Annotated[
+    list[str] | None, typer.Option(help="A named point, repeatable; default: the file's.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="The one that is here: cpu or cuda:N; default: a GPU if any.")
+]
 KvOption = Annotated[
     Literal["bf16", "fp8", "int8"] | None,
     typer.Option(help="Of keys and values; default: as planned."),
@@ -109,14 +120,14 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Search a space; finished trials are kept whatever happens."""
+    from ..profilers.cluster import cluster
     from ..profilers.corpus import load_corpus
-    from ..profilers.device import device
     from ..search_space.check import load_space
     from .search import create_study
     from .store import open_store
 
     checked = load_space(space).for_target(target)
-    device(checked.plan.target)
+    cluster(checked.plan.target)
     load_corpus(checked.plan.text.corpus).require(checked.plan.text.context)
     with open_store(store) as opened:
         study = create_study(
@@ -214,14 +225,16 @@ def compare(
 
     With --context or --batch, costs are estimated at that point instead of the default workload.
     """
-    from ..profilers.device import device
     from . import text
     from .named import column, named
 
-    if target is not None:
-        device(target)
     found = [named(name, lambda: _existing(store)) for name in names]
-    columns = [column(one, target=target, context=context, batch=batch) for one in found]
+    known = {
+        at: _learnt(store, at)[0] for one in found for at in [target or one.config.profile.target]
+    }
+    columns = [
+        column(one, target=target, context=context, batch=batch, learnt=known) for one in found
+    ]
     _out({"architectures": [c.plain() for c in columns]}, as_json, text.compare(columns))
 
 
@@ -245,29 +258,195 @@ def export(
 @app.command()
 def profile(
     name: Annotated[str, typer.Argument(help="A YAML file, a key, or a published model.")],
-    target: Annotated[str | None, typer.Option(help="GPU; default: the file's.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="GPU, or several as 8xNAME; default: the file's.")
+    ] = None,
+    workload: WorkloadOption = None,
+    context: ContextOption = None,
+    batch: BatchOption = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Where the time goes.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time each block on the device that is here.")
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="With --measure: the complete model too.")
+    ] = False,
+    device: DeviceOption = None,
+    train: Annotated[
+        bool | None,
+        typer.Option(
+            "--train/--no-train",
+            help="The twin; default: for a file or a key without any option of cost.",
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Build, train and time the twin, count and estimate the architecture: all from one file."""
-    import torch
-
-    from ..profilers.device import device
-    from ..profilers.profile import profile as profiled
-    from ..profilers.report import Failure
-    from . import text
-    from .named import named
+    """What an architecture costs on a target; of a file or a key also how well its twin learns."""
+    from ..profilers.known import known_before_training
+    from ..profilers.report import Failure, Report
+    from ..search_space import published
+    from ..search_space.document import InputError
+    from . import costs, text
+    from .named import named, workloads_of
 
     config = named(name, lambda: _existing(store)).config
-    plan = config.profile.model_copy(update={"target": target}) if target else config.profile
-    device(plan.target)
+    architecture, plan = config.architecture, config.profile
+    workloads = workloads_of(plan, workload or (), context=context, batch=batch)
+    plan = plan.model_copy(update={"workloads": workloads, "target": target or plan.target})
+    if whole and not measure:
+        raise InputError("--whole is part of --measure")
+    if measure:
+        plan = _measured_here(store, architecture, plan, target, device, whole=whole)
+    costly = measure or explain or workload or context or batch
+    learnt, at = _learnt(store, plan.target)
+    try:
+        known = known_before_training(architecture, plan, learnt)
+        passes = costs.explained(architecture, at, plan.workloads, learnt) if explain else []
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from None
+    answer = Report(key=architecture.key, measurements=known)
+    if train if train is not None else not costly and not published.find(name):
+        trained = _trained(architecture, plan, config.seed)
+        if isinstance(trained, Failure):
+            print(
+                f"{name}: {trained.kind} in stage {trained.stage}: {trained.reason}",
+                file=sys.stderr,
+            )
+            raise typer.Exit(1)
+        answer = trained.beside(known)
+    fits = costs.fits(architecture, at, plan.workloads)
+    plain = {
+        **answer.plain(),
+        "architecture": architecture.plain(),
+        "fits": [vars(fit) for fit in fits],
+        **({"explain": [part.plain() for part in passes]} if explain else {}),
+    }
+    parts = [text.report(architecture, answer), costs.fits_text(fits, at)]
+    if explain:
+        parts.append(costs.explanation(architecture, at, plan.workloads, passes))
+    _out(plain, as_json, text.together(*parts))
+
+
+@app.command()
+def calibrate(
+    device: DeviceOption = None,
+    points: Annotated[int, typer.Option(help="Of each class of operators: 30 or 100.")] = 30,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the timings to this file too.")
+    ] = None,
+    given: Annotated[
+        Path | None, typer.Option("--from", help="Keep this file's timings instead of timing.")
+    ] = None,
+    force: ForceOption = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Time operators on the device that is here, for every later estimate of it."""
+    import torch
+
+    from ..profilers.calibrate import POINTS, calibrate
+    from ..profilers.calibration import Calibration
+    from ..search_space.document import InputError, read_text
+    from . import costs
+    from .measuring import keep
+    from .progress import counting
+    from .store import open_store
+
+    if points not in POINTS:
+        raise InputError(f"--points is 30 or 100, got {points}")
+    if given is not None:
+        found = Calibration.from_text(read_text(given, "JSON"), source=str(given))
+    else:
+        torch.set_num_threads(1)
+        with counting(as_json=as_json) as tell:
+            found, warnings = calibrate(device or _local_device(), points, report=tell)
+        for warning in warnings:
+            print(warning, file=sys.stderr)
+    with open_store(store) as opened:
+        keep(opened, found)
+    if output is not None:
+        _write(json.dumps(found.plain()), output, force=force)
+    summary = costs.calibration_summary(found)
+    _out(
+        {"device": found.device.name, "classes": summary},
+        as_json,
+        costs.calibrated_text(found, summary),
+    )
+
+
+def _measured_here(
+    store: str,
+    architecture: "Architecture",
+    plan: "Plan",
+    target: str | None,
+    device: str | None,
+    *,
+    whole: bool,
+) -> "Plan":
+    """Times the blocks here; the plan with this device as its target."""
+    import torch
+
+    from ..profilers.local import local_device
+    from ..search_space.document import InputError
+    from .measuring import measure_blocks
+    from .store import open_store
+
+    where = device or _local_device()
+    here, warnings = local_device(where)
+    if target not in (None, here.name):
+        raise InputError(f"--measure times what is here, {here.name}, and the target is {target}")
+    torch.set_num_threads(1)
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    for warning in warnings:
+        say(warning)
+    with open_store(store) as opened:
+        failures, compositions = measure_blocks(
+            opened,
+            architecture,
+            plan.workloads,
+            where=where,
+            here=here,
+            whole=whole,
+            tell=say,
+        )
+    for failure in failures:
+        say(f"{failure.stage}: {failure.kind}: {failure.reason}")
+    for one in compositions:
+        say(
+            f"{one.workload} {one.what}: blocks together {1e3 * one.pieces_s:.4g} ms, the whole "
+            f"model {1e3 * one.whole_s:.4g} ms, composition error {one.error:+.1%}"
+        )
+    return plan.model_copy(update={"target": here.name})
+
+
+def _local_device() -> str:
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _learnt(store: str, target: str) -> "tuple[Learnt, Cluster]":
+    """What the store, where there is one, knows of a target; and the target. Raises InputError."""
+    from ..profilers.cluster import cluster
+    from ..profilers.estimate import Learnt
+    from .learnt import learnt_of
+
+    at = cluster(target)
+    if store == DEFAULT_STORE and not Path(DEFAULT_STORE.removeprefix("sqlite:///")).exists():
+        return Learnt(), at  # nobody has made one yet
+    with _existing(store) as opened:
+        learnt = learnt_of(opened, target)
+    return learnt, learnt.target(at)
+
+
+def _trained(architecture: "Architecture", plan: "Plan", seed: int) -> "Report | Failure":
+    import torch
+
+    from ..profilers.profile import profile
+
     torch.set_num_threads(1)  # as in a search, so that the numbers are the same
-    answer = profiled(config.architecture, plan, seed=config.seed)
-    if isinstance(answer, Failure):
-        print(f"{name}: {answer.kind} in stage {answer.stage}: {answer.reason}", file=sys.stderr)
-        raise typer.Exit(1)
-    plain = {**answer.plain(), "architecture": config.architecture.plain()}
-    _out(plain, as_json, text.report(config.architecture, answer))
+    return profile(architecture, plan, seed=seed)
 
 
 @atlas_app.command("list")
@@ -356,18 +535,24 @@ def check(
     draws: Annotated[int, typer.Option(min=1, max=100_000, help="Random draws to try.")] = 200,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a space file: its choices, how much of it is legal, and which laws refuse the rest."""
+    """Check a space file: its choices, how much of it is legal, which laws refuse the rest, and
+    which choices no kernel supports on which GPU."""
+    from importlib.util import find_spec
+
+    from ..profilers.cluster import cluster
     from ..profilers.corpus import load_corpus
-    from ..profilers.device import device
+    from ..profilers.kernel_support import lacks
     from ..search_space.check import load_space
     from ..search_space.space import sample
     from . import text
 
     checked = load_space(space)
-    device(checked.plan.target)
+    cluster(checked.plan.target)
     load_corpus(checked.plan.text.corpus).require(checked.plan.text.context)
     drawn = sample(checked, draws, seed=0)
-    _out(text.plain_space(checked, drawn), as_json, text.space(checked, drawn))
+    lacking = lacks(checked) if find_spec("triton") else None
+    plain = text.plain_space(checked, drawn, lacking)
+    _out(plain, as_json, text.space(checked, drawn, lacking))
 
 
 @app.command()

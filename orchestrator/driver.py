@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..profilers.known import known_before_training
-from ..profilers.report import Failure, Report
+from ..profilers.report import Failure, Measurement, Report
 from ..search_space.architecture import Architecture
 from ..search_space.metrics import METRICS, split
 from ..search_space.space import SearchSpace
+from .learnt import learnt_of
 from .progress import State, View
 from .sampler import Outcome, Sampler
 from .store import Objective, Store, Study, Trial
@@ -33,6 +34,7 @@ class Candidate:
 
     number: int
     architecture: Architecture
+    known: tuple[Measurement, ...] = ()  # before it runs
 
 
 def objectives(space: SearchSpace) -> tuple[Objective, ...]:
@@ -67,6 +69,7 @@ class Driver:
 
     def __init__(self, store: Store, study: Study, space: SearchSpace, view: View) -> None:
         self.store, self.study, self.space, self.view = store, study, space, view
+        self.learnt = learnt_of(store, study.target)
         self.sampler = Sampler(space, [o.better for o in study.objectives], study.seed)
         self.started, self.deadline = time.monotonic(), math.inf
         self.running: dict[int, Candidate] = {}
@@ -109,10 +112,10 @@ class Driver:
             if architecture is None:
                 self._refuse(number, suggestion.parameters, suggestion.refusal or "", None)
                 continue
-            refusal = self._refusal(architecture)
-            if refusal is None:
-                return self._begin(number, architecture, suggestion.parameters)
-            self._refuse(number, suggestion.parameters, refusal, architecture)
+            known = self._known(architecture)
+            if not isinstance(known, str):
+                return self._begin(number, architecture, suggestion.parameters, known)
+            self._refuse(number, suggestion.parameters, known, architecture)
         self.exhausted = True
         return None
 
@@ -161,7 +164,7 @@ class Driver:
             return failure("missing", "the worker returned without an answer")
         if "measurements" not in answer:
             return Failure.from_plain(answer)
-        report = Report.from_plain(answer)
+        report = Report.from_plain(answer).beside(candidate.known)
         needed = [o.label for o in self.study.objectives] + list(self.space.file.constraints)
         for label in needed:
             if report.value(label) is None:
@@ -184,12 +187,12 @@ class Driver:
             for label, bound in self.space.file.constraints.items()
         }
 
-    def _refusal(self, architecture: Architecture) -> str | None:
-        """Why a legal candidate need not run: known already, or beyond a bound before training."""
+    def _known(self, architecture: Architecture) -> tuple[Measurement, ...] | str:
+        """What is known before it runs; or why it need not: known already, or beyond a bound."""
         if architecture.key in self.number_of:
             return f"same architecture as trial {self.number_of[architecture.key]}"
         try:
-            measurements = known_before_training(architecture, self.space.plan)
+            measurements = known_before_training(architecture, self.space.plan, self.learnt)
         except ValueError as error:
             return str(error)
         known = Report(key=architecture.key, measurements=measurements)
@@ -202,7 +205,7 @@ class Driver:
                     else f"{value:.4g} < {bound.min:g}"
                 )
                 return f"constraint {label}: {limit}"
-        return None
+        return measurements
 
     def _refuse(
         self,
@@ -217,10 +220,14 @@ class Driver:
             self.sampler.tell(_untold(number, parameters))
 
     def _begin(
-        self, number: int, architecture: Architecture, parameters: dict[str, Any]
+        self,
+        number: int,
+        architecture: Architecture,
+        parameters: dict[str, Any],
+        known: tuple[Measurement, ...],
     ) -> Candidate:
         self.store.begin_trial(self.study.name, number, architecture, parameters)
-        candidate = Candidate(number=number, architecture=architecture)
+        candidate = Candidate(number=number, architecture=architecture, known=known)
         self.running[number] = candidate
         self.number_of[architecture.key] = number
         self.outcomes[number] = _untold(number, parameters)
@@ -231,7 +238,9 @@ class Driver:
         assert trial.key is not None, "a running trial has an architecture"
         parameters = dict(trial.parameters)
         self.sampler.expect(trial.number, parameters)
-        return self._begin(trial.number, self.store.architecture(trial.key), parameters)
+        architecture = self.store.architecture(trial.key)
+        known = known_before_training(architecture, self.space.plan, self.learnt)
+        return self._begin(trial.number, architecture, parameters, known)
 
     def _remember(self, trial: Trial) -> None:
         self.counts[trial.state] += 1

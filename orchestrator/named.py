@@ -1,14 +1,18 @@
 """An architecture by any name: a YAML file, an entry of the atlas, a key of the store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from ..profilers.estimate import Learnt
 from ..profilers.known import known_before_training
 from ..profilers.report import Report
 from ..search_space import published
 from ..search_space.document import InputError, nearest
-from ..search_space.workload import Workload
+from ..search_space.plan import Plan
+from ..search_space.workload import WORKLOADS, Workload
 from .export import Exported, best_known, exported, read_config
 from .store import Store
 from .text import Column
@@ -45,28 +49,57 @@ def named(name: str, open_store: Callable[[], Store]) -> Named:
         ) from None
 
 
-def column(found: Named, *, target: str | None, context: int | None, batch: int | None) -> Column:
+def column(
+    found: Named,
+    *,
+    target: str | None,
+    context: int | None,
+    batch: int | None,
+    learnt: Mapping[str, Learnt],
+) -> Column:
     """A column of a comparison: what trials measured, or what is known without training.
 
-    A target, context or batch asks for estimates there instead. Raises InputError when the target
-    cannot run it.
+    A target, context or batch asks for estimates there instead; `learnt` is by target. Raises
+    InputError when the target cannot run it.
     """
     architecture, plan = found.config.architecture, found.config.profile
     report = found.report
     if report is None or target or context or batch:
-        first = plan.workloads[0]
-        here = Workload(
-            name=f"{context or first.decode_context}x{batch or first.decode_batch}",
-            prefill_tokens=context or first.prefill_tokens,
-            decode_batch=batch or first.decode_batch,
-            decode_context=context or first.decode_context,
-        )
-        at = (here,) if context or batch else plan.workloads
+        at = workloads_of(plan, (), context=context, batch=batch)
         plan = plan.model_copy(update={"target": target or plan.target, "workloads": at})
         try:
-            known = known_before_training(architecture, plan)
+            known = known_before_training(architecture, plan, learnt[plan.target])
         except ValueError as error:
             raise InputError(f"{found.label}: {error}") from None
         measured = [m for m in report.measurements if m.provenance == "measured"] if report else []
         report = Report(key=architecture.key, measurements=(*known, *measured))
     return Column(name=found.label, architecture=architecture, report=report)
+
+
+def workloads_of(
+    plan: Plan, names: Sequence[str], *, context: int | None, batch: int | None
+) -> tuple[Workload, ...]:
+    """The points asked for: named ones, one at a context and batch, or the plan's.
+
+    Raises InputError for an unknown name, with near ones, and for a point beyond any device.
+    """
+    own = {workload.name: workload for workload in plan.workloads}
+    for name in names:
+        if name not in WORKLOADS | own:
+            raise InputError(f"unknown workload {name!r}{nearest(name, WORKLOADS | own)}")
+    chosen = tuple((WORKLOADS | own)[name] for name in names) or plan.workloads
+    if context is None and batch is None:
+        return chosen
+    first = chosen[0]
+    context, batch = context or first.decode_context, batch or first.decode_batch
+    fields = {
+        "name": f"{context}x{batch}",
+        "prefill_tokens": context,
+        "decode_batch": batch,
+        "decode_context": context,
+    }
+    try:
+        return (Workload.model_validate(first.model_dump() | fields),)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise InputError(f"{fault['loc'][-1]}: {fault['msg']}, got {fault['input']}") from None

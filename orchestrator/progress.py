@@ -3,11 +3,13 @@
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 LINE_EVERY_S = 15
 
@@ -105,3 +107,27 @@ def view(*, as_json: bool) -> View:
     if as_json:
         return Events()
     return Bar() if sys.stderr.isatty() else Lines()
+
+
+@contextmanager
+def counting(*, as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """`tell(what, done, of)`: a bar for each `what` on a terminal, else a line when it is done."""
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+
+        def line(what: str, done: int, of: int) -> None:
+            if done == of and not as_json:
+                print(f"{what}: {of} points", file=sys.stderr)
+
+        yield line
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def bar(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=of)
+            progress.update(bars[what], completed=done)
+
+        yield bar

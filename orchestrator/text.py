@@ -1,9 +1,9 @@
 """Results as people read them in a terminal, and as the plain data of `--json`."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,6 +16,9 @@ from ..search_space.space import Sample, SearchSpace
 from ..search_space.warm_start import starts
 from .pareto import knee
 from .store import FrontStep, Store, Study, Trial
+
+if TYPE_CHECKING:
+    from ..profilers.kernel_support import Lack
 
 COLOURS = {"measured": "green", "composed": "cyan", "estimated": "yellow", "counted": "blue"}
 MAX_FRONT_ROWS = 20
@@ -241,6 +244,12 @@ def report(architecture: Architecture, found: Report) -> RenderableType:
     return Group(head, shape, *blocks, Text(), table, Text(notes, style="dim"))
 
 
+def together(*parts: RenderableType) -> RenderableType:
+    """Parts below each other, an empty line between."""
+    lines = [line for part in parts for line in (Text(), part)]
+    return Group(*lines[1:])
+
+
 def interval(m: Measurement) -> str:
     """The 90% interval, or that nothing is known about it."""
     if m.provenance == "counted":
@@ -299,8 +308,9 @@ def _flat(data: Any, name: str = "") -> dict[str, str]:
     return {name.lstrip("."): str(data)}
 
 
-def space(checked: SearchSpace, drawn: Sample) -> RenderableType:
-    """A space: its choices, how much of it is legal, what refuses the rest, one example."""
+def space(checked: SearchSpace, drawn: Sample, lacking: "Sequence[Lack] | None") -> RenderableType:
+    """A space: its choices, how much of it is legal, what refuses the rest, what has no kernel
+    (None: not looked for), one example."""
     total = len(drawn.legal) + drawn.refused.total()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("choice", no_wrap=True)
@@ -324,11 +334,25 @@ def space(checked: SearchSpace, drawn: Sample) -> RenderableType:
             lines.append(Text(f"starts near {start.name}: {near}"))
         else:
             lines.append(Text(f"cannot start near {start.name}: {start.refusal}"))
+    lines += [Text(line) for line in _lacking(lacking)]
     if drawn.legal:
         example = drawn.legal[0]
         lines += [Text(), Text(f"for example {example.key}  {example.pattern}")]
         lines += [Text(f"  {line}") for line in block_lines(example)]
     return Group(*lines)
+
+
+def _lacking(lacking: "Sequence[Lack] | None") -> Iterator[str]:
+    from ..profilers.kernel_support import ARCHS  # here, since it brings torch
+
+    if lacking is None:
+        yield "kernels were not looked at: triton is not installed here"
+    elif not lacking:
+        yield f"every choice has a kernel on {', '.join(ARCHS)}"
+    for lack in lacking or ():
+        value = "" if lack.value is None else f" {lack.value}"
+        law = next(iter(lack.laws.values()))
+        yield f"{lack.choice}{value} cannot run on {lack.arch} ({', '.join(lack.laws)}): {law}"
 
 
 def _values(domain: Any) -> str:
@@ -338,7 +362,9 @@ def _values(domain: Any) -> str:
     return f"{'' if kind == 'choices' else kind + ' '}{', '.join(map(str, values))}{when}"
 
 
-def plain_space(checked: SearchSpace, drawn: Sample) -> dict[str, Any]:
+def plain_space(
+    checked: SearchSpace, drawn: Sample, lacking: "Sequence[Lack] | None"
+) -> dict[str, Any]:
     """The same as plain data."""
     return {
         "space": checked.name,
@@ -347,5 +373,6 @@ def plain_space(checked: SearchSpace, drawn: Sample) -> dict[str, Any]:
         },
         "legal": len(drawn.legal),
         "refused": dict(drawn.refused),
+        "without_kernel": None if lacking is None else [asdict(lack) for lack in lacking],
         "example": drawn.legal[0].plain() if drawn.legal else None,
     }

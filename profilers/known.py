@@ -3,16 +3,19 @@
 from ..search_space.accounting import cache_bytes, flops_per_token, parameters, weight_bytes
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
-from . import cost_model
-from .device import device
+from .cluster import cluster
+from .estimate import Learnt, latency
 from .memory import GIB, memory
 from .report import Measurement
 
 
-def known_before_training(architecture: Architecture, plan: Plan) -> tuple[Measurement, ...]:
-    """What needs neither a build nor a device: counted numbers and the estimated latency.
+def known_before_training(
+    architecture: Architecture, plan: Plan, learnt: Learnt | None = None
+) -> tuple[Measurement, ...]:
+    """What needs neither a build nor a device: counted numbers, estimated memory and latency.
 
-    Raises ValueError when the target cannot run the precision plan.
+    `learnt` is what was timed on the target. Raises ValueError when the target cannot run the
+    precision plan or its devices cannot share the architecture out.
     """
     counts, caches = parameters(architecture), cache_bytes(architecture)
     context = plan.workloads[0].decode_context
@@ -28,8 +31,8 @@ def known_before_training(architecture: Architecture, plan: Plan) -> tuple[Measu
         Measurement(name=name, value=value, low=value, high=value, provenance="counted")
         for name, value in counted.items()
     ]
-    target = device(plan.target)
+    target = cluster(plan.target)
     for workload in plan.workloads:
-        found += memory(architecture, workload)
-        found += cost_model.latency(architecture, target, workload)
+        found += memory(architecture, workload, devices=target.count)
+        found += latency(architecture, target, workload, learnt)
     return tuple(found)

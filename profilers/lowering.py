@@ -1,7 +1,7 @@
 """An architecture at a point as the operator calls of one forward pass, counted."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ..search_space.accounting import Uncountable, around_weights
@@ -10,6 +10,7 @@ from ..search_space.blocks.block import Weight
 from ..search_space.operators import Gemm, NumberFormat, Operator, Point, Rows
 
 Calls = Counter[Operator]
+ENDS = "ends"  # the place of the table, the last norm and the head
 
 
 def calls(architecture: Architecture, point: Point) -> Calls:
@@ -17,26 +18,41 @@ def calls(architecture: Architecture, point: Point) -> Calls:
 
     Raises Uncountable for an encoder-decoder.
     """
+    return joined(placed_calls(architecture, point))
+
+
+def joined(placed: Mapping[str, Calls]) -> Calls:
+    """The calls of all places together."""
+    found = Calls()
+    for part in placed.values():
+        found.update(part)
+    return found
+
+
+def placed_calls(architecture: Architecture, point: Point) -> dict[str, Calls]:
+    """The same by where they stand: the symbol of the sub-block, a group's with its brackets, or
+    `ENDS`."""
     if architecture.encoder:
         raise Uncountable("the cost of an encoder-decoder is not estimated")
-    d_model, found = architecture.d_model, Calls()
-    found[Rows(rows=point.rows, elements=2 * d_model)] += 1  # embedding lookup
+    d_model = architecture.d_model
+    found = {group: Calls() for group in dict.fromkeys(architecture.symbols)}
     for (group, placement, formats), times in _alike(
         (group, architecture.norm_placement(index), architecture.formats(index))
         for index, group in enumerate(architecture.symbols)
     ):
         around = around_weights(architecture, group, placement)
-        _add(found, _gemms(around, point.rows, formats), times)
-        _add(found, (_residual(architecture, point),), times * max(1, _norms(around)))
-    for (symbol, formats), times in _alike(
-        (body.symbol, architecture.formats(body.sub_block)) for body in architecture.bodies
+        _add(found[group], _gemms(around, point.rows, formats), times)
+        _add(found[group], (_residual(architecture, point),), times * max(1, _norms(around)))
+    for (group, symbol, formats), times in _alike(
+        (architecture.symbols[body.sub_block], body.symbol, architecture.formats(body.sub_block))
+        for body in architecture.bodies
     ):
         block = architecture.blocks[symbol]
         part = _taking_part(point, block.token_share)
         kv, experts = formats.get("kv_cache", "bf16"), formats.get("experts", "bf16")
-        _add(found, _gemms(block.weights(d_model), part.rows, formats), times)
-        _add(found, block.operators(d_model, part, kv=kv, experts=experts), times)
-    _add(found, _head(architecture, point), 1)
+        _add(found[group], _gemms(block.weights(d_model), part.rows, formats), times)
+        _add(found[group], block.operators(d_model, part, kv=kv, experts=experts), times)
+    found[ENDS] = Calls(_ends(architecture, point))
     return found
 
 
@@ -85,9 +101,14 @@ def _norms(around: tuple[Weight, ...]) -> int:
     return sum(weight.name.endswith(("norm_in.weight", "norm_out.weight")) for weight in around)
 
 
-def _head(architecture: Architecture, point: Point) -> Iterable[Operator]:
-    d_model = architecture.d_model
+def _ends(architecture: Architecture, point: Point) -> Iterator[Operator]:
+    yield Rows(rows=point.rows, elements=2 * architecture.d_model)  # embedding lookup
+    yield Rows(rows=point.batch, elements=2 * architecture.d_model)
+    yield head(architecture, point.batch)
+
+
+def head(architecture: Architecture, rows: int) -> Gemm:
+    """The product that gives the logits of so many tokens."""
     own = {} if architecture.tied_embeddings else architecture.precision.formats
     format_ = own.get("lm_head", "bf16")
-    yield Rows(rows=point.batch, elements=2 * d_model)
-    yield Gemm(m=point.batch, n=architecture.vocab_size, k=d_model, weights=format_)
+    return Gemm(m=rows, n=architecture.vocab_size, k=architecture.d_model, weights=format_)

@@ -1,4 +1,4 @@
-"""One candidate, profiled: counted, estimated, and its twin trained and timed."""
+"""One candidate's twin, trained and timed: what of its report needs a run."""
 
 import sys
 import time
@@ -13,7 +13,6 @@ from ..search_space.plan import Plan
 from ..search_space.proxy import twin
 from . import quality
 from .corpus import Corpus, load_corpus
-from .known import known_before_training
 from .latency import twin_latency
 from .report import Failure, FailureKind, Report
 from .training import NotFinite, OutOfTime
@@ -22,24 +21,22 @@ corpus_at = cache(load_corpus)  # a worker reads its corpus once
 
 
 def profile(architecture: Architecture, plan: Plan, *, seed: int) -> Report | Failure:
-    """Every number of a candidate under a plan, or the fault that ended it.
+    """Quality and speed of a candidate's twin under a plan, or the fault that ended it.
 
-    Out of memory, a loss that is not finite and the time limit are answers (Failure); an error of
+    What is known without a run is known.py's. Out of memory, a loss that is not finite and the time limit are answers (Failure); an error of
     the program itself rises.
     """
     deadline = time.monotonic() + plan.trial_seconds
-    stage = "count"
+    stage = "train"
 
     def failure(kind: FailureKind, reason: str) -> Failure:
         return Failure(key=architecture.key, stage=stage, kind=kind, reason=reason)
 
     try:
-        measurements = list(known_before_training(architecture, plan))
-        stage = "train"
         local = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         corpus = corpus_at(plan.text.corpus)
-        measurements += quality.quality(
-            architecture, plan, corpus, seed=seed, device=local, deadline=deadline
+        measurements = list(
+            quality.quality(architecture, plan, corpus, seed=seed, device=local, deadline=deadline)
         )
         stage = "time"
         small = twin(architecture, plan.proxy, context_share=plan.context_share(plan.text.context))

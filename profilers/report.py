@@ -1,6 +1,7 @@
 """The answers a profile can give: a Report of Measurements, or a Failure."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from ..search_space.metrics import METRICS
@@ -52,6 +53,12 @@ class Report:
             if m.name == name and (not workload or m.workload == workload):
                 return m.value
         return None
+
+    def beside(self, known: Sequence[Measurement]) -> Self:
+        """The same report after what was known before; where both have a metric, the report's."""
+        own = {m.name for m in self.measurements}
+        before = tuple(m for m in known if m.name not in own)
+        return replace(self, measurements=before + self.measurements)
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for a message or a file."""

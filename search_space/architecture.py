@@ -244,9 +244,12 @@ class Architecture(Terse):
                 )
 
     @cached_property
+    def _layers(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(layer) for layer in notation.units(self.symbols))
+
+    @cached_property
     def _layer_of(self) -> tuple[int, ...]:
-        layers = notation.units(self.symbols)
-        return tuple(index for index, layer in enumerate(layers) for _ in layer)
+        return tuple(index for index, layer in enumerate(self._layers) for _ in layer)
 
     @property
     def num_layers(self) -> int:
@@ -268,11 +271,18 @@ class Architecture(Terse):
 
     def norm_placement(self, index: int) -> Placement:
         """Where the norms of sub-block `index` stand."""
-        layer = notation.units(self.symbols)[self._layer_of[index]]
-        return self.norm.of_mixer.get(layer[0], self.norm.placement)
+        first = self._layers[self._layer_of[index]][0]
+        return self.norm.of_mixer.get(first, self.norm.placement)
 
     def formats(self, index: int) -> dict[PrecisionRole, NumberFormat]:
         """The roles that leave BF16 in sub-block `index`, and for what."""
+        return self._formats[index]
+
+    @cached_property
+    def _formats(self) -> tuple[dict[PrecisionRole, NumberFormat], ...]:
+        return tuple(self._formats_at(index) for index in range(len(self.symbols)))
+
+    def _formats_at(self, index: int) -> dict[PrecisionRole, NumberFormat]:
         plan, layer = self.precision, self._layer_of[index]
         is_mixer = not notation.is_feed_forward(self.symbols[index])
         kept = (

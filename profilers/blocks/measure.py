@@ -6,7 +6,6 @@ whole models where some were timed (`Composition`).
 
 import hashlib
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -18,8 +17,8 @@ import numpy as np
 from ...search_space.architecture import Architecture
 from ...search_space.operators import Point
 from ..report import Failure
-from .pieces import pieces
 
+PROTOCOL = 1  # the version of protocol.py: a change of it makes other numbers
 FIRST_SPREAD = 0.05  # of a sum, before any whole model was timed: notes of published profilers
 FEWEST_WHOLE = 5  # whole models it takes to fit the cost of a layer beside its blocks
 Kind = Literal["block", "ends", "whole"]
@@ -76,32 +75,6 @@ class Composition:
             spread=max(0.01, float(np.quantile(errors, 0.9))),
             models=len(sums),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Composed:
-    """Seconds of a forward pass put together, with its 90% interval, and what each piece takes."""
-
-    seconds: float
-    low: float
-    high: float
-    by_symbol: dict[str, float]
-
-
-def compose(
-    architecture: Architecture, timed: Mapping[str, Timed], composition: Composition
-) -> Composed:
-    """The sum over pieces. Their own errors add up linearly: one clock timed them all."""
-    by_symbol: dict[str, float] = {}
-    half = 0.0
-    for piece in pieces(architecture):
-        answer = timed[piece.key]
-        by_symbol[piece.symbol] = by_symbol.get(piece.symbol, 0.0) + piece.times * answer.seconds
-        half += piece.times * (answer.high - answer.low) / 2
-    layers = architecture.num_layers * composition.layer_s
-    seconds = sum(by_symbol.values()) + composition.constant_s + layers
-    half = math.hypot(half, composition.spread * seconds)
-    return Composed(seconds=seconds, low=seconds - half, high=seconds + half, by_symbol=by_symbol)
 
 
 def measure(

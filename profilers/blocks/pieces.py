@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ...search_space.architecture import Architecture
+from ...search_space.architecture import Architecture, Precision
 from ...search_space.blocks.attention import Attention
 from ...search_space.blocks.noop import NoOp
 from ...search_space.blocks.rwkv7 import Rwkv7
@@ -68,13 +68,11 @@ def _pieces(architecture: Architecture) -> Iterator[Piece]:
             joins={g: join for g, join in architecture.joins.items() if g in stack},
             norm=norm,
             mtp=None,
-            precision=plan.model_copy(
-                update={
-                    **of_format,
-                    "keep_first_layers": 0,
-                    "keep_last_layers": 0,
-                    "keep_before_attention": False,
-                }
+            # validated, not copied: a copy would keep the formats that the plan has worked out
+            precision=Precision.model_validate(
+                plan.model_dump()
+                | of_format
+                | {"keep_first_layers": 0, "keep_last_layers": 0, "keep_before_attention": False}
             ),
         )
         yield Piece(architecture=small, part="block", times=1, symbol=group)

@@ -1,4 +1,4 @@
-"""How a call is timed on a device: version `PROTOCOL`; a change of it makes other numbers.
+"""How a call is timed on a device; a change of it makes other numbers and another `PROTOCOL`.
 
 CUDA: sets of inputs, weights and caches are run in turn, so that all but what the call itself left
 behind is cold in L2; a decoding step as a CUDA graph, a prefill as a stream of launches. Two anchors,
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-PROTOCOL = 1
 WARM_UPS = 3
 MIN_SAMPLES, MAX_SAMPLES = 20, 200
 SAMPLE_S, BUDGET_S = 2e-3, 2.0  # what a sample takes at least, what all may take

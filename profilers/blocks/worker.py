@@ -20,7 +20,8 @@ from ...builders.caches import TokenCache
 from ...builders.model import HybridLM, build
 from ...search_space.architecture import Architecture
 from ...search_space.operators import Point
-from .protocol import PROTOCOL, Timing, sets_needed, timed
+from .measure import PROTOCOL
+from .protocol import Timing, sets_needed, timed
 
 PARITY_TOKENS, PARITY_LIMIT = 64, 4e-2  # relative error of bfloat16 kernels against fp32 torch
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from archfront.orchestrator.store import Objective, Store, open_store
-from archfront.profilers.cost_model import latency
-from archfront.profilers.device import device
+from archfront.profilers.cluster import cluster
+from archfront.profilers.estimate import latency
 from archfront.profilers.memory import GIB, memory
 from archfront.profilers.report import Failure, Measurement, Report
 from archfront.search_space.accounting import cache_bytes, flops_per_token, parameters, weight_bytes
@@ -88,7 +88,7 @@ def fill(store: Store, space: SearchSpace, name: str, *, trials: int) -> None:
 
 def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random) -> Report:
     """Counts and the estimate as a trial has them; quality that grows with the share of attention."""
-    workload, target = space.plan.workloads[0], device(space.plan.target)
+    workload, target = space.plan.workloads[0], cluster(space.plan.target)
     caches = cache_bytes(architecture)
     counted = {
         "total_params": parameters(architecture).total,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from archfront.profilers.blocks.measure import Composition, Timed, compose, measure
+from archfront.profilers.blocks.measure import Composition, Timed, measure
 from archfront.profilers.blocks.pieces import pieces
 from archfront.profilers.report import Failure
 from archfront.search_space import published
@@ -80,9 +80,8 @@ def test_the_sum_of_the_pieces_is_near_the_whole(point: Point) -> None:
         timed[piece.key] = answer
     measured = measure(whole, "whole", point, **HERE)
     assert isinstance(measured, Timed), measured
-    composed = compose(whole, timed, Composition())
-    assert 0.4 < composed.seconds / measured.seconds < 2.5  # whatever else the machine does
-    assert set(composed.by_symbol) == {"G", "-", "*", "ends"}
+    total = sum(piece.times * timed[piece.key].seconds for piece in pieces(whole))
+    assert 0.4 < total / measured.seconds < 2.5  # whatever else the machine does
 
 
 def test_out_of_memory_is_an_answer() -> None:
