@@ -5,14 +5,17 @@ STAMP := .venv/installed
 # Small matrices: one thread a process is the fast way, processes share the cores.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check dashboard bench bench-kernels bench-cost fit-cost-model kernels-compile clean
+.PHONY: demo test test-kernels check dashboard bench bench-kernels bench-cost fit-cost-model kernels-compile clean
 
 demo: $(STAMP)  ## the main job: a search, its front, an exported config
 	$(BIN)/python -P -m archfront.examples.demo
 
-test: $(STAMP)  ## the whole suite
+test: test-kernels  ## the whole suite
+	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/kernels/interpreted --ignore tests/kernels/compiled tests
+
+test-kernels: $(STAMP)  ## kernels in the interpreter, and compiled for GPUs that are not here
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 tests/kernels/interpreted
-	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/kernels/interpreted tests
+	$(BIN)/pytest -q -n 2 tests/kernels/compiled
 
 check: $(STAMP)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
