@@ -99,8 +99,15 @@ def read(cache: PagedCache) -> tuple[Tensor, Tensor]:
 
 
 def _gather(cache: PagedCache, pages: Tensor, scale: Tensor | None) -> Tensor:
-    x = pages[cache.page_table].flatten(1, 2)
+    x = in_order(cache, pages)
     if scale is not None:
-        x = x.float() * scale[cache.page_table].flatten(1, 2)[..., None]
+        x = x.float() * in_order(cache, scale)[..., None]
     past_BS = torch.arange(x.shape[1], device=x.device) >= cache.lengths_B[:, None]
     return x.masked_fill(past_BS[..., None, None], 0)
+
+
+def in_order(cache: PagedCache, pages: Tensor) -> Tensor:
+    """Pages of the cache, or their scales, as [B, S, ...]: all places of each row."""
+    return pages.index_select(0, cache.page_table.flatten()).view(
+        len(cache.page_table), -1, *pages.shape[2:]
+    )

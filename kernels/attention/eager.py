@@ -4,9 +4,10 @@ Neither holds all scores of a text at once, and in a window the work grows with 
 """
 
 # B batch, T tokens, H query heads, G key/value heads, R = H / G, K key width, V value width,
-# C queries of a block, S keys that they may see, N blocks
+# C queries of a block, S keys that they may see, N blocks, Q new tokens of a cached text,
+# M = R Q of them that share a key head
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .cache import PagedCache, in_order
 
 SMALLEST_BAND = 64  # a narrower one makes matrices too small to be worth a call
 LONGEST_MASK = 512  # of T x T; beyond, the half that nobody sees costs more than fusion saves
@@ -89,6 +92,49 @@ def attend(
     rule = {"causal": causal, "window": window, "documents": documents}
     seen = partial(_seen, T=q_BTHK.shape[1], device=q_BTHK.device, **rule)
     return _blockwise(q_BTHK, k_BTGK, v_BTGV, scale, softcap, seen)
+
+
+def attend_cached(
+    q_BQHK: Tensor,
+    cache: PagedCache,
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Keys and values stay as stored; their scales meet the scores, which are fewer numbers."""
+    Q, G = q_BQHK.shape[1], cache.k_pages.shape[2]
+    wide = torch.promote_types(q_BQHK.dtype, torch.float32)
+    q_BGRQK = (q_BQHK.to(wide) * scale).unflatten(2, (G, -1)).permute(0, 2, 3, 1, 4)
+    rows = zip(q_BGRQK.flatten(2, 3), _rows(cache, cache.k_pages, wide), strict=True)
+    s_BGMS = torch.stack([q_GMK @ k_SGK.permute(1, 2, 0) for q_GMK, k_SGK in rows])
+    if cache.k_scale is not None:
+        s_BGMS = s_BGMS * in_order(cache, cache.k_scale).mT[:, :, None]
+    if softcap is not None:
+        s_BGMS = softcap * torch.tanh(s_BGMS / softcap)
+    query_BQ1 = (cache.lengths_B[:, None] + torch.arange(-Q, 0, device=q_BQHK.device))[..., None]
+    key_S = torch.arange(s_BGMS.shape[-1], device=q_BQHK.device)
+    seen_BQS = key_S <= query_BQ1
+    if window is not None:
+        seen_BQS = seen_BQS & (key_S > query_BQ1 - window)
+    s_BGRQS = s_BGMS.unflatten(2, (-1, Q)).masked_fill(~seen_BQS[:, None, None], -torch.inf)
+    lse_BGRQ = s_BGRQS.logsumexp(-1)
+    p_BGMS = (s_BGRQS - _pivot(lse_BGRQ)[..., None]).exp().flatten(2, 3)
+    v_pages, v_scale = cache.v_pages, cache.v_scale
+    if v_pages is None:
+        v_pages, v_scale = cache.k_pages[..., : cache.v_dim], cache.k_scale
+    if v_scale is not None:
+        p_BGMS = p_BGMS * in_order(cache, v_scale).mT[:, :, None]
+    rows = zip(p_BGMS, _rows(cache, v_pages, wide), strict=True)
+    o_BGMV = torch.stack([p_GMS @ v_SGV.transpose(0, 1) for p_GMS, v_SGV in rows])
+    o_BHQV = o_BGMV.unflatten(2, (-1, Q)).flatten(1, 2)
+    return o_BHQV.transpose(1, 2).to(q_BQHK.dtype), lse_BGRQ.flatten(1, 2)
+
+
+def _rows(cache: PagedCache, pages: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """x_SGK of one row after the other: one product for all of them would copy them first."""
+    for table_N in cache.page_table:
+        yield pages.index_select(0, table_N).flatten(0, 1).to(dtype)
 
 
 def attend_blocks(

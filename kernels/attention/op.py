@@ -7,7 +7,7 @@
     o = with_sinks(o, lse, sinks)                   a sink for each head, from lse alone
 
 What they compute stands in reference.py, gradients included; attend_cached has none in Triton.
-backend="torch" runs the torch form (eager.py where it differs from the reference), for any input.
+backend="torch" runs the torch form in eager.py, which is equal to it, for any input.
 backend="triton" runs a kernel or raises `Unsupported` (../laws.py) before it launches anything.
 None picks by device: triton for CUDA tensors, torch for all others.
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..backend import Backend, chosen
-from . import eager, reference
+from . import eager
 from .cache import PagedCache
 
 
@@ -95,11 +95,12 @@ def attend_cached(
 ) -> tuple[Tensor, Tensor]:
     """(o_BQHV, lse_BHQ) of the last Q tokens that each row of the cache holds: append first."""
     _check_window(window, causal=True)
+    scale = _scale(q_BQHK, scale)
     if chosen(backend, q_BQHK) == "torch":
-        return reference.attend_cached(q_BQHK, cache, window=window, scale=scale, softcap=softcap)
+        return eager.attend_cached(q_BQHK, cache, window=window, scale=scale, softcap=softcap)
     from . import cached
 
-    return cached.attend_cached(q_BQHK, cache, window, _scale(q_BQHK, scale), softcap)
+    return cached.attend_cached(q_BQHK, cache, window, scale, softcap)
 
 
 def attend_blocks(

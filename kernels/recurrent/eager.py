@@ -20,9 +20,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # e^-64 forgets all that fp32 can tell; a larger step would cost the running sum its precision
@@ -30,6 +32,7 @@ STRONGEST_DECAY = -64.0
 # of a channel: e^-20 forgets all but 2e-9, and half a BLOCK of such steps is an exponent fp32 holds
 STRONGEST_CHANNEL_DECAY = -20.0
 BLOCK = 8
+LARGEST_CHUNK = 32  # beyond, products of C x C cost more than fewer turns save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ def mix(
     chunk: int = 64,
     documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    wide = _wide(v_BTHV)
+    wide, chunk = _wide(v_BTHV), min(chunk, LARGEST_CHUNK)
     (B, T, H, V), (G, K) = v_BTHV.shape, q_BTGK.shape[2:]
     if decay is None:
         decay = v_BTHV.new_zeros(H, dtype=wide)
@@ -150,7 +153,7 @@ def mix_rwkv7(
     chunk: int = 64,
     documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    wide = _wide(v_BTHV)
+    wide, chunk = _wide(v_BTHV), min(chunk, LARGEST_CHUNK)
     (B, T, H, V), K = v_BTHV.shape, r_BTHK.shape[3]
     tokens = [x.to(wide) for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK)]
     tokens, documents, chunk = _even(tokens, documents, chunk)
@@ -215,24 +218,95 @@ def selective_scan(
     *,
     documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Exponents, writes and reads of a few tokens at once; the N S channels fill the loop between."""
     wide = _wide(x_BTN)
-    x_BTN, dt_BTN, A_NS, D_N = (y.to(wide) for y in (x_BTN, dt_BTN, A_NS, D_N))
-    state, reads = _first(state_BNS, (len(x_BTN), *A_NS.shape), x_BTN), []
-    parts = zip(
-        *(y.split(BLOCK, 1) for y in (x_BTN, dt_BTN, B_BTS.to(wide), C_BTS.to(wide))), strict=True
+    x, dt, A, B, C, D = (y.to(wide) for y in (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N))
+    state = _first(state_BNS, (len(x), *A.shape), x_BTN)
+    begins_BT = None if documents is None else _begins(documents)
+    y_BTN, state = Selective.apply(x, dt, A, B, C, state, begins_BT)
+    return (y_BTN + D * x).to(x_BTN.dtype), state
+
+
+class Selective(torch.autograd.Function):
+    """(y_BTN, state_BNS), BLOCK tokens at a time; the backward forms their states again.
+
+    With a_t = e^{dt_t A}, u = dt x and dh_t = C_t dy_t^T + a_{t+1} dh_{t+1},
+
+        dC = h dy   dB = dh u   du = B^T dh   d(dt A) = dh h_{t-1} a
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTN: Tensor,
+        dt_BTN: Tensor,
+        A_NS: Tensor,
+        B_BTS: Tensor,
+        C_BTS: Tensor,
+        state_BNS: Tensor,
+        begins_BT: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        A_SN, states, reads = A_NS.mT.contiguous(), [state_BNS.mT], []
+        for x, dt, B, C, begins in _blocks(x_BTN, dt_BTN, B_BTS, C_BTS, begins_BT):
+            _, h_CBSN = _states(x, dt, A_SN, B, begins, states[-1])
+            states.append(h_CBSN[-1].clone())
+            reads.append((C[:, :, None] @ h_CBSN).squeeze(-2))
+        *starts, last_BSN = states
+        ctx.save_for_backward(x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, begins_BT, *starts)
+        return torch.cat(reads).transpose(0, 1), last_BSN.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # decorated, ctx has no name
+        ctx: Any, dy_BTN: Tensor, dstate_BNS: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, begins_BT, *starts = ctx.saved_tensors
+        A_SN, arriving_BSN, gradients = A_NS.mT.contiguous(), dstate_BNS.mT, []
+        dA_SN = torch.zeros_like(A_SN)
+        blocks = [*_blocks(x_BTN, dt_BTN, B_BTS, C_BTS, begins_BT, dy_BTN)]
+        for (x, dt, B, C, begins, dy), start in zip(blocks[::-1], starts[::-1], strict=True):
+            kept, h = _states(x, dt, A_SN, B, begins, start)
+            dh = C[..., None] * dy[:, :, None]
+            dh[-1] += arriving_BSN
+            for t in range(len(dh) - 1, 0, -1):
+                dh[t - 1].addcmul_(kept[t], dh[t])
+            arriving_BSN = kept[0] * dh[0]
+            du = (B[:, :, None] @ dh).squeeze(-2)
+            dB, dC = (dh * (dt * x)[:, :, None]).sum(-1), (h * dy[:, :, None]).sum(-1)
+            exponent = kept.mul_(dh)
+            exponent[0] *= start
+            exponent[1:] *= h[:-1]
+            dA_SN += (exponent * dt[:, :, None]).sum((0, 1))
+            gradients.append((du * dt, du * x + (exponent * A_SN).sum(-2), dB, dC))
+        dx, ddt, dB, dC = (torch.cat(x[::-1]).transpose(0, 1) for x in zip(*gradients, strict=True))
+        return dx, ddt, dA_SN.mT, dB, dC, arriving_BSN.mT, None
+
+
+def _blocks(*inputs_BT: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """BLOCK tokens of each after the other, tokens first; None stays None."""
+    parts = (
+        repeat(None) if x is None else x.transpose(0, 1).contiguous().split(BLOCK)
+        for x in inputs_BT
     )
-    begins = repeat(None) if documents is None else _begins(documents).split(BLOCK, 1)
-    for (x, dt, B, C), begins_BC in zip(parts, begins, strict=False):
-        kept = (dt[..., None] * A_NS).exp()
-        if begins_BC is not None:
-            kept = kept.masked_fill(begins_BC[..., None, None], 0)
-        written, states = (dt * x)[..., None] * B[:, :, None], []
-        for u, a in zip(written.unbind(1), kept.unbind(1), strict=True):
-            state = torch.addcmul(u, a, state)
-            states.append(state)
-        reads.append((torch.stack(states, 1) @ C[..., None]).squeeze(-1))
-    return (torch.cat(reads, 1) + D_N * x_BTN).to(x_BTN.dtype), state
+    yield from zip(*parts, strict=False)
+
+
+def _states(
+    x_CBN: Tensor,
+    dt_CBN: Tensor,
+    A_SN: Tensor,
+    B_CBS: Tensor,
+    begins_CB: Tensor | None,
+    state_BSN: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(what is kept, the states) of each token, [C, B, S, N]: few states, many channels."""
+    kept = (dt_CBN[:, :, None] * (math.log2(math.e) * A_SN)).exp2_()  # a third of exp's time
+    if begins_CB is not None:
+        kept.masked_fill_(begins_CB[..., None, None], 0)
+    h = B_CBS[..., None] * (dt_CBN * x_CBN)[:, :, None]
+    for h_BSN, kept_BSN in zip(h, kept, strict=True):
+        h_BSN.addcmul_(kept_BSN, state_BSN)
+        state_BSN = h_BSN
+    return kept, h
 
 
 def _products(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:

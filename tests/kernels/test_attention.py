@@ -159,6 +159,17 @@ def test_the_largest_of_a_quantised_row_meets_the_edge():
         assert values[1].float().count_nonzero() == 0
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("pages", [torch.float64, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("rule", [{}, {"window": 9}, {"softcap": 2.0, "scale": 0.5}])
+def test_the_torch_form_of_decoding_means_the_reference(pages, shared, rule):
+    held, _, _ = cached(pages=pages, shared=shared, dtype=torch.float64)
+    for tokens in (1, 9):  # more than one row holds: some queries see no key
+        q = torch.randn(B, tokens, H, 24, dtype=torch.float64)
+        ours, truth = (form.attend_cached(q, held, **rule) for form in (op, reference))
+        torch.testing.assert_close(ours, truth, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("window", [None, 9])
 def test_decoding_gives_the_last_rows_of_the_text(window):
     held, k, v = cached()

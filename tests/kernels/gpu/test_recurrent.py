@@ -1,0 +1,235 @@
+"""The recurrences' contract on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from archfront.kernels.configs import arch_of
+from archfront.kernels.recurrent import configs, op, reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:.*deterministic"),
+]
+BF16 = torch.bfloat16
+DTYPES = [torch.float32, BF16]
+# decay: none, one for all time, one for a token, one for each of its channels; and the delta rule
+FORMS = {
+    "linear attention": (None, False),
+    "deltanet": (None, True),
+    "retention": ("head", False),
+    "mamba-2": ("token", False),
+    "gated deltanet": ("token", True),
+    "gla": ("channel", False),
+    "kda": ("channel", True),
+}
+# texts, tokens, key heads, value heads, key width, value width
+TEXTS = [(1, 1, 1, 1, 16, 16), (2, 17, 2, 4, 40, 24), (2, 1000, 2, 8, 128, 128)]
+WIDE_TEXTS = [(1, 500, 1, 16, 128, 64), (1, 500, 3, 3, 96, 192), (3, 500, 2, 2, 64, 256)]
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu():
+    """Poisoned as in conftest.py, but cuBLAS may run the reference without its variable."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+def given(form, shape, dtype):
+    B, T, G, H, K, V = shape
+    decay, delta = FORMS[form]
+    decays = {
+        "head": lambda: -torch.rand(H),
+        "token": lambda: F.logsigmoid(torch.randn(B, T, H)),
+        "channel": lambda: -5 * torch.rand(B, T, H, K),
+    }
+    inputs = {
+        "q_BTGK": torch.randn(B, T, G, K).to(dtype),
+        "k_BTGK": F.normalize(torch.randn(B, T, G, K), dim=-1).to(dtype),
+        "v_BTHV": torch.randn(B, T, H, V).to(dtype),
+        "decay": decays[decay]() if decay else None,
+        "erase": 2 * torch.rand(B, T, H) if delta else None,
+        "state_BHKV": torch.randn(B, H, K, V),
+    }
+    return {name: x for name, x in inputs.items() if x is not None}
+
+
+def given_rwkv7(shape, dtype):
+    B, T, _, H, K, V = shape
+    r, k = torch.randn(2, B, T, H, K).to(dtype)
+    removed = F.normalize(torch.randn(B, T, H, K), dim=-1)
+    return {
+        "r_BTHK": r,
+        "w_BTHK": -0.6 * torch.rand(B, T, H, K),
+        "k_BTHK": k,
+        "v_BTHV": torch.randn(B, T, H, V).to(dtype),
+        "a_BTHK": -removed.to(dtype),
+        "b_BTHK": (removed * torch.rand(B, T, H, K)).to(dtype),
+        "state_BHKV": torch.randn(B, H, K, V),
+    }
+
+
+def documents_of(batch, tokens, length=237):
+    document = torch.arange(tokens, dtype=torch.int32) // length
+    return document.expand(batch, tokens).contiguous()
+
+
+def results(function, inputs, **settings):
+    """Outputs and gradients by name."""
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
+    outputs = function(**leaves, **settings)
+    torch.manual_seed(1)
+    cotangents = [torch.randn(y.shape).to(y.dtype) for y in outputs]
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+    return dict(
+        zip(["o", "state", *(f"d{n}" for n in leaves)], [*outputs, *gradients], strict=True)
+    )
+
+
+def assert_means(name, inputs, scale=1.0, chunk=64, **settings):
+    """float32 as everywhere; bfloat16 products of a chunk err by a few roundings."""
+    bound = 1e-5 if inputs["v_BTHV"].dtype == torch.float32 else 1e-2
+    wide = {key: x.double() for key, x in inputs.items()}
+    if name == "mix":
+        settings["scale"] = scale
+    meant = results(getattr(reference, name), wide, **settings)
+    ours = results(getattr(op, name), inputs, chunk=chunk, **settings)
+    found = {key: ((y - meant[key]).norm() / meant[key].norm()).item() for key, y in ours.items()}
+    assert max(found.values()) < bound, found
+
+
+@pytest.mark.parametrize("shape", TEXTS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_form_means_its_reference(form, shape, dtype):
+    assert_means("mix", given(form, shape, dtype), scale=shape[4] ** -0.5)
+
+
+@pytest.mark.parametrize("shape", WIDE_TEXTS)
+@pytest.mark.parametrize("form", ["mamba-2", "gated deltanet", "kda"])
+def test_heads_of_public_models_mean_their_reference(form, shape):
+    assert_means("mix", given(form, shape, BF16), scale=shape[4] ** -0.5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_documents_do_not_meet(form):
+    shape = (2, 1000, 2, 4, 64, 64)
+    assert_means("mix", given(form, shape, BF16), documents=documents_of(*shape[:2]))
+
+
+@pytest.mark.parametrize("chunk", configs.CHUNKS)
+@pytest.mark.parametrize("form", ["gated deltanet", "kda"])
+def test_the_chunk_does_not_matter(form, chunk):
+    assert_means("mix", given(form, (1, 300, 2, 2, 64, 64), BF16), chunk=chunk)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 16, 16), (2, 500, 4, 4, 64, 64)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rwkv7_means_its_reference(shape, dtype):
+    inputs = given_rwkv7(shape, dtype)
+    assert_means("mix_rwkv7", inputs)
+    assert_means("mix_rwkv7", inputs, documents=documents_of(*shape[:2]))
+
+
+@pytest.mark.parametrize("form", ["mamba-2", "kda"])
+def test_keys_of_256_run_where_there_are_warp_groups(form):
+    if arch_of(torch.device("cuda", 0)) not in configs.WITH_WARP_GROUPS:
+        pytest.skip("no warp groups on this device")
+    assert_means("mix", given(form, (1, 300, 1, 2, 256, 64), BF16), scale=1 / 16)
+
+
+# texts, tokens, channels, states
+SCANS = [(1, 1, 3, 1), (2, 17, 100, 5), (2, 1000, 1024, 16)]
+
+
+@pytest.mark.parametrize(("texts", "tokens", "channels", "states"), SCANS)
+@pytest.mark.parametrize("documents", [None, documents_of])
+def test_the_scans_of_channels_mean_their_reference(texts, tokens, channels, states, documents):
+    documents = documents and documents(texts, tokens)
+    x, gate = torch.randn(2, texts, tokens, channels)
+    of_states = torch.randn(2, texts, tokens, states)
+    calls = {
+        "scan_channels": {"x_BTN": x, "decay_BTN": -gate.abs(), "state_BN": x[:, 0]},
+        "selective_scan": {
+            "x_BTN": x,
+            "dt_BTN": gate.abs(),
+            "A_NS": -torch.rand(channels, states),
+            "B_BTS": of_states[0],
+            "C_BTS": of_states[1],
+            "D_N": torch.randn(channels),
+            "state_BNS": torch.randn(texts, channels, states),
+        },
+    }
+    for name, inputs in calls.items():
+        wide = {key: y.double() for key, y in inputs.items()}
+        meant = results(getattr(reference, name), wide, documents=documents)
+        ours = results(getattr(op, name), inputs, documents=documents)
+        for key, y in ours.items():
+            assert (y - meant[key]).norm() <= 1e-5 * meant[key].norm(), (name, key)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "rwkv-7"])
+def test_steps_walk_the_text_that_mix_takes_at_once(form):
+    tokens, shape = 9, (3, 9, 4, 4, 64, 64)
+    rwkv7 = form == "rwkv-7"
+    inputs = given_rwkv7(shape, torch.float32) if rwkv7 else given(form, shape, torch.float32)
+    mix, step = (op.mix_rwkv7, op.step_rwkv7) if rwkv7 else (op.mix, op.step)
+    state = inputs.pop("state_BHKV")
+    whole, last = mix(**inputs, state_BHKV=state)
+    given_in_order = list(inputs.values())
+    if not rwkv7:
+        given_in_order = [*given_in_order[:3], inputs.get("decay"), inputs.get("erase")]
+    reads = []
+    for t in range(tokens):
+        token = [x if x is None or x.dim() == 1 else x[:, t] for x in given_in_order]
+        reads.append(step(*token, state))
+    torch.testing.assert_close(torch.stack(reads, 1), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-4)
+
+
+def test_integers_are_summed_exactly():
+    """Without decay all that is formed is a small whole number: only the results are rounded."""
+    whole = torch.randint(-1, 2, (4, 1, 200, 2, 64)).to(BF16)
+
+    def run(module, dtype):
+        *leaves, do = whole.to(dtype).unbind()
+        leaves = [x.clone().requires_grad_() for x in leaves]
+        o, state = module.mix(*leaves)
+        return o, state, *torch.autograd.grad(o, leaves, do)
+
+    for ours, exact in zip(run(op, BF16), run(reference, torch.float64), strict=True):
+        assert torch.equal(ours, exact.to(ours.dtype))
+
+
+@pytest.mark.parametrize("form", [*FORMS, "rwkv-7"])
+def test_three_runs_give_the_same_bits(form):
+    shape = (2, 2000, 2, 16, 128, 128)
+    if form == "rwkv-7":
+        function, inputs = op.mix_rwkv7, given_rwkv7((2, 2000, 16, 16, 64, 64), BF16)
+    else:
+        function, inputs = op.mix, given(form, shape, BF16)
+    first = results(function, inputs)
+    for _ in range(2):
+        again = results(function, inputs)
+        assert all(torch.equal(first[name], y) for name, y in again.items())
+
+
+def test_elements_past_two_to_the_31_are_reached():
+    B, T, H, K = 2, 70_000, 128, 128
+    q, k, v = (torch.randn(B, T, H, K, dtype=BF16) for _ in range(3))
+    decay = torch.full((B, T, H), -1.0)  # 300 tokens on, nothing is left of the past
+    k /= K**0.5
+    o, state = op.mix(q, k, v, decay)
+    tail = [x[-1:, -300:, -1:].double() for x in (q, k, v, decay)]
+    meant, last = reference.mix(*tail)
+    assert (o[-1:, -50:, -1:] - meant[:, -50:]).norm() < 1e-2 * meant[:, -50:].norm()
+    assert (state[-1:, -1:] - last).norm() < 1e-2 * last.norm()
+
+
+def test_the_door_compiles_into_one_graph(monkeypatch):
+    monkeypatch.setattr(op, "mix", torch.compile(op.mix, fullgraph=True))
+    assert_means("mix", given("gated deltanet", (2, 300, 2, 4, 64, 64), BF16))

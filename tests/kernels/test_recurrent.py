@@ -1,0 +1,217 @@
+"""The door to the recurrences: its torch form, its steps, its laws."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from archfront.kernels.configs import ARCHS
+from archfront.kernels.laws import Unsupported
+from archfront.kernels.recurrent import configs, op, reference
+
+# 150 tokens are three chunks, the last of them cut; documents end in a chunk and with one
+B, T, G, H, K, V = 2, 150, 2, 4, 6, 5
+DOCUMENTS = torch.tensor(
+    [[0] * 64 + [1] + [4] * 85, [0] * 10 + [1] * 118 + [2] * 22], dtype=torch.int32
+)
+# decay: none, one for all time, one for a token, one for each of its channels; and the delta rule
+FORMS = {
+    "linear attention": (None, False),
+    "deltanet": (None, True),
+    "retention": ("head", False),
+    "mamba-2": ("token", False),
+    "gated deltanet": ("token", True),
+    "gla": ("channel", False),
+    "kda": ("channel", True),
+}
+RECURRENCES = [*FORMS, "rwkv-7", "channels", "mamba-1"]
+
+
+def wide(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def keys(*shape):
+    return F.normalize(wide(*shape, K), dim=-1)
+
+
+def decay_of(form, tokens):
+    shapes = {"head": (H,), "token": (B, tokens, H), "channel": (B, tokens, H, K)}
+    decay, _ = FORMS[form]
+    return None if decay is None else -wide(*shapes[decay]).abs()
+
+
+def given(form, tokens=T):
+    """(the name of its function at the door, its inputs) of a recurrence."""
+    if form == "rwkv-7":
+        removed, share = keys(B, tokens, H), torch.rand(B, tokens, H, K, dtype=torch.float64)
+        r, w, k = wide(3, B, tokens, H, K)
+        v = wide(B, tokens, H, V)
+        return "mix_rwkv7", (r, -w.abs(), k, v, -removed, removed * share, wide(B, H, K, V))
+    if form == "channels":
+        x, decay = wide(2, B, tokens, 7)
+        return "scan_channels", (x, -decay.abs(), wide(B, 7))
+    if form == "mamba-1":
+        (x, dt), A = wide(2, B, tokens, 7), -wide(7, 3).abs()
+        of_states = wide(B, tokens, 3), wide(B, tokens, 3)
+        return "selective_scan", (x, dt.abs(), A, *of_states, wide(7), wide(B, 7, 3))
+    erase = 2 * torch.rand(B, tokens, H, dtype=torch.float64) if FORMS[form][1] else None
+    q, k, v = wide(B, tokens, G, K), keys(B, tokens, G), wide(B, tokens, H, V)
+    return "mix", (q, k, v, decay_of(form, tokens), erase, wide(B, H, K, V))
+
+
+def with_gradients(function, inputs, **settings):
+    """Both outputs, and the gradients of a fixed weighting of them."""
+    leaves = [None if x is None else x.clone().requires_grad_() for x in inputs]
+    outputs = function(*leaves, **settings)
+    cotangents = [torch.cos(torch.arange(y.numel()).view(y.shape) / 7).to(y) for y in outputs]
+    asked = [x for x in leaves if x is not None]
+    return *outputs, *torch.autograd.grad(outputs, asked, cotangents)
+
+
+def assert_means(form, tokens=T, documents=None, **settings):
+    name, inputs = given(form, tokens)
+    ours = with_gradients(getattr(op, name), inputs, documents=documents, **settings)
+    meant = with_gradients(getattr(reference, name), inputs, documents=documents)
+    torch.testing.assert_close(ours, meant)
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS])
+@pytest.mark.parametrize("form", RECURRENCES)
+def test_the_torch_form_means_the_reference(form, documents):
+    assert_means(form, documents=documents)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+@pytest.mark.parametrize("form", RECURRENCES)
+def test_a_short_text_means_the_reference(form, tokens):
+    assert_means(form, tokens)
+
+
+@pytest.mark.parametrize("chunk", [16, 32])
+@pytest.mark.parametrize("form", ["gated deltanet", "kda", "rwkv-7"])
+def test_the_chunk_does_not_matter(form, chunk):
+    assert_means(form, tokens=70, chunk=chunk)
+
+
+@pytest.mark.parametrize("form", RECURRENCES)
+def test_a_state_that_is_left_out_is_zero(form):
+    name, (*inputs, state) = given(form, 20)
+    none = getattr(op, name)(*inputs)
+    torch.testing.assert_close(none, getattr(op, name)(*inputs, torch.zeros_like(state)))
+
+
+@pytest.mark.parametrize("form", RECURRENCES)
+def test_two_halves_are_the_whole(form):
+    name, (*inputs, state) = given(form, 70)
+    run = getattr(op, name)
+    whole, last = run(*inputs, state)
+    halves = []
+    for part in (slice(None, 33), slice(33, None)):
+        over_time = [x[:, part] if x is not None and x.shape[:2] == (B, 70) else x for x in inputs]
+        o, state = run(*over_time, state)
+        halves.append(o)
+    torch.testing.assert_close((torch.cat(halves, 1), state), (whole, last))
+
+
+@pytest.mark.parametrize("form", [*FORMS, "rwkv-7"])
+def test_steps_walk_the_text_that_mix_takes_at_once(form):
+    name, (*inputs, state) = given(form, 9)
+    whole, last = getattr(op, name)(*inputs, state)
+    step = op.step_rwkv7 if form == "rwkv-7" else op.step
+    reads = []
+    for t in range(9):
+        token = [x[:, t] if x is not None and x.shape[:2] == (B, 9) else x for x in inputs]
+        reads.append(step(*token, state))
+    torch.testing.assert_close((torch.stack(reads, 1), state), (whole, last))
+
+
+@pytest.mark.parametrize("form", ["mamba-2", "gated deltanet", "gla", "kda"])
+def test_extreme_decays_cost_no_precision(form):
+    _, (q, k, v, decay, erase, state) = given(form)
+    decay[:, ::3], decay[:, 1::3], decay[:, 50] = 0, -1e4, -torch.inf
+    inputs = (q, k, v, decay, erase, state)
+    short = [None if x is None else x.float() for x in inputs]
+    for ours, truth in zip(op.mix(*short), reference.mix(*inputs), strict=True):
+        assert (ours - truth).norm() < 1e-4 * truth.norm()
+
+
+def test_bfloat16_keeps_its_dtype_and_a_wide_state():
+    for form in ("gated deltanet", "kda"):
+        _, inputs = given(form)
+        short = [None if x is None else x.to(torch.bfloat16) for x in inputs]
+        o, state = op.mix(*short[:3], *inputs[3:5])
+        assert (o.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+        meant, _ = reference.mix(*(x.double() for x in short[:3]), *inputs[3:5])
+        assert (o - meant).norm() < 4e-3 * meant.norm()
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", None])
+def test_a_meta_tensor_asks_for_shapes(backend):
+    q, k = meta(2, 9, 2, 16).requires_grad_(), meta(2, 9, 2, 16)
+    v, decay, erase = meta(2, 9, 4, 32), meta(2, 9, 4), meta(2, 9, 4)
+    o, state = op.mix(q, k, v, decay, erase, backend=backend)
+    (o.sum() + state.sum()).backward()
+    assert (o.shape, state.shape, q.grad.shape) == ((2, 9, 4, 32), (2, 4, 16, 32), q.shape)
+    with torch.no_grad():
+        token = [x[:, 0] for x in (q, k, v, decay, erase)]
+        assert op.step(*token, state, backend=backend).shape == (2, 4, 32)
+    y, last = op.scan_channels(meta(2, 9, 5), meta(2, 9, 5), backend=backend)
+    assert (y.shape, last.shape) == ((2, 9, 5), (2, 5))
+
+
+def text(q=(2, 9, 2, 16), v=(2, 9, 4, 32), dtype=torch.float32):
+    return meta(*q, dtype=dtype), meta(*q, dtype=dtype), meta(*v, dtype=dtype)
+
+
+REFUSED = {
+    "needs a CUDA tensor.*device=cpu": lambda: (torch.ones(2, 9, 4, 16),) * 3,
+    "key heads must divide the value heads, got G=3, H=4": lambda: text(q=(2, 9, 3, 16)),
+    "keys must be at most 256 wide, got K=300": lambda: text(q=(2, 9, 2, 300)),
+    "v must be float32 or bfloat16, got dtype=torch.float16": lambda: text(dtype=torch.float16),
+    "k must have the dtype of v": lambda: (
+        text()[0],
+        meta(2, 9, 2, 16, dtype=torch.bfloat16),
+        text()[2],
+    ),
+    r"v must be of shape \(2, 0, 4, 32\), not empty": lambda: text((2, 0, 2, 16), (2, 0, 4, 32)),
+    "a row of v must lie together": lambda: (*text()[:2], meta(2, 9, 32, 4).mT),
+    "decay must have a shape of": lambda: (*text(), meta(2, 9, 3)),
+    r"erase must be of shape \(2, 9, 4\)": lambda: (*text(), None, meta(2, 9, 2)),
+    r"state must be contiguous, torch.float32": lambda: (*text(), None, None, meta(2, 4, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("law", REFUSED)
+def test_a_recurrence_refuses_by_its_law(law):
+    with pytest.raises(Unsupported, match=law):
+        op.mix(*REFUSED[law](), backend="triton")
+
+
+def test_a_chunk_is_one_of_three():
+    with pytest.raises(Unsupported, match=r"chunk must be one of \(16, 32, 64\), got chunk=48"):
+        op.mix(*text(), chunk=48, backend="triton")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_wide_keys_need_warp_groups_and_bfloat16(arch):
+    for dtype in (torch.bfloat16, torch.float32):
+        rule = ("scan", "head", dtype, 256, 128)
+        if dtype == torch.bfloat16 and arch in configs.WITH_WARP_GROUPS:
+            assert configs.config_for(arch, *rule).tiles["BK"] == 256
+            continue
+        with pytest.raises(Unsupported, match=f"at most 128 wide on {arch} .* got K=256"):
+            configs.config_for(arch, *rule)
+
+
+def test_the_door_does_not_import_triton():
+    code = (
+        "import sys; from archfront.kernels.recurrent import op; sys.exit('triton' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
