@@ -114,6 +114,8 @@ class TokenCache(Memory):
         """
         keys, k_scale = self._in_pages(key)
         values, v_scale = (None, None) if value is None else self._in_pages(value)
+        if values is not None:
+            value_dim = values.shape[-1]
         count = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
         return PagedCache(
             k_pages=keys,

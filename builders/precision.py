@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..kernels.configs import gpu_arch
 from ..search_space.operators import NumberFormat
 
 Recipe = Literal["tensorwise", "rowwise", "blockwise"]
@@ -31,7 +32,8 @@ TILES: dict[Recipe, tuple[Tile, Tile]] = {  # of the activation, of the weight
 
 def has_fp8(device: torch.device) -> bool:
     """Whether products of e4m3 factors run there; elsewhere they are computed as plain numbers."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    arch = gpu_arch(device)
+    return arch is not None and int(arch.removeprefix("sm_")) >= 89
 
 
 def encode(x: Tensor, dims: tuple[int, ...], to: NumberFormat = "fp8") -> tuple[Tensor, Tensor]:
@@ -103,4 +105,5 @@ def quantised(x_MN: Tensor, tile: Tile) -> Tensor:
     padded = F.pad(x_MN.detach(), (0, -N % columns, 0, -M % rows))
     tiles = padded.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
     rounded = decode(*encode(tiles, (-3, -1))).to(x_MN.dtype)
-    return _Straight.apply(x_MN, rounded.flatten(-4, -3).flatten(-2, -1)[..., :M, :N])
+    whole = rounded.flatten(-4, -3).flatten(-2, -1)[..., :M, :N]
+    return _Straight.apply(x_MN, whole.contiguous())

@@ -3,7 +3,9 @@
 Each family of kernels keeps its table in its own configs.py: explicit, no search at import or run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -43,9 +45,33 @@ def require_arch(arch: str) -> None:
         raise Unsupported(f"the architecture must be one of {', '.join(ARCHS)}, got {arch}")
 
 
-@cache
+META_ARCH: ContextVar[str | None] = ContextVar("META_ARCH", default=None)
+
+
+@contextmanager
+def standing_for(arch: str) -> Iterator[None]:
+    """Inside, meta tensors stand for those of a GPU of `arch`: its kernels and its tables answer."""
+    require_arch(arch)
+    before = META_ARCH.set(arch)
+    try:
+        yield
+    finally:
+        META_ARCH.reset(before)
+
+
+def gpu_arch(device: torch.device) -> str | None:
+    """Of a GPU, or of the one that meta tensors stand for; None where there is neither."""
+    if device.type == "cuda":
+        return _capability(device)
+    return META_ARCH.get() if device.type == "meta" else None
+
+
 def arch_of(device: torch.device) -> str:
-    if device.type == "cpu":
-        return INTERPRETER_ARCH
+    """Whose tables the kernels take."""
+    return gpu_arch(device) or INTERPRETER_ARCH
+
+
+@cache
+def _capability(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"

@@ -37,6 +37,8 @@ def require_device(x: Tensor) -> None:
 
 
 def run(launch: Launch, on: Tensor) -> None:
-    """Runs on the device that holds `on`, which need not be the current one."""
+    """Runs on the device that holds `on`, which need not be the current one; on meta, nowhere."""
+    if on.is_meta:
+        return
     with torch.cuda.device_of(on):
         launch.kernel[launch.grid](**launch.arguments, **launch.options)

@@ -40,7 +40,7 @@ class Lightning(Recurrent):
 
     def forward(self, x_BTD: Tensor, run: Pass, cache: StateCache | None = None) -> Tensor:
         qkv = F.silu(self.in_proj(x_BTD)).unflatten(-1, (self.block.heads, -1))
-        q_BTHK, k_BTHK, v_BTHK = qkv.chunk(3, -1)  # of each head in turn
+        q_BTHK, k_BTHK, v_BTHK = (x.contiguous() for x in qkv.chunk(3, -1))  # of each head in turn
         o_BTHK = self.recur(q_BTHK, k_BTHK, v_BTHK, self.decay_H, None, run, cache)
         return self.out_proj(self.gate_proj(x_BTD).sigmoid() * self.norm(o_BTHK.flatten(-2)))
 

@@ -8,6 +8,7 @@ import yaml
 
 from archfront.profilers.blocks.pieces import pieces
 from archfront.profilers.kernel_support import Lack, broken_laws, lacks
+from archfront.search_space import published
 from archfront.search_space.architecture import Architecture
 from archfront.search_space.check import check_space
 from archfront.search_space.document import read_document
@@ -92,3 +93,25 @@ def test_a_layer_that_is_kept_in_bfloat16_is_a_piece_in_bfloat16():
     *blocks, _ = pieces(Architecture.model_validate(data))
     formats = [piece.architecture.formats(0) for piece in blocks]
     assert formats == [{"ffn.up": "fp8"}, {"ffn.up": "fp8"}, {}, {}]
+
+
+def test_fp8_experts_run_at_widths_that_no_block_of_scales_divides():
+    data = ALL_BLOCKS["architecture"] | {
+        "pattern": "E",
+        "blocks": {"E": {"kind": "moe", "n_experts": 4, "top_k": 2, "d_expert": 400}},
+        "precision": {"fp8": ["experts"], "recipe": "blockwise"},
+    }
+    for piece in pieces(Architecture.model_validate(data)):
+        assert broken_laws(piece, "sm_90") == {}
+
+
+@pytest.mark.slow
+def test_every_published_decoder_runs_on_hopper():
+    found = set()
+    for name in published.names():
+        architecture = published.entry(name).architecture
+        if not architecture.encoder:
+            for piece in pieces(architecture):
+                found |= {(name, *broken_laws(piece, "sm_90").values())}
+    law = "one program holds a whole row: width <= 8192, got width=16384, gradient=True"
+    assert {broken for broken in found if len(broken) > 1} == {("llama3.1_405b", law)}
