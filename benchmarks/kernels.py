@@ -1,63 +1,28 @@
-"""Every row kernel beside its peers on one GPU, as a share of the copy bandwidth of the same run.
+"""Every kernel beside its peers on one GPU, with its goal.
 
-    python benchmarks/kernels.py
+    python benchmarks/kernels.py [OPERATOR ...]
 
-writes benchmarks/results/kernels_DEVICE_COMMIT.json. The peers are the reference, run eagerly and
-under torch.compile, and liger-kernel where it is installed. All inputs are bfloat16.
+writes benchmarks/results/kernels_DEVICE_COMMIT.json. What is measured stands in kernel_cases.py: the
+peers are torch's own operators, the reference under torch.compile, and liger-kernel and fla-core
+where they are installed. A peer that does not run is told with its reason; ours must run.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from archfront.kernels.rows import op, reference
+from archfront.benchmarks.kernel_cases import OURS, OWN, Case, Form, Outputs, cases
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = 3
-EPS = 1e-6
-ROW_SHAPES = ((65_536, 128), (16_384, 2048), (16_384, 4096), (8192, 8192))
-HIDDEN_SHAPES = ((65_536, 768), (16_384, 5632), (16_384, 14_336))
-# operator -> shapes, inputs of [rows, width], matrices moved by the forward and by the backward
-OPERATORS = {
-    "rms_norm": (ROW_SHAPES, 1, {"forward": 2, "backward": 3}),
-    "add_rms_norm": (ROW_SHAPES, 2, {"forward": 4, "backward": 4}),
-    "swiglu": (HIDDEN_SHAPES, 2, {"forward": 3, "backward": 5}),
-}
-
-Outputs = Tensor | tuple[Tensor, ...]
-
-
-def peers(operator: str) -> Iterator[tuple[str, Callable[..., Outputs]]]:
-    settings = {} if operator == "swiglu" else {"eps": EPS}
-    meaning = partial(getattr(reference, operator), **settings)
-    yield "archfront", partial(getattr(op, operator), **settings, backend="triton")
-    yield "torch eager", meaning
-    yield "torch.compile", torch.compile(meaning, dynamic=False)
-    if importlib.util.find_spec("liger_kernel"):
-        yield f"liger {version('liger-kernel')}", liger(operator)
-
-
-def liger(operator: str) -> Callable[..., Outputs]:
-    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
-    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-    # no offset, all in float32 as in the reference, gradients in memory of their own
-    settings = (EPS, 0.0, "gemma", False)
-    return {
-        "rms_norm": lambda x, w: LigerRMSNormFunction.apply(x, w, *settings),
-        "add_rms_norm": lambda x, r, w: LigerFusedAddRMSNormFunction.apply(x, r, w, *settings),
-        "swiglu": LigerSiLUMulFunction.apply,
-    }[operator]
+PEER_FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, ImportError)
 
 
 def as_tuple(outputs: Outputs) -> tuple[Tensor, ...]:
@@ -75,40 +40,55 @@ def copy_gb_per_s() -> float:
     return 2 * source.nbytes / milliseconds(lambda: target.copy_(source))["median_ms"] / 1e6
 
 
-def measure(operator: str, num_rows: int, width: int, copy: float) -> Iterator[dict]:
-    _, num_matrices, moved = OPERATORS[operator]
-    truth = None
-    for peer, run in peers(operator):
-        torch.manual_seed(0)
-        inputs = [torch.randn(num_rows, width, dtype=torch.bfloat16) for _ in range(num_matrices)]
-        if operator != "swiglu":
-            inputs.append(torch.randn(width, dtype=torch.bfloat16))
-        inputs = [x.requires_grad_() for x in inputs]  # each peer's own: one may write over them
-        outputs = as_tuple(run(*inputs))
-        cotangents = [torch.randn_like(y) for y in outputs]
-        y = outputs[0].detach().float()
-        truth = y if truth is None else truth
-        jobs = {
-            "forward": lambda run=run, inputs=inputs: run(*inputs),
-            "backward": lambda outputs=outputs, inputs=inputs, cotangents=cotangents: (
-                torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True)
-            ),
+def prepared(form: Form, direction: str) -> Callable[[], tuple[Tensor, ...]]:
+    """The call that is timed: the forward without gradients, or all gradients of one forward."""
+    torch.manual_seed(0)
+    inputs = form.inputs()  # each form's own: one may write over them
+    if direction == "forward":
+
+        def forward() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return as_tuple(form.run(*inputs))
+
+        return forward
+    leaves = [x.requires_grad_() for x in inputs]
+    outputs = as_tuple(form.run(*leaves))
+    cotangents = [torch.randn_like(y) for y in outputs]
+    return lambda: torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)
+
+
+def measure(case: Case) -> dict[str, dict[str, Any]]:
+    """By form its timing, its value and how far its first result is from ours; or its fault."""
+    found: dict[str, dict[str, Any]] = {}
+    ours = None
+    for name, form in case.forms.items():
+        try:
+            call = prepared(form, case.direction)
+            y = call()[0].detach().float()
+            timing = milliseconds(call)
+        except PEER_FAULTS as fault:
+            if name in OWN:
+                raise
+            found[name] = {"fault": f"{type(fault).__name__}: {fault}".splitlines()[0]}
+            continue
+        ours = y if ours is None else ours
+        same = form.inputs is case.forms[OURS].inputs
+        found[name] = {
+            **timing,
+            "value": case.value(form, timing["median_ms"] / 1e3),
+            "distance_to_archfront": ((y - ours).norm() / ours.norm()).item() if same else None,
         }
-        for direction, job in jobs.items():
-            timing = milliseconds(job)
-            gb_per_s = moved[direction] * num_rows * width * 2 / timing["median_ms"] / 1e6
-            yield {
-                "operator": operator,
-                "direction": direction,
-                "rows": num_rows,
-                "width": width,
-                "dtype": "bfloat16",
-                "peer": peer,
-                **timing,
-                "gb_per_s": gb_per_s,
-                "share_of_copy": gb_per_s / copy,
-                "distance_to_archfront": ((y - truth).norm() / truth.norm()).item(),
-            }
+    return found
+
+
+def told(case: Case, found: dict[str, dict[str, Any]], reached: bool) -> None:
+    goal = f"goal {case.goal.told}: {'reached' if reached else 'missed'}"
+    print(f"\n{case.operator} {case.direction}, {case.shape}, {case.unit}; {goal}")
+    for name, facts in found.items():
+        if "fault" in facts:
+            print(f"  {name:16} did not run: {facts['fault']}")
+        else:
+            print(f"  {name:16} {facts['value']:9.2f} {case.unit:9} {facts['median_ms']:9.4f} ms")
 
 
 def commit() -> str:
@@ -121,18 +101,28 @@ def main() -> int:
         print("needs a CUDA device: not measured")
         return NOT_MEASURED
     torch.set_default_device("cuda")
-    device = torch.cuda.get_device_name()
+    device, wanted = torch.cuda.get_device_name(), sys.argv[1:]
     copy = copy_gb_per_s()
-    print(f"{device}: copy {copy:.0f} GB/s, read and write")
-    rows = []
-    for operator, (shapes, _, _) in OPERATORS.items():
-        for shape in shapes:
-            for row in measure(operator, *shape, copy):
-                rows.append(row)
-                print(
-                    "{operator:13} {direction:9} {rows:>6} x {width:<6} {peer:14} "
-                    "{median_ms:8.4f} ms {gb_per_s:6.0f} GB/s {share_of_copy:6.1%}".format(**row)
-                )
+    print(f"{device}: copy {copy:.0f} GB/s, read and write; bfloat16")
+    lines = []
+    for case in cases():
+        if wanted and case.operator not in wanted:
+            continue
+        found = measure(case)
+        values = {name: facts["value"] for name, facts in found.items() if "value" in facts}
+        reached = case.goal.reached(values, copy)
+        told(case, found, reached)
+        lines.append(
+            {
+                "operator": case.operator,
+                "direction": case.direction,
+                "shape": case.shape,
+                "unit": case.unit,
+                "goal": case.goal.told,
+                "reached": reached,
+                "forms": found,
+            }
+        )
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"kernels_{device.replace(' ', '_')}_{commit()}.json"
     facts = {
@@ -140,12 +130,15 @@ def main() -> int:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         "commit": commit(),
+        "dtype": "bfloat16",
         "copy_gb_per_s": copy,
-        "rows": rows,
+        "cases": lines,
     }
     path.write_text(json.dumps(facts, indent=1) + "\n")
-    print(path)
+    missed = sum(not line["reached"] for line in lines)
+    print(f"\n{len(lines) - missed} of {len(lines)} goals reached; {path}")
     return 0
 
 
