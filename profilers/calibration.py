@@ -99,7 +99,7 @@ def _timing(row: Mapping[str, Any]) -> tuple[Operator, float]:
 
 def model_of(calibration: Calibration) -> Model:
     """The shipped cost model with a fit on the device's own timings."""
-    from .cost.fitting import calibrated  # a second of imports that only a fit needs
+    from .cost.calibration import calibrated  # scipy, which only a fit needs
 
     timings = [
         Timing(

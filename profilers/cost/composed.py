@@ -2,7 +2,7 @@
 
 Calls that a forward pass would make together share a scenario: all of a decode batch, or all of a
 prefill of so many tokens. An architecture takes a few of each kind and repeats them over its layers;
-its weights are of a model of one width, so that none of them is the whole of its time.
+its weights are of a like size, so that no single one is the whole of its time.
 """
 
 from collections import Counter, defaultdict
@@ -26,7 +26,7 @@ from ...search_space.operators import (
 
 MIN_PRODUCTS = 4
 Scenario = tuple[str, int]  # the phase, and how many tokens its pass handles
-SMALLEST, LARGEST = 1 << 20, 1 << 28  # elements of a weight that a layer of a model of today has
+SMALLEST, LARGEST = 1 << 21, 1 << 28  # elements of a weight that a layer of a model of today has
 ALIKE = 4  # how often the largest weight of a model's layers is the smallest doubled, at most
 DECODE = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PREFILL = (512, 1024, 2048, 4096, 8192, 16384)
@@ -100,6 +100,6 @@ def _alike(found: list[int], calls: Sequence[Operator], rng: np.random.Generator
     """Those products whose weights could be of one model: within ALIKE doublings of each other."""
     if not found:
         return []
-    sizes = np.log2([calls[i].n * calls[i].k for i in found])
+    sizes = np.log2([call.n * call.k for i in found if isinstance(call := calls[i], Gemm)])
     least = rng.choice(sizes) - ALIKE / 2
     return [i for i, size in zip(found, sizes, strict=True) if least <= size <= least + ALIKE]

@@ -17,7 +17,6 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from ...search_space.operators import Operator
 from ..device import device
 from .calibration import GUESS, LOOSE, SHARES, Sample, calibrated_class, conformal, fit_constants
-from .calibration import calibrated as calibrated
 from .composed import Scenario, compose
 from .model import (
     POOLED_SHARE,
