@@ -24,7 +24,7 @@ HEAD = {
     "scan": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=4),
     "rscan": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=4),
     "dintra": Config(tiles={"BV": 64}, warps=4),
-    "grads": Config(tiles={"BK": 64, "BV": 32}, warps=8),
+    "grads": Config(tiles={"BK": 64, "BV": 32}, warps=8, stages=1),
     "step": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=4),
 }
 # the levels of `intra` and `grads` hold a weight for each element of a tile
@@ -42,7 +42,7 @@ WIDE_KEYS = {
 WITH_WARP_GROUPS = ("sm_90", "sm_100")
 # elsewhere the operands of a product lie in registers too
 WITHOUT = {
-    "intra": Config(tiles={"BK": 32}, warps=8),
+    "intra": Config(tiles={"BK": 32}, warps=8, stages=1),
     "scan": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=8),
     "rscan": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=8),
     "grads": Config(tiles={"BK": 16, "BV": 64}, warps=8, stages=1),
@@ -75,7 +75,7 @@ CHANNEL_SCANS = {
     "channels": Config(tiles={"BN": 64, "UNROLL": 16}, warps=2),
     "channels_backward": Config(tiles={"BN": 64, "UNROLL": 16}, warps=2),
     "selective": Config(tiles={"BN": 32, "UNROLL": 8}, warps=4),
-    "selective_backward": Config(tiles={"BN": 32, "UNROLL": 8}, warps=4),
+    "selective_backward": Config(tiles={"BN": 32, "UNROLL": 8}, warps=8),
 }
 
 

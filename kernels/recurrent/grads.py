@@ -108,7 +108,7 @@ def grads(
         dq = tl.zeros([C, BK], tl.float32)
         de = tl.zeros([C, BK], tl.float32)
         dk = tl.zeros([C, BK], tl.float32)
-        last = tl.zeros([BK], tl.float32)
+        last = tl.zeros([1, BK], tl.float32)  # a row: triton 3.6 fails to reduce what is reduced
         for f0 in range(0, V, BV):
             f = f0 + tl.arange(0, BV)
             in_values = in_text[:, None] & (f[None, :] < V)
@@ -122,7 +122,7 @@ def grads(
             if not SECOND:
                 S = tl.load(S_ptr + state + at_state, mask=in_state, other=0.0)
                 do = tl.load(do_ptr + head * V + at, mask=in_values, other=0.0)
-                last += tl.sum(S.to(tl.float32) * dS, 1)
+                last += tl.sum(S.to(tl.float32) * dS, 1)[None, :]
                 dq = tl.dot(do, tl.trans(S), dq, input_precision=PRECISION)
                 if DELTA:
                     Y = tl.load(Y_ptr + head * V + at, mask=in_values, other=0.0)
@@ -149,11 +149,11 @@ def grads(
             q_weight *= tl.exp2(G)
             e_weight *= tl.exp2(G_e)
             k_weight *= tl.exp2(G_last - G)
-            last *= tl.exp2(tl.reshape(G_last, [BK]))
+            last *= tl.exp2(G_last)
         dq *= q_weight
         de *= e_weight
         dk *= k_weight
-        last += tl.sum(k * dk, 0)
+        last += tl.sum(k * dk, 0, keep_dims=True)
 
         at_pairs = i[:, None] * (heads * C) + i[None, :]
         dA = tl.load(dA_ptr + head * C + at_pairs, mask=in_text[:, None], other=0.0)
@@ -191,7 +191,7 @@ def grads(
         dG = q * dq + e * de - k * dk
         if DECAY == 2:
             at = i[:, None] * (heads * K) + d[None, :]
-            dg = tl.cumsum(dG, 0, reverse=True) + last[None, :]
+            dg = tl.cumsum(dG, 0, reverse=True) + last
             if DELTA == 2:
                 dg -= e * de
             g = tl.load(decay_ptr + head * K + at, mask=in_keys, other=0.0)
@@ -200,7 +200,7 @@ def grads(
                 dg += tl.load(ddecay_ptr + head * K + at, mask=in_keys, other=0.0)
             tl.store(ddecay_ptr + head * K + at, dg, mask=in_keys)
         if DECAY == 1:
-            dg = tl.cumsum(tl.sum(dG, 1), 0, reverse=True) + tl.sum(last, 0)
+            dg = tl.cumsum(tl.sum(dG, 1), 0, reverse=True) + tl.sum(last, 1)
             g = tl.load(decay_ptr + head + i * heads, mask=in_text, other=0.0)
             rows_before = tl.num_programs(0).to(tl.int64) // chunks * tokens * tl.program_id(2)
             at = ddecay_ptr + rows_before * heads + head + i * heads

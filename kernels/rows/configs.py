@@ -44,7 +44,7 @@ EVERYWHERE = {
     "rms_norm_forward": (*FORWARD, RowConfig(block=16384, rows=1, warps=32)),
     "rms_norm_backward": BACKWARD,
     "gated_rms_norm_forward": FORWARD,
-    "gated_rms_norm_backward": BACKWARD,
+    "gated_rms_norm_backward": (*BACKWARD[:-1], RowConfig(block=8192, rows=1, warps=32)),
     "l2_norm": NARROW,
     "glu": NARROW,
     # of one head the pairs, of heads and tokens together the rows

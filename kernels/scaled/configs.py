@@ -10,7 +10,7 @@ EVERYWHERE = {
     "strips": Config(tiles={"ROWS": 32, "COLS": 128}, warps=4),
     "squares": Config(tiles={"ROWS": 128, "COLS": 128}, warps=16),
     "given": Config(tiles={"ROWS": 16, "COLS": 256}, warps=4),
-    "scale_rows": Config(tiles={"ROWS": 8, "COLS": 512}, warps=4),
+    "scale_rows": Config(tiles={"ROWS": 8, "COLS": 512}, warps=8),
     "matmul": Config(tiles={"BM": 128, "BN": 128, "GROUP": 8}, warps=8, stages=3),
     # a scale for each column of the tile takes many registers
     "matmul_by_row": Config(tiles={"BM": 128, "BN": 64, "GROUP": 8}, warps=8, stages=4),
