@@ -315,7 +315,7 @@ def profile(
             )
             raise typer.Exit(1)
         answer = trained.beside(known)
-    fits = costs.fits(architecture, at, plan.workloads)
+    fits = costs.fits(answer, at, plan.workloads)
     plain = {
         **answer.plain(),
         "architecture": architecture.plain(),

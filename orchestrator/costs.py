@@ -21,10 +21,11 @@ from ..profilers.estimate import (
     tokens_a_step,
     train_cost,
 )
-from ..profilers.memory import MARGIN, Verdict, memory, verdict
+from ..profilers.memory import GIB, MARGIN, Verdict, verdict
+from ..profilers.report import Report
 from ..search_space.architecture import Architecture
 from ..search_space.workload import Workload
-from .text import number
+from .text import find, number
 
 SMALLEST_SHARE = 0.005  # of a pass that has a line of its own
 
@@ -82,19 +83,19 @@ class Fit:
     device_gib: float
 
 
-def fits(architecture: Architecture, target: Cluster, workloads: Sequence[Workload]) -> list[Fit]:
-    """The verdict of each workload."""
+def fits(report: Report, target: Cluster, workloads: Sequence[Workload]) -> list[Fit]:
+    """The verdict of each workload, by its peak as measured or estimated."""
     found = []
     for workload in workloads:
-        measurements = memory(architecture, workload, devices=target.count)
-        peak = next(m for m in measurements if m.name == "peak_gib")
+        peak = find(report, f"peak_gib@{workload.name}")
+        assert peak is not None, "every workload has a peak"
         found.append(
             Fit(
                 workload=workload.name,
                 verdict=verdict(peak, target.device.memory_gb),
                 peak_gib=peak.value,
                 high_gib=peak.high or peak.value,
-                device_gib=MARGIN * target.device.memory_gb * 1e9 / 2**30,
+                device_gib=MARGIN * target.device.memory_gb * 1e9 / GIB,
             )
         )
     return found

@@ -7,6 +7,7 @@ from ..profilers.blocks.measure import Kind, Timed, measure, timing_key
 from ..profilers.blocks.pieces import pieces
 from ..profilers.calibration import Calibration
 from ..profilers.device import Device
+from ..profilers.estimate import points
 from ..profilers.report import Failure
 from ..search_space.architecture import Architecture
 from ..search_space.operators import Point
@@ -29,15 +30,6 @@ class Composition:
     @property
     def error(self) -> float:
         return self.pieces_s / self.whole_s - 1
-
-
-def points(workload: Workload) -> dict[str, Point]:
-    """The two passes of a workload that are timed."""
-    tokens = workload.prefill_tokens
-    return {
-        "prefill": Point(batch=workload.prefill_batch, tokens=tokens, context=tokens),
-        "decode": Point(batch=workload.decode_batch, tokens=1, context=workload.decode_context),
-    }
 
 
 def measure_blocks(

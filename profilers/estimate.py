@@ -26,6 +26,7 @@ from .cost.model import Provenance as Known
 from .cost.shipped import shipped
 from .device import Device
 from .lowering import ENDS, Calls, head, joined
+from .memory import GIB
 from .report import Measurement, Provenance
 
 # Published training runs, backward over forward time: the median, and how far nine in ten are off.
@@ -120,6 +121,36 @@ def latency(
     return tuple(found)
 
 
+def points(workload: Workload) -> dict[str, Point]:
+    """The two passes of a workload that serve: `prefill` and `decode`, without drafts."""
+    tokens = workload.prefill_tokens
+    return {
+        "prefill": Point(batch=workload.prefill_batch, tokens=tokens, context=tokens),
+        "decode": Point(batch=workload.decode_batch, tokens=1, context=workload.decode_context),
+    }
+
+
+def measured_peak(
+    architecture: Architecture, target: Cluster, workload: Workload, learnt: Learnt
+) -> Measurement | None:
+    """`peak_gib` as the allocator saw it, where the whole model ran both passes on the target."""
+    key = f"whole:{architecture.key}"
+    answers = [learnt.timed.get((key, point)) for point in points(workload).values()]
+    peaks = [answer.peak_bytes for answer in answers if answer and answer.peak_bytes]
+    if target.count > 1 or len(peaks) < len(answers):
+        return None
+    value = max(peaks) / GIB
+    return Measurement(
+        name="peak_gib",
+        workload=workload.name,
+        value=value,
+        low=value,
+        high=value,
+        provenance="measured",
+        device=target.name,
+    )
+
+
 def best_split(
     architecture: Architecture, target: Cluster, workload: Workload, learnt: Learnt
 ) -> Split:
@@ -142,17 +173,14 @@ def prefill_cost(
     architecture: Architecture, target: Cluster, workload: Workload, learnt: Learnt, split: Split
 ) -> Cost:
     """One prefill of all prompts."""
-    tokens = workload.prefill_tokens
-    point = Point(batch=workload.prefill_batch, tokens=tokens, context=tokens)
-    return _pass(architecture, target, point, learnt, split)
+    return _pass(architecture, target, points(workload)["prefill"], learnt, split)
 
 
 def decode_cost(
     architecture: Architecture, target: Cluster, workload: Workload, learnt: Learnt, split: Split
 ) -> Cost:
     """One decoding step; with drafts, the step that verifies them and the modules that draft."""
-    batch = workload.decode_batch
-    point = Point(batch=batch, tokens=1, context=workload.decode_context)
+    batch, point = workload.decode_batch, points(workload)["decode"]
     drafts = _drafts(architecture, workload)
     if not drafts:
         return _pass(architecture, target, point, learnt, split)

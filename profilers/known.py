@@ -4,7 +4,7 @@ from ..search_space.accounting import cache_bytes, flops_per_token, parameters, 
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 from .cluster import cluster
-from .estimate import Learnt, latency
+from .estimate import Learnt, latency, measured_peak
 from .memory import GIB, memory
 from .report import Measurement
 
@@ -33,6 +33,8 @@ def known_before_training(
     ]
     target = cluster(plan.target)
     for workload in plan.workloads:
-        found += memory(architecture, workload, devices=target.count)
+        peak = measured_peak(architecture, target, workload, learnt or Learnt())
+        told = memory(architecture, workload, devices=target.count)
+        found += [peak if peak and m.name == peak.name else m for m in told]
         found += latency(architecture, target, workload, learnt)
     return tuple(found)

@@ -16,15 +16,18 @@ from archfront.profilers.estimate import (
     best_split,
     decode_cost,
     latency,
+    points,
     prefill_cost,
     tokens_a_step,
 )
+from archfront.profilers.known import known_before_training
 from archfront.profilers.lowering import calls
 from archfront.profilers.report import Measurement
 from archfront.search_space import published
 from archfront.search_space.architecture import Architecture
 from archfront.search_space.document import InputError
 from archfront.search_space.operators import Experts, Gemm, Point
+from archfront.search_space.plan import Plan
 from archfront.search_space.workload import WORKLOADS, Workload
 
 CHAT, H200 = WORKLOADS["chat-4k"], cluster("h200_sxm")
@@ -220,6 +223,20 @@ class TestTimedBlocks:
         assert known["decode_ms"].value == pytest.approx(2.0)
         assert known["decode_ms"].provenance == "measured"
         assert known["prefill_ms"].provenance == "estimated"
+
+    def test_a_whole_model_that_ran_tells_its_peak(self) -> None:
+        some = next(iter(self.timed(1e-4, "*").timed.values()))
+        runs = {
+            (f"whole:{small().key}", point): replace(some, point=point, peak_bytes=peak * 2**30)
+            for point, peak in zip(points(CHAT).values(), (3, 2), strict=True)
+        }
+        plan = Plan(target="h200_sxm", workloads=(CHAT,))
+        known = told(known_before_training(small(), plan, Learnt(timed=runs)))
+        assert known["peak_gib"].value == 3
+        assert known["peak_gib"].provenance == "measured"
+        one = dict([*runs.items()][:1])
+        known = told(known_before_training(small(), plan, Learnt(timed=one)))
+        assert known["peak_gib"].provenance == "estimated"
 
     def test_timings_of_another_point_do_not_count(self) -> None:
         learnt = self.timed(1e-4, "*", "-", "ends")
