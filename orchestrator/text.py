@@ -241,7 +241,8 @@ def report(architecture: Architecture, found: Report) -> RenderableType:
             m.device or "",
         )
     notes = ", ".join(f"{name} {value[:12]}" for name, value in found.facts.items())
-    return Group(head, shape, *blocks, Text(), table, Text(notes, style="dim"))
+    foot = (Text(notes, style="dim"),) if notes else ()
+    return Group(head, shape, *blocks, Text(), table, *foot)
 
 
 def together(*parts: RenderableType) -> RenderableType:
