@@ -30,7 +30,7 @@ from .tables import Timing
 from .trees import Bins, Trees, exported
 from .work import Constants, seconds
 
-FOLDS = 3
+FOLDS = 4
 UNTESTED = 0.5  # half-width in log of a class that no trial could test
 MAX_BINS = 64
 OUTLYING = 4.0  # times the median error
