@@ -52,7 +52,19 @@ def score_arguments(scale: float, softcap: float | None) -> dict[str, Any]:
     return {"squeeze": squeeze, "factor": softcap * log2(e), "SOFTCAP": True}
 
 
-def strides(**tensors: Tensor) -> dict[str, int]:
+def inputs(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor) -> dict[str, Any]:
+    """What every kernel over a text is told of queries, keys and values: where, and how wide."""
+    return {
+        "q_ptr": q_BTHK,
+        "k_ptr": k_BTGK,
+        "v_ptr": v_BTGV,
+        **_strides(q=q_BTHK, k=k_BTGK, v=v_BTGV),
+        "group": q_BTHK.shape[2] // k_BTGK.shape[2],
+        **widths(q_BTHK.shape[3], v_BTGV.shape[3]),
+    }
+
+
+def _strides(**tensors: Tensor) -> dict[str, int]:
     return {
         f"{name}_{axis}": stride
         for name, x in tensors.items()

@@ -15,12 +15,11 @@ from ..laws import require
 from .arguments import (
     SMALLEST_TILE,
     document_bounds,
+    inputs,
     require_heads,
     require_scores,
     score_arguments,
-    strides,
     tile_width,
-    widths,
 )
 from .blocks_backward import blocks_backward_keys, blocks_backward_queries
 from .blocks_forward import blocks_forward
@@ -28,6 +27,23 @@ from .configs import config_for
 from .dense import delta_launch
 
 LARGEST_GROUP = 32  # query heads of one key/value head: rows of the smallest tile in configs.py
+
+
+def _inputs(
+    q_BTHK: Tensor,
+    k_BTGK: Tensor,
+    v_BTGV: Tensor,
+    start_BT: Tensor | None,
+    block: int,
+    scale: float,
+) -> dict[str, Any]:
+    return {
+        **inputs(q_BTHK, k_BTGK, v_BTGV),
+        "start_ptr": start_BT,
+        "factor": score_arguments(scale, None)["factor"],
+        "DOCUMENTS": start_BT is not None,
+        "BLOCK": block,
+    }
 
 
 def forward_launch(
@@ -49,20 +65,11 @@ def forward_launch(
         kernel=blocks_forward,
         grid=(T, G, B),
         arguments={
-            "q_ptr": q_BTHK,
-            "k_ptr": k_BTGK,
-            "v_ptr": v_BTGV,
+            **_inputs(q_BTHK, k_BTGK, v_BTGV, start_BT, block, scale),
             "blocks_ptr": blocks_BGTN,
-            "start_ptr": start_BT,
             "o_ptr": o_BTHV,
             "lse_ptr": lse_BHT,
-            **strides(q=q_BTHK, k=k_BTGK, v=v_BTGV),
             "num_listed": blocks_BGTN.shape[-1],
-            "group": group,
-            "factor": score_arguments(scale, None)["factor"],
-            "DOCUMENTS": start_BT is not None,
-            "BLOCK": block,
-            **widths(K, V),
             "M": tile_width(group),
             "N": min(block, config.tiles["N"]),
         },
@@ -92,23 +99,14 @@ def queries_launch(
         kernel=blocks_backward_queries,
         grid=(T, G, B),
         arguments={
-            "q_ptr": q_BTHK,
-            "k_ptr": k_BTGK,
-            "v_ptr": v_BTGV,
+            **_inputs(q_BTHK, k_BTGK, v_BTGV, start_BT, block, scale),
             "blocks_ptr": blocks_BGTN,
-            "start_ptr": start_BT,
             "do_ptr": do_BTHV,
             "lse_ptr": lse_BHT,
             "delta_ptr": delta_BHT,
             "dq_ptr": dq_BTHK,
-            **strides(q=q_BTHK, k=k_BTGK, v=v_BTGV),
             "num_listed": blocks_BGTN.shape[-1],
-            "group": group,
             "scale": scale,
-            "factor": score_arguments(scale, None)["factor"],
-            "DOCUMENTS": start_BT is not None,
-            "BLOCK": block,
-            **widths(K, V),
             "M": tile_width(group),
             "N": min(block, config.tiles["N"]),
         },
@@ -141,28 +139,19 @@ def keys_launch(
         kernel=blocks_backward_keys,
         grid=(triton.cdiv(T, N), G, B),
         arguments={
-            "q_ptr": q_BTHK,
-            "k_ptr": k_BTGK,
-            "v_ptr": v_BTGV,
+            **_inputs(q_BTHK, k_BTGK, v_BTGV, start_BT, block, scale),
             "asker_ptr": asker_BGL,
             "offset_ptr": offset_BGJ,
-            "start_ptr": start_BT,
             "do_ptr": do_BTHV,
             "lse_ptr": lse_BHT,
             "delta_ptr": delta_BHT,
             "dk_ptr": dk_BTGK,
             "dv_ptr": dv_BTGV,
-            **strides(q=q_BTHK, k=k_BTGK, v=v_BTGV),
             "num_tokens": T,
             "num_listed": asker_BGL.shape[-1] // T,
             "num_blocks": offset_BGJ.shape[-1] - 1,
-            "group": group,
             "scale": scale,
-            "factor": score_arguments(scale, None)["factor"],
-            "DOCUMENTS": start_BT is not None,
-            "BLOCK": block,
             "HEADS": triton.next_power_of_2(group),
-            **widths(K, V),
             "M": config.tiles["M"],
             "N": N,
         },

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, run
-from .arguments import Rule, document_bounds, require_heads, require_scores, strides, widths
+from .arguments import Rule, document_bounds, inputs, require_heads, require_scores
 from .backward import backward_delta, backward_keys, backward_queries
 from .configs import config_for
 from .forward import forward
@@ -33,16 +33,11 @@ def forward_launch(
         kernel=forward,
         grid=(triton.cdiv(T, config.tiles["M"]), H, B),
         arguments={
-            "q_ptr": q_BTHK,
-            "k_ptr": k_BTGK,
-            "v_ptr": v_BTGV,
+            **inputs(q_BTHK, k_BTGK, v_BTGV),
             "o_ptr": o_BTHV,
             "lse_ptr": lse_BHT,
-            **strides(q=q_BTHK, k=k_BTGK, v=v_BTGV),
             "num_tokens": T,
-            "group": H // k_BTGK.shape[2],
             **rule.arguments,
-            **widths(K, V),
             **config.tiles,
         },
         warps=config.warps,
@@ -87,20 +82,15 @@ def keys_launches(
     (B, T, G, K), V = k_BTGK.shape, v_BTGV.shape[-1]
     config = config_for(arch, "backward_keys", q_BTHK.dtype, K, V, crowded=rule.crowded)
     arguments = {
-        "q_ptr": q_BTHK,
-        "k_ptr": k_BTGK,
-        "v_ptr": v_BTGV,
+        **inputs(q_BTHK, k_BTGK, v_BTGV),
         "do_ptr": do_BTHV,
         "lse_ptr": lse_BHT,
         "delta_ptr": delta_BHT,
         "dk_ptr": dk_BTGK,
         "dv_ptr": dv_BTGV,
-        **strides(q=q_BTHK, k=k_BTGK, v=v_BTGV),
         "num_tokens": T,
-        "group": q_BTHK.shape[2] // G,
         **rule.arguments,
         "scale": rule.scale,
-        **widths(K, V),
         **config.tiles,
     }
     together = max(K, V) <= WIDEST_TOGETHER
@@ -133,19 +123,14 @@ def queries_launch(
         kernel=backward_queries,
         grid=(triton.cdiv(T, config.tiles["M"]), H, B),
         arguments={
-            "q_ptr": q_BTHK,
-            "k_ptr": k_BTGK,
-            "v_ptr": v_BTGV,
+            **inputs(q_BTHK, k_BTGK, v_BTGV),
             "do_ptr": do_BTHV,
             "lse_ptr": lse_BHT,
             "delta_ptr": delta_BHT,
             "dq_ptr": dq_BTHK,
-            **strides(q=q_BTHK, k=k_BTGK, v=v_BTGV),
             "num_tokens": T,
-            "group": H // k_BTGK.shape[2],
             **rule.arguments,
             "scale": rule.scale,
-            **widths(K, V),
             **config.tiles,
         },
         warps=config.warps,
