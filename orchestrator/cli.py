@@ -7,6 +7,7 @@ everything finished kept. Heavy imports wait until a command needs them: `--vers
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -397,7 +398,7 @@ def _measured_here(
     if target not in (None, here.name):
         raise InputError(f"--measure times what is here, {here.name}, and the target is {target}")
     torch.set_num_threads(1)
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    say = partial(print, file=sys.stderr)
     for warning in warnings:
         say(warning)
     with open_store(store) as opened:

@@ -19,7 +19,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Composition:
+class Comparison:
     """A whole model beside the sum of its blocks at one point."""
 
     workload: str
@@ -41,7 +41,7 @@ def measure_blocks(
     here: Device,
     whole: bool,
     tell: Tell,
-) -> tuple[list[Failure], list[Composition]]:
+) -> tuple[list[Failure], list[Comparison]]:
     """Time each piece at each point that the store has no timing of; with `whole` the model too.
 
     What does not fit or breaks the device is a Failure, and the rest goes on.
@@ -64,19 +64,18 @@ def measure_blocks(
             failures.append(timed)
             return None
         store.keep_timing(timed)
+        known[timed.key] = timed  # another workload may have the same point
         return timed
 
-    compositions = []
+    compositions, of_model = [], pieces(architecture)
     for workload, what, point in _passes(workloads):
-        parts = [
-            (piece, answer(piece.architecture, piece.part, point)) for piece in pieces(architecture)
-        ]
+        parts = [(piece, answer(piece.architecture, piece.part, point)) for piece in of_model]
         if not whole:
             continue
         timed = answer(architecture, "whole", point)
         if timed is not None and all(part is not None for _, part in parts):
             total = sum(piece.times * part.seconds for piece, part in parts if part)
-            found = Composition(workload=workload, what=what, pieces_s=total, whole_s=timed.seconds)
+            found = Comparison(workload=workload, what=what, pieces_s=total, whole_s=timed.seconds)
             compositions.append(found)
             _keep_whole(store, here, software, (total, architecture.num_layers, timed.seconds))
     return failures, compositions

@@ -198,8 +198,9 @@ def decode_cost(
 
 
 def _drafts(architecture: Architecture, workload: Workload) -> int:
-    drafted = architecture.mtp is not None and workload.draft_acceptance is not None
-    return architecture.mtp.depth if drafted and architecture.mtp else 0
+    if architecture.mtp is None or workload.draft_acceptance is None:
+        return 0
+    return architecture.mtp.depth
 
 
 def tokens_a_step(architecture: Architecture, workload: Workload) -> float:

@@ -13,14 +13,14 @@ from ..search_space.accounting import (
     weight_bytes,
 )
 from ..search_space.architecture import Architecture
-from ..search_space.operators import STATE_BYTES, Point, Scan
+from ..search_space.operators import ACTIVATION_BYTES, STATE_BYTES, Point, Scan
 from ..search_space.workload import Workload
 from .lowering import calls
 from .report import Measurement
 
 GIB = 2**30
 PREFILL_CHUNK = 8192  # engines prefill long prompts in pieces of about this many tokens
-ACTIVATION_BYTES, LOGIT_BYTES = 2, 4
+LOGIT_BYTES = 4
 PROCESS = (0.3 * GIB, 0.5 * GIB, 0.9 * GIB)  # of the driver and its libraries: low, likely, high
 WORKSPACE = 64 * 2**20
 FRAGMENTATION = (1.0, 1.05, 1.15)  # of what the allocator reserves over what is used
