@@ -279,10 +279,11 @@ def _timed(
     architecture: Architecture, point: Point, learnt: Learnt
 ) -> dict[str, tuple[float, float]]:
     """(seconds, half-width) of each place all of whose pieces were timed at the point."""
+    known = {piece: answer for (piece, at), answer in learnt.timed.items() if at == point}
     found: dict[str, tuple[float, float]] = {}
     missing = set()
-    for piece in pieces(architecture) if learnt.timed else ():
-        answer = learnt.timed.get((piece.key, point))
+    for piece in pieces(architecture) if known else ():
+        answer = known.get(piece.key)
         if answer is None:
             missing.add(piece.symbol)
             continue

@@ -9,7 +9,7 @@ from typing import Literal
 from .architecture import Architecture, Body, Placement, Precision
 from .blocks.block import Block, Cache, Weight, biases, linear, owners, vector
 from .join import Join
-from .operators import NumberFormat, visible
+from .operators import ACTIVATION_BYTES, NumberFormat, visible
 from .pattern import branches, unroll
 
 BITS_OF: dict[NumberFormat, float] = {"bf16": 16, "fp8": 8, "int8": 8, "fp4": 4}
@@ -17,7 +17,6 @@ SCALE_BYTES = 4  # fp32
 FP4_GROUP = {"mxfp4": 32, "nvfp4": 16}  # weights that share a one-byte scale
 StateFormat = Literal["fp32", "bf16"]
 STATE_BYTES: dict[StateFormat, int] = {"fp32": 4, "bf16": 2}
-ACTIVATION_BYTES = 2
 PAGE_TOKENS = 16  # of one layer, as vLLM's pages have
 
 
