@@ -36,7 +36,7 @@ bench-kernels: $(STAMP)  ## each kernel beside its peer; needs a GPU
 TABLES ?= ../shared/measured_ops
 
 fit-cost-model: $(STAMP)  ## constants and residuals from the tables into the package
-	$(BIN)/python -P -m archfront.profilers.cost.fit --tables $(TABLES) --processes 2
+	$(BIN)/python -P -m archfront.profilers.cost --tables $(TABLES) --processes 2
 
 bench-cost: $(STAMP)  ## how well they foretell what was not fitted
 	$(BIN)/python -P benchmarks/cost.py --tables $(TABLES)

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau
 
-from archfront.profilers.cost.calibration import calibrated
+from archfront.profilers.cost.__main__ import dealt, fit, fold_of
 from archfront.profilers.cost.composed import compose
-from archfront.profilers.cost.fitting import dealt, fit, fold_of
+from archfront.profilers.cost.local_fit import calibrated
 from archfront.profilers.cost.model import Model, Times
 from archfront.profilers.cost.tables import Timing, read
 from archfront.profilers.cost.work import cost_class

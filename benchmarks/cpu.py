@@ -75,14 +75,14 @@ def recurrences() -> dict[str, Call]:
     unit = F.normalize(torch.randn(B, T, H, K), dim=-1)
     q, v, b = torch.randn(3, B, T, H, K)
     decays = (None, -torch.rand(B, T, H), -torch.rand(B, T, H, K))
-    erase = torch.rand(B, T, H)
+    beta = torch.rand(B, T, H)
     found: dict[str, Call] = {
-        name: ("mix", (q, unit, v, decays[axes], erase if delta else None))
+        name: ("linear_recurrence", (q, unit, v, decays[axes], beta if delta else None))
         for name, (axes, delta) in FORMS.items()
     }
-    found["rwkv-7"] = ("mix_rwkv7", (q, decays[2], unit, v, -unit, unit * b.sigmoid()))
+    found["rwkv-7"] = ("rwkv7_recurrence", (q, decays[2], unit, v, -unit, unit * b.sigmoid()))
     x, gate = torch.randn(2, B, T, N)
-    found["rg-lru"] = ("scan_channels", (x, -gate.abs()))
+    found["rg-lru"] = ("channel_scan", (x, -gate.abs()))
     of_states = torch.randn(B, T, S), torch.randn(B, T, S)
     rates = (gate.abs(), -torch.rand(N, S))
     found["mamba-1"] = ("selective_scan", (x, *rates, *of_states, torch.randn(N)))

@@ -25,7 +25,7 @@ from archfront.kernels.rows import op as rows
 from archfront.kernels.rows import reference as meaning
 from archfront.kernels.scaled import op as scaled
 from archfront.kernels.scaled.reference import SQUARE, STRIP
-from archfront.kernels.scaled.reference import quantise as meaning_of_quantise
+from archfront.kernels.scaled.reference import quantize as meaning_of_quantize
 
 OURS = "archfront"
 OWN = (OURS, "scalar decay", "bf16 pages", "int8 pages")  # these must run, a peer may not
@@ -272,7 +272,7 @@ def spread(q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> list[Tensor]:
 
 
 def ours_mix(*inputs: Tensor) -> Outputs:
-    return recurrent.mix(*inputs, scale=inputs[0].shape[-1] ** -0.5, backend="triton")
+    return recurrent.linear_recurrence(*inputs, scale=inputs[0].shape[-1] ** -0.5, backend="triton")
 
 
 def fla(folder: str, name: str) -> dict[str, Callable[..., Outputs]]:
@@ -351,7 +351,7 @@ def scaled_cases(M: int = 8192, N: int = 8192, K: int = 8192) -> Iterator[Case]:
     """Strips of 1 x 128 by squares of 128 x 128."""
 
     def factors() -> list[Tensor]:
-        a, b = scaled.quantise(randn(M, K), STRIP), scaled.quantise(randn(N, K), SQUARE)
+        a, b = scaled.quantize(randn(M, K), STRIP), scaled.quantize(randn(N, K), SQUARE)
         return [*a, *b]
 
     flops = 2 * M * N * K
@@ -376,9 +376,9 @@ def scaled_cases(M: int = 8192, N: int = 8192, K: int = 8192) -> Iterator[Case]:
         goal=at_least(800),
     )
     for name, tile in (("strips", STRIP), ("squares", SQUARE)):
-        plain = partial(meaning_of_quantise, tile=tile)
+        plain = partial(meaning_of_quantize, tile=tile)
         yield Case(
-            operator="quantise",
+            operator="quantize",
             direction="forward",
             shape=f"{M} x {K} {name}",
             unit="GB/s",
@@ -386,7 +386,7 @@ def scaled_cases(M: int = 8192, N: int = 8192, K: int = 8192) -> Iterator[Case]:
                 lambda: [randn(M, K)],
                 M * K * (3 + 4 / prod(size for size in tile if size)),
                 **{
-                    OURS: partial(scaled.quantise, tile=tile, backend="triton"),
+                    OURS: partial(scaled.quantize, tile=tile, backend="triton"),
                     "torch.compile": compiled(plain),
                 },
             ),

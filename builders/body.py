@@ -17,7 +17,7 @@ class Unbuilt(ValueError):
 class Pass:
     """One run through the stack: which tokens it reads, and what blocks leave for later ones.
 
-    `positions_BT` count from the first token of a document. `documents_BT` numbers the documents
+    `positions_BT` count from the first token of a document. `segment_ids_BT` numbers the documents
     of packed rows, None where a row is one. `valid_BT` is false for the padding at the right end
     of shorter rows: no cache keeps it, and what is computed there means nothing. `reads_texts`:
     each row is one whole text from its first token on.
@@ -26,7 +26,7 @@ class Pass:
     positions_BT: Tensor
     tokens_BT: Tensor | None = None
     embedded_BTD: Tensor | None = None
-    documents_BT: Tensor | None = None
+    segment_ids_BT: Tensor | None = None
     valid_BT: Tensor | None = None
     reads_texts: bool = False
     left: dict[Any, Any] = field(default_factory=dict)
@@ -58,10 +58,10 @@ def text_positions(batch: int, tokens: int, device: torch.device) -> Tensor:
     return torch.arange(tokens, device=device).expand(batch, tokens)
 
 
-def document_positions(documents_BT: Tensor) -> Tensor:
+def document_positions(segment_ids_BT: Tensor) -> Tensor:
     """positions_BT of packed rows: how far a token is from the first of its document."""
-    B, T = documents_BT.shape
-    index_BT = text_positions(B, T, documents_BT.device)
-    first_BT = torch.ones_like(documents_BT, dtype=torch.bool)
-    first_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    B, T = segment_ids_BT.shape
+    index_BT = text_positions(B, T, segment_ids_BT.device)
+    first_BT = torch.ones_like(segment_ids_BT, dtype=torch.bool)
+    first_BT[:, 1:] = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
     return index_BT - (index_BT * first_BT).cummax(1).values

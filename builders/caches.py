@@ -28,7 +28,7 @@ class Memory:
         """What is held, without the room that is not used yet."""
         raise NotImplementedError
 
-    def pretend(self, tokens: int) -> None:
+    def fill_random(self, tokens: int) -> None:
         """Hold random content as if so many tokens had been read; some have been, to say of what
         shape. A memory of constant size stays as it is."""
 
@@ -157,7 +157,7 @@ class TokenCache(Memory):
     def tensors(self) -> list[Tensor]:
         return [buffer[:, : self._used] for parts in self.parts.values() for buffer in parts]
 
-    def pretend(self, tokens: int) -> None:
+    def fill_random(self, tokens: int) -> None:
         self.lengths = [tokens] * len(self.lengths)
         room = _rounded(self._used, PAGE)
         device = self.positions_BC.device

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..search_space.architecture import Body
 from ..search_space.blocks.block import Block
 from ..search_space.blocks.feed_forward import FeedForward
-from ..search_space.blocks.moe import Moe
+from ..search_space.blocks.moe import MoE
 from ..search_space.pattern import is_feed_forward
 from .heads import stacked
 from .model import HybridLM
@@ -85,7 +85,7 @@ def _inherit_body(mine: Weights, theirs: Weights, body: Body, source: Body) -> d
     inner = {n.removeprefix(to): p for n, p in mine.items() if n.startswith(to)}
     inner_source = {n.removeprefix(of): p for n, p in theirs.items() if n.startswith(of)}
     a, b = body.block, source.block
-    if isinstance(a, Moe) and isinstance(b, FeedForward):
+    if isinstance(a, MoE) and isinstance(b, FeedForward):
         found = _upcycled(a, b, inner, inner_source)
     elif a.kind == b.kind:
         found = _resized(a, b, inner, inner_source)
@@ -177,7 +177,7 @@ def _move(mine: Tensor, axis: int, to_HW: Tensor, theirs: Tensor, from_HW: Tenso
     mine.index_copy_(axis, to.to(mine.device), grown)
 
 
-def _upcycled(block: Moe, source: FeedForward, mine: Weights, theirs: Weights) -> Found:
+def _upcycled(block: MoE, source: FeedForward, mine: Weights, theirs: Weights) -> Found:
     """Every expert a copy of the dense feed-forward; or a slice of it where slices fit.
 
     Split in m, the experts of a virtual group hold the m slices and share a row of the router, so

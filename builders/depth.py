@@ -52,13 +52,13 @@ class DepthRouter(nn.Module):
 
 def _chosen(run: Pass, order_BC: Tensor, valid_BC: Tensor) -> Pass:
     """The pass of those that take part; what earlier blocks left is of all tokens, so it stays out."""
-    documents = run.documents_BT
-    if documents is not None:  # padding is a document of its own, behind all others
-        last = torch.iinfo(documents.dtype).max
-        documents = documents.gather(1, order_BC).masked_fill(~valid_BC, last)
+    segment_ids = run.segment_ids_BT
+    if segment_ids is not None:  # padding is a document of its own, behind all others
+        last = torch.iinfo(segment_ids.dtype).max
+        segment_ids = segment_ids.gather(1, order_BC).masked_fill(~valid_BC, last)
     return Pass(
         positions_BT=run.positions_BT.gather(1, order_BC),
         tokens_BT=None if run.tokens_BT is None else run.tokens_BT.gather(1, order_BC),
-        documents_BT=documents,
+        segment_ids_BT=segment_ids,
         valid_BT=valid_BC,
     )

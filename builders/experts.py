@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from ..kernels.experts import op as kernels
 from ..kernels.experts.groups import Groups
 from ..kernels.experts.reference import Activation
-from ..search_space.blocks.moe import Moe as Record
+from ..search_space.blocks.moe import MoE as Record
 from .body import Body, Pass, Unbuilt
 from .caches import StateCache
-from .feed_forward import Mlp
+from .feed_forward import MLP
 from .parts import Linear, Parts, normed_without_weight
 
 # Activations that the whole of a mixture has a kernel for.
@@ -33,7 +33,7 @@ class Router(Linear):
     expert_scale: nn.Parameter
 
 
-class Moe(Body):
+class MoE(Body):
     """Tokens sorted by expert, one product an expert and matrix, weighted sum back in place.
 
     After a forward, `load_E` holds the tokens each expert got and `balance_loss` the loss of
@@ -54,9 +54,9 @@ class Moe(Body):
             self.router.input_scale = parts.filled("router.input_scale", 1.0)
             self.router.expert_scale = parts.filled("router.expert_scale", 1.0)
         layers = [
-            Mlp(block.activation, block.limit, parts.stacked, p) for p in block.expert_prefixes
+            MLP(block.activation, block.limit, parts.stacked, p) for p in block.expert_prefixes
         ]
-        self.experts: Mlp | nn.ModuleList = layers[0]
+        self.experts: MLP | nn.ModuleList = layers[0]
         if block.expert_layers > 1:
             self.experts = nn.ModuleList(layers)
         self.fused = (
@@ -67,7 +67,7 @@ class Moe(Body):
         )
         self.shared = None
         if block.n_shared:
-            self.shared = Mlp(block.activation, block.limit, parts.linear, "shared.")
+            self.shared = MLP(block.activation, block.limit, parts.linear, "shared.")
         self.shared_gate = parts.linear("shared_gate") if block.shared_gate else None
         if block.latent:
             self.latent_in_proj = parts.linear("latent_in_proj")
@@ -121,7 +121,7 @@ class Moe(Body):
         kept_NK = self._within_capacity(chosen_NK, run, cache)
         real_NK = kept_NK & (chosen_NK < self.block.n_experts)
         expert_NK = torch.where(real_NK, chosen_NK, -1)
-        if isinstance(self.experts, Mlp) and self.fused:
+        if isinstance(self.experts, MLP) and self.fused:
             own = self.experts
             y_ND = kernels.mixture(
                 inner_ND,
@@ -216,7 +216,7 @@ class Moe(Body):
         return of_group.masked_fill(~kept_NO[..., None], -torch.inf).flatten(-2)
 
     def _hashed(self, run: Pass) -> Tensor:
-        """K neighbouring experts, from where the token's id falls."""
+        """K neighboring experts, from where the token's id falls."""
         if run.tokens_BT is None:
             raise Unbuilt("a hash router needs the tokens' ids, this pass has embeddings alone")
         experts = self.block.n_experts + self.block.n_zero
@@ -267,9 +267,9 @@ class Moe(Body):
         return mixed_MD[groups.order_M.argsort()]
 
     def _experts(self, rows_MD: Tensor, groups: Groups) -> Tensor:
-        if isinstance(self.experts, Mlp):
+        if isinstance(self.experts, MLP):
             return self.experts.feed(rows_MD, groups)
-        *inner, last = cast("Sequence[Mlp]", self.experts)
+        *inner, last = cast("Sequence[MLP]", self.experts)
         for layer in inner:
             rows_MD = rows_MD + layer.feed(rows_MD, groups)
         return last.feed(rows_MD, groups)

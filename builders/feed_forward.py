@@ -23,7 +23,7 @@ GATES: dict[record.Activation, Gate] = {
 SITU_GATE, SITU_UP = 4.0, 25.0  # Kimi-K3's soft bounds of gate and up
 
 
-class Mlp(Body):
+class MLP(Body):
     """Up, activation, down; with the groups of rows sorted by expert, each expert's own."""
 
     gate_proj: Projection
@@ -60,7 +60,7 @@ class Mlp(Body):
         return self.down_proj(hidden, *groups)
 
 
-class FeedForward(Mlp):
+class FeedForward(MLP):
     fields = frozenset(record.FeedForward.model_fields)
 
     def __init__(self, block: record.FeedForward, parts: Parts) -> None:

@@ -1,43 +1,43 @@
 """The module of each kind of block. A new mixer is a record, a module, and a name here."""
 
 from .body import Body
-from .experts import Moe
+from .experts import MoE
 from .feed_forward import FeedForward
 from .mixers.attention import Attention
 from .mixers.compressed import CompressedAttention
 from .mixers.gated_deltanet import GatedDeltaNet
-from .mixers.kda import Kda
-from .mixers.linear_attention import Gla, Lightning, Retention
+from .mixers.kda import KDA
+from .mixers.linear_attention import GLA, Lightning, Retention
 from .mixers.mamba1 import Mamba1
 from .mixers.mamba2 import Mamba2
-from .mixers.mla import Mla
+from .mixers.mla import MLA
 from .mixers.noop import NoOp
-from .mixers.rglru import RgLru
-from .mixers.rnn import Rnn
-from .mixers.rwkv7 import Rwkv7, Rwkv7ChannelMix
+from .mixers.rglru import RGLRU
+from .mixers.rnn import RNN
+from .mixers.rwkv7 import RWKV7, RWKV7ChannelMix
 from .mixers.shared import SharedBlock
 from .mixers.short_conv import ShortConv
-from .mixers.ttt import TttLinear
+from .mixers.ttt import TTTLinear
 
 BODIES: dict[str, type[Body]] = {
     "attn": Attention,
-    "mla": Mla,
+    "mla": MLA,
     "compressed": CompressedAttention,
     "mamba2": Mamba2,
     "mamba1": Mamba1,
     "gdn": GatedDeltaNet,
-    "kda": Kda,
+    "kda": KDA,
     "lightning": Lightning,
     "retention": Retention,
-    "gla": Gla,
-    "rwkv7": Rwkv7,
-    "rglru": RgLru,
-    "ttt_linear": TttLinear,
+    "gla": GLA,
+    "rwkv7": RWKV7,
+    "rglru": RGLRU,
+    "ttt_linear": TTTLinear,
     "shortconv": ShortConv,
-    "rnn": Rnn,
+    "rnn": RNN,
     "ffn": FeedForward,
-    "moe": Moe,
-    "rwkv7_cmix": Rwkv7ChannelMix,
+    "moe": MoE,
+    "rwkv7_cmix": RWKV7ChannelMix,
     "shared": SharedBlock,
     "noop": NoOp,
 }

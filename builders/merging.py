@@ -1,4 +1,4 @@
-"""Token merging: a sub-block works on means of neighbouring tokens."""
+"""Token merging: a sub-block works on means of neighboring tokens."""
 
 # B batch, T tokens, S tokens of a group, N closed groups (of the row with most), D model width
 
@@ -27,9 +27,9 @@ class MergeCache(Memory):
     def tensors(self) -> list[Tensor]:
         return [*self.held.tensors(), *(self.inner.tensors() if self.inner else [])]
 
-    def pretend(self, tokens: int) -> None:
+    def fill_random(self, tokens: int) -> None:
         if self.inner is not None:
-            self.inner.pretend(max(1, tokens // self.size))
+            self.inner.fill_random(max(1, tokens // self.size))
 
 
 class TokenMerge(nn.Module):
@@ -73,14 +73,14 @@ class TokenMerge(nn.Module):
 
     def _pass(self, run: Pass, closing_BN: Tensor, exists_BN: Tensor) -> Pass:
         """The pass of the groups; what earlier blocks left is of tokens, so it stays out."""
-        documents = run.documents_BT
-        if documents is not None:  # padding is a document of its own, behind all others
-            last = torch.iinfo(documents.dtype).max
-            documents = documents.gather(1, closing_BN).masked_fill(~exists_BN, last)
+        segment_ids = run.segment_ids_BT
+        if segment_ids is not None:  # padding is a document of its own, behind all others
+            last = torch.iinfo(segment_ids.dtype).max
+            segment_ids = segment_ids.gather(1, closing_BN).masked_fill(~exists_BN, last)
         return Pass(
             positions_BT=run.positions_BT.gather(1, closing_BN) // self.size,
             tokens_BT=None if run.tokens_BT is None else run.tokens_BT.gather(1, closing_BN),
-            documents_BT=documents,
+            segment_ids_BT=segment_ids,
             valid_BT=None if bool(exists_BN.all()) else exists_BN,
             reads_texts=run.reads_texts and bool(exists_BN.all()),
         )

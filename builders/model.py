@@ -19,13 +19,13 @@ from torch.nn import functional as F
 
 from ..kernels.rows import op as rows
 from ..kernels.rows.reference import IGNORED
-from ..search_space.accounting import PlacedWeight, mtp_module, mtp_weights, placed_weights
+from ..search_space.accounting import LocatedWeight, located_weights, mtp_module, mtp_weights
 from ..search_space.architecture import Architecture
 from ..search_space.operators import NumberFormat
 from .body import Pass, Unbuilt, document_positions, text_positions
 from .caches import Memory
 from .depth import DepthRouter
-from .experts import Moe
+from .experts import MoE
 from .parts import Parts
 from .streams import LookBack, StreamHead
 from .sub_block import SubBlock
@@ -81,12 +81,12 @@ class HybridLM(nn.Module):
         self.norm = around.stack_norm("norm")
         self.lm_head = None if architecture.tied_embeddings else around.linear("lm_head")
         depth = architecture.mtp.depth if architecture.mtp else 0
-        modules = nn.ModuleList(MtpModule(architecture, make) for _ in range(depth))
-        self.mtp = cast("Sequence[MtpModule]", modules)
+        modules = nn.ModuleList(MTPModule(architecture, make) for _ in range(depth))
+        self.mtp = cast("Sequence[MTPModule]", modules)
 
-    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """logits_BTV; `documents_BT` numbers the documents of packed rows."""
-        return self.logits(self.hidden(self.embed(tokens_BT), tokens_BT, documents_BT))
+    def forward(self, tokens_BT: Tensor, segment_ids_BT: Tensor | None = None) -> Tensor:
+        """logits_BTV; `segment_ids_BT` numbers the documents of packed rows."""
+        return self.logits(self.hidden(self.embed(tokens_BT), tokens_BT, segment_ids_BT))
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """x_BTD: what the stack reads."""
@@ -96,36 +96,36 @@ class HybridLM(nn.Module):
         self,
         x_BTD: Tensor,
         tokens_BT: Tensor | None = None,
-        documents_BT: Tensor | None = None,
+        segment_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """The stack alone: from embedded input to final-normed output."""
         run = Pass(
-            positions_BT=self._positions(x_BTD, documents_BT),
+            positions_BT=self._positions(x_BTD, segment_ids_BT),
             tokens_BT=tokens_BT,
             embedded_BTD=x_BTD,
-            documents_BT=None if documents_BT is None else documents_BT.int(),
-            reads_texts=documents_BT is None,
+            segment_ids_BT=None if segment_ids_BT is None else segment_ids_BT.int(),
+            reads_texts=segment_ids_BT is None,
         )
         return self._stack(x_BTD, run, None)
 
-    def loss(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    def loss(self, tokens_BT: Tensor, segment_ids_BT: Tensor | None = None) -> Tensor:
         """Mean nats of each token but the first of a document, and of the tokens that MTP modules
         predict, these at `MTP_WEIGHT`."""
-        hidden_BTD = self.hidden(self.embed(tokens_BT), tokens_BT, documents_BT)
-        loss = self._next_token_loss(hidden_BTD, tokens_BT, documents_BT, 1)
+        hidden_BTD = self.hidden(self.embed(tokens_BT), tokens_BT, segment_ids_BT)
+        loss = self._next_token_loss(hidden_BTD, tokens_BT, segment_ids_BT, 1)
         ahead = [
-            self._next_token_loss(hidden, tokens_BT, documents_BT, k + 1)
-            for k, hidden in enumerate(self._ahead(hidden_BTD, tokens_BT, documents_BT), 1)
+            self._next_token_loss(hidden, tokens_BT, segment_ids_BT, k + 1)
+            for k, hidden in enumerate(self._ahead(hidden_BTD, tokens_BT, segment_ids_BT), 1)
         ]
         return loss + MTP_WEIGHT * torch.stack(ahead).mean() if ahead else loss
 
     def _next_token_loss(
-        self, hidden_BTD: Tensor, tokens_BT: Tensor, documents_BT: Tensor | None, ahead: int
+        self, hidden_BTD: Tensor, tokens_BT: Tensor, segment_ids_BT: Tensor | None, ahead: int
     ) -> Tensor:
         target_BT = F.pad(tokens_BT[:, ahead:], (0, ahead), value=IGNORED)
-        if documents_BT is not None:
-            of_target = F.pad(documents_BT[:, ahead:], (0, ahead))
-            target_BT = target_BT.masked_fill(of_target != documents_BT, IGNORED)
+        if segment_ids_BT is not None:
+            of_target = F.pad(segment_ids_BT[:, ahead:], (0, ahead))
+            target_BT = target_BT.masked_fill(of_target != segment_ids_BT, IGNORED)
         target_BT = target_BT[:, : hidden_BTD.shape[1]]
         if self.lm_head is not None and self.lm_head.format != "bf16":
             logits_BTV = self.logits(hidden_BTD).float()
@@ -141,24 +141,24 @@ class HybridLM(nn.Module):
         )
 
     def _ahead(
-        self, hidden_BTD: Tensor, tokens_BT: Tensor, documents_BT: Tensor | None
+        self, hidden_BTD: Tensor, tokens_BT: Tensor, segment_ids_BT: Tensor | None
     ) -> Iterator[Tensor]:
         """The hidden states of the MTP modules, each one token shorter than the one before."""
-        positions_BT = self._positions(tokens_BT, documents_BT)
+        positions_BT = self._positions(tokens_BT, segment_ids_BT)
         for k, module in enumerate(self.mtp, 1):
             T = tokens_BT.shape[1] - k
             run = Pass(
                 positions_BT=positions_BT[:, :T],
                 tokens_BT=tokens_BT[:, k:],
-                documents_BT=None if documents_BT is None else documents_BT[:, :T].int(),
-                reads_texts=documents_BT is None,
+                segment_ids_BT=None if segment_ids_BT is None else segment_ids_BT[:, :T].int(),
+                reads_texts=segment_ids_BT is None,
             )
             hidden_BTD = module(hidden_BTD[:, :T], self.embed(tokens_BT[:, k:]), run)
             yield hidden_BTD
 
-    def _positions(self, x: Tensor, documents_BT: Tensor | None) -> Tensor:
-        if documents_BT is not None:
-            return document_positions(documents_BT)
+    def _positions(self, x: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
+        if segment_ids_BT is not None:
+            return document_positions(segment_ids_BT)
         return text_positions(x.shape[0], x.shape[1], x.device)
 
     def _stack(self, x: Tensor, run: Pass, caches: list[Any] | None) -> Tensor:
@@ -235,14 +235,14 @@ class HybridLM(nn.Module):
         lengths_B = torch.zeros(batch, dtype=torch.int64, device=self.embedding.weight.device)
         return Caches(blocks=[block.new_cache(batch) for block in self.blocks], lengths_B=lengths_B)
 
-    def pretend(self, batch: int, tokens: int) -> Caches:
+    def fill_random(self, batch: int, tokens: int) -> Caches:
         """Caches of so many texts of random content: decoding costs what it costs after real ones."""
         ones = torch.zeros(batch, 1, dtype=torch.int64, device=self.embedding.weight.device)
         _, caches = self.prefill(ones)
         for block, cache in zip(self.blocks, caches.blocks, strict=True):
             if cache is not None:
                 share = 1.0 if block.router is None else block.router.capacity
-                cache.pretend(max(1, round(share * tokens)))
+                cache.fill_random(max(1, round(share * tokens)))
         caches.lengths_B = torch.full_like(caches.lengths_B, tokens)
         return caches
 
@@ -260,11 +260,11 @@ class HybridLM(nn.Module):
         for moe in self._moes(CORRECTED):
             moe.rebalance(rate)
 
-    def _moes(self, routers: tuple[str, ...]) -> list[Moe]:
-        return [m for m in self.modules() if isinstance(m, Moe) and m.block.router in routers]
+    def _moes(self, routers: tuple[str, ...]) -> list[MoE]:
+        return [m for m in self.modules() if isinstance(m, MoE) and m.block.router in routers]
 
 
-class MtpModule(nn.Module):
+class MTPModule(nn.Module):
     """One module of multi-token prediction (DeepSeek-V3, arXiv 2412.19437, section 2.2).
 
     From the hidden state of a token and the embedding of the next, the hidden state that predicts
@@ -311,21 +311,21 @@ class _Maker:
 
     def around(self) -> Parts:
         """The parts around the stack."""
-        placed = (p for p in placed_weights(self.architecture) if p.sub_block is None)
+        placed = (p for p in located_weights(self.architecture) if p.sub_block is None)
         return self._parts({p.weight.name: p for p in placed}, self.architecture, None, 0, {})
 
     def of_mtp(self) -> Parts:
         """The parts around the blocks of one MTP module."""
         placed = {
-            weight.name: PlacedWeight(sub_block=None, weight=weight, format="bf16")
+            weight.name: LocatedWeight(sub_block=None, weight=weight, format="bf16")
             for weight in mtp_weights(self.architecture)
         }
         return self._parts(placed, self.architecture, None, 0, {})
 
     def stack(self, architecture: Architecture) -> Sequence[SubBlock]:
         """The sub-blocks of a stack; a use of a shared block borrows from the one that owns it."""
-        of_index: dict[int | None, dict[str, PlacedWeight]] = {}
-        for placed in placed_weights(architecture):
+        of_index: dict[int | None, dict[str, LocatedWeight]] = {}
+        for placed in located_weights(architecture):
             of_index.setdefault(placed.sub_block, {})[placed.weight.name] = placed
         made: dict[str, list[SubBlock]] = {}
         stack: list[SubBlock] = []
@@ -340,7 +340,7 @@ class _Maker:
 
     def _parts(
         self,
-        placed: dict[str, PlacedWeight],
+        placed: dict[str, LocatedWeight],
         architecture: Architecture,
         index: int | None,
         earlier: int,

@@ -17,7 +17,7 @@ from ..kernels.scaled import op as scaled
 from ..search_space.architecture import Norm, Precision
 from ..search_space.blocks.block import Weight
 from ..search_space.operators import NumberFormat
-from .precision import TILES, has_fp8, quantised, quantised_fp4
+from .precision import TILES, has_fp8, quantized, quantized_fp4
 
 Init = Callable[[Tensor], Tensor]
 Named = TypeVar("Named")
@@ -47,10 +47,10 @@ class Projection(nn.Module):
             case "fp8":
                 of_x, of_weight = TILES[self.plan.recipe]
                 x_MI = x.float().flatten(0, -2)
-                weight = quantised(self.weight.float(), of_weight)
-                return quantised(x_MI, of_x).view(x.shape), weight
+                weight = quantized(self.weight.float(), of_weight)
+                return quantized(x_MI, of_x).view(x.shape), weight
             case "fp4":
-                return x, quantised_fp4(self.weight, self.plan.fp4_scales)
+                return x, quantized_fp4(self.weight, self.plan.fp4_scales)
             case _:
                 return x, self.weight
 
@@ -75,8 +75,8 @@ class StackedLinear(Projection):
         return y_MO.to(x_MI.dtype)
 
 
-class RmsNorm(nn.Module):
-    """x / rms(x) * weight, or * (1 + weight) where it is zero-centred."""
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, or * (1 + weight) where it is zero-centerd."""
 
     def __init__(self, weight: nn.Parameter, eps: float, *, zero_centered: bool = False) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def normed_without_weight(x: Tensor, eps: float) -> Tensor:
 class Parts:
     """Hands a module its weights by name: shape and format from the record, values drawn anew.
 
-    Matrices are normal with deviation 0.02; those that write to the residual stream are smaller by
+    Matrices are normal with deviation 0.02; those that write to the residual stream are proxy_fields by
     the square root of the number of sub-blocks, as in GPT-2. On the meta device nothing is drawn.
     `lent` are parameters of an earlier block that this one shares. `layer` of `num_layers` is the
     place of the sub-block; `first` says that no earlier one is of the same symbol.
@@ -149,18 +149,18 @@ class Parts:
     def stacked(self, name: str, *, to_residual: bool = False) -> StackedLinear:
         return StackedLinear(*self.matrices(name, to_residual=to_residual))
 
-    def stack_norm(self, name: str) -> RmsNorm | LayerNorm:
+    def stack_norm(self, name: str) -> RMSNorm | LayerNorm:
         """A norm of the kind that the stack has."""
         if self.norm.type == "layer":
             return self.layer_norm(name, self.norm.eps)
-        centred = self.norm.zero_centered
-        gain = self.filled(f"{name}.weight", 0.0 if centred else 1.0, wide=False)
-        return RmsNorm(gain, self.norm.eps, zero_centered=centred)
+        centerd = self.norm.zero_centered
+        gain = self.filled(f"{name}.weight", 0.0 if centerd else 1.0, wide=False)
+        return RMSNorm(gain, self.norm.eps, zero_centered=centerd)
 
-    def rms_norm(self, name: str, eps: float | None = None) -> RmsNorm:
+    def rms_norm(self, name: str, eps: float | None = None) -> RMSNorm:
         """An RMSNorm with a plain gain, whatever the stack has, and its eps unless given one."""
         gain = self.filled(f"{name}.weight", 1.0, wide=False)
-        return RmsNorm(gain, self.norm.eps if eps is None else eps)
+        return RMSNorm(gain, self.norm.eps if eps is None else eps)
 
     def layer_norm(self, name: str, eps: float) -> LayerNorm:
         gain = self.filled(f"{name}.weight", 1.0, wide=False)

@@ -49,14 +49,14 @@ def decode(values: Tensor, scale: Tensor) -> Tensor:
     return values.float() * scale
 
 
-def quantised_cache(x_BTHD: Tensor, kv: NumberFormat) -> Tensor:
+def quantized_cache(x_BTHD: Tensor, kv: NumberFormat) -> Tensor:
     """Keys or values as a cache of that format keeps them; the gradient passes straight through."""
     if kv == "bf16":
         return x_BTHD
     return _Straight.apply(x_BTHD, decode(*encode(x_BTHD, (-1,), kv)).to(x_BTHD.dtype))
 
 
-def quantised_fp4(weight_OI: Tensor, scales: Literal["mxfp4", "nvfp4"]) -> Tensor:
+def quantized_fp4(weight_OI: Tensor, scales: Literal["mxfp4", "nvfp4"]) -> Tensor:
     """A weight [..., O, I] as FP4 keeps it; the gradient passes straight through."""
     group = 32 if scales == "mxfp4" else 16
     I = weight_OI.shape[-1]
@@ -95,7 +95,7 @@ class _Straight(torch.autograd.Function):
         return gradients[0], None
 
 
-def quantised(x_MN: Tensor, tile: Tile) -> Tensor:
+def quantized(x_MN: Tensor, tile: Tile) -> Tensor:
     """`x` [..., M, N] as FP8 keeps it, in its own dtype; the gradient passes straight through.
 
     The last tile of a row or column may be short; leading dimensions never share a scale.

@@ -32,10 +32,10 @@ class BranchCaches(Memory):
     def tensors(self) -> list[Tensor]:
         return [tensor for cache in self.branches if cache for tensor in cache.tensors()]
 
-    def pretend(self, tokens: int) -> None:
+    def fill_random(self, tokens: int) -> None:
         for cache in self.branches:
             if cache is not None:
-                cache.pretend(tokens)
+                cache.fill_random(tokens)
 
 
 def body_of(block: Block, parts: Parts) -> Body:

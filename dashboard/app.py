@@ -9,7 +9,7 @@ import streamlit as st
 
 from archfront.dashboard import front, studies
 from archfront.dashboard.queries import opened
-from archfront.orchestrator.cli import DEFAULT_STORE
+from archfront.orchestrator.cli.app import DEFAULT_STORE
 from archfront.search_space.document import InputError
 
 st.set_page_config(page_title="archfront", page_icon="🔷", layout="wide")

@@ -7,10 +7,10 @@ import streamlit as st
 
 from ..search_space.architecture import Architecture
 from ..search_space.pattern import SYMBOLS
+from .layer_diagram import strip
 from .queries import Details
-from .strip import strip
 
-# As the terminal colours them.
+# As the terminal colors them.
 PROVENANCES = {
     "measured": "#2f9e44",
     "composed": "#1098ad",

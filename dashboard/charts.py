@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..orchestrator.text import number
+from ..orchestrator.cli.render import number
 from .queries import Quantity
 
 GREY, ACCENT = "#8b93a3", "#f2542d"
@@ -23,7 +23,7 @@ def front(
     connected: bool,
     models: pd.DataFrame | None = None,
 ) -> go.Figure:
-    """The front before all other candidates; `axes` are x, y and colour, `logs` those in decades.
+    """The front before all other candidates; `axes` are x, y and color, `logs` those in decades.
 
     Every mark carries its candidate's key as custom data. `connected` draws the edge of what the
     front dominates, which lies on the plane only where x and y are all the objectives. `models`
@@ -35,7 +35,7 @@ def front(
         [
             _background(rest.query("feasible"), axes, "dominated", "circle"),
             _background(rest.query("not feasible"), axes, "breaks a constraint", "x-thin-open"),
-            _foreground(best, axes, log_colour="colour" in logs, connected=connected),
+            _foreground(best, axes, log_color="color" in logs, connected=connected),
             _ring(points.loc[points["key"] == chosen]),
         ]
     )
@@ -96,7 +96,7 @@ def _background(
 
 
 def _foreground(
-    best: pd.DataFrame, axes: dict[str, Quantity], *, log_colour: bool, connected: bool
+    best: pd.DataFrame, axes: dict[str, Quantity], *, log_color: bool, connected: bool
 ) -> go.Scatter:
     return go.Scatter(
         **_places(best),
@@ -112,7 +112,7 @@ def _foreground(
             "symbol": np.where(best["knee"], "diamond", "circle"),
             "line": {"width": 1, "color": GREY},
             "colorscale": "Viridis",
-            **_coloured(best, axes["colour"], log=log_colour),
+            **_colored(best, axes["color"], log=log_color),
         },
     )
 
@@ -165,8 +165,8 @@ def _error(best: pd.DataFrame, axis: str) -> dict[str, Any]:
     }
 
 
-def _coloured(best: pd.DataFrame, quantity: Quantity, *, log: bool) -> dict[str, Any]:
-    values = best["colour_value"].to_numpy(dtype=float)
+def _colored(best: pd.DataFrame, quantity: Quantity, *, log: bool) -> dict[str, Any]:
+    values = best["color_value"].to_numpy(dtype=float)
     bar: dict[str, Any] = {
         "title": {"text": _title(quantity), "side": "right"},
         "thickness": 12,

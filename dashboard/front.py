@@ -29,7 +29,7 @@ def page(store: Store) -> None:
     complete, readings = queries.candidates(store, study), queries.readings(store, study)
     axes: dict[str, Quantity] = {}
     logs: set[str] = set()
-    for index, (axis, column) in enumerate(zip(("x", "y", "colour"), columns[1:], strict=True)):
+    for index, (axis, column) in enumerate(zip(("x", "y", "color"), columns[1:], strict=True)):
         first = min(index, len(known) - 1)
         label = column.selectbox(axis, list(known), first, key=axis, bind="query-params")
         axes[axis] = known[label]
@@ -79,7 +79,7 @@ def _headline(study: Study, steps: pd.DataFrame) -> str:
     volumes = steps["hypervolume"].dropna().tolist()
     return (
         f"{study.counts.get('complete', 0)} trials done, {study.counts.get('failed', 0)} failed, "
-        f"{study.counts.get('refused', 0)} refused · front {study.front_size}"
+        f"{study.counts.get('rejected', 0)} refused · front {study.front_size}"
         + (f" · hypervolume {volumes[-1]:.3f}" if volumes else "")
         + " · ◆ knee · ± half of the 90% interval"
     )

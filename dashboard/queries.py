@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 import pandas as pd
 import streamlit as st
 
+from ..orchestrator.cli.render import interval, number, unit_text
 from ..orchestrator.export import as_yaml, best_known, exported
-from ..orchestrator.learnt import learnt_of
+from ..orchestrator.measuring import target_timings
 from ..orchestrator.pareto import knee
 from ..orchestrator.store import FrontStep, Reading, Store, Study, Trial, open_store
-from ..orchestrator.text import interval, number, unit_text
-from ..profilers.known import known_before_training
+from ..profilers.static_metrics import static_metrics
 from ..search_space import published
 from ..search_space.architecture import Architecture
 from ..search_space.check import check_space
@@ -71,7 +71,7 @@ def overview(studies: list[Study]) -> pd.DataFrame:
             "done": study.counts.get("complete", 0),
             "wanted": study.trials_wanted,
             "failed": study.counts.get("failed", 0),
-            "refused": study.counts.get("refused", 0),
+            "rejected": study.counts.get("rejected", 0),
             "front": study.front_size,
             "target": study.target,
             "objectives": ", ".join(o.label for o in study.objectives),
@@ -104,7 +104,7 @@ def faults(_store: Store, study: Study) -> pd.DataFrame:
     """Failed and refused trials: for each reason how many, and which."""
     numbers: dict[tuple[str, ...], list[int]] = {}
     for t in _store.trials(study.name):
-        if t.state in ("failed", "refused"):
+        if t.state in ("failed", "rejected"):
             fault = (t.state, t.stage or "", t.kind or "", t.reason or "")
             numbers.setdefault(fault, []).append(t.number)
     rows = [(*fault, len(these), ", ".join(map(str, these))) for fault, these in numbers.items()]
@@ -180,12 +180,12 @@ def published_models(_store: Store, study: Study) -> pd.DataFrame:
     A model that the target or its workloads cannot run has no rows.
     """
     space = check_space(parse_document(study.space_yaml, source=f"study {study.name}"))
-    plan, learnt = space.for_target(study.target).plan, learnt_of(_store, study.target)
+    plan, timings = space.for_target(study.target).plan, target_timings(_store, study.target)
     rows: list[tuple[str, str, str, float]] = []
     for name in published.names():
         architecture = published.entry(name).architecture
         try:
-            known = known_before_training(architecture, plan, learnt)
+            known = static_metrics(architecture, plan, timings)
         except ValueError:  # no FP8 there, or an encoder-decoder: it has no such numbers
             continue
         rows += [(name, architecture.pattern, m.label, m.value) for m in known]

@@ -20,13 +20,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from .attention import listed as attention
+from .attention import compile_cases as attention
 from .configs import ARCHS
-from .experts import listed as experts
+from .experts import compile_cases as experts
 from .launch import INTERPRETED, Launch
-from .recurrent import listed as recurrent
-from .rows import listed as rows
-from .scaled import listed as scaled
+from .recurrent import compile_cases as recurrent
+from .rows import compile_cases as rows
+from .scaled import compile_cases as scaled
 
 # a warp's, Hopper's for four warps, Blackwell's
 TENSOR_CORE = "HMMA|IMMA|QMMA|HGMMA|IGMMA|QGMMA|UTC[A-Z]*MMA"
@@ -45,7 +45,7 @@ class Resources:
 def compile_for(launch: Launch, arch: str) -> Resources:
     """The launch compiled for `arch` as it would be there, meta tensors standing for the data.
 
-    The launcher's own binder specialises the arguments: a stride or a pointer that is not declared
+    The launcher's own binder specializes the arguments: a stride or a pointer that is not declared
     divisible by 16 would be loaded byte by byte, and the numbers would mean nothing.
     """
     assert not INTERPRETED, "compilation needs a process without TRITON_INTERPRET"

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from .laws import Unsupported
+from .requirements import Unsupported
 
 
 @dataclass(frozen=True, kw_only=True)

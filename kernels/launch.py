@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
-from .laws import require
+from .requirements import require
 
 INTERPRETED = knobs.runtime.interpret  # settled when a kernel is defined, at import
 

@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ..profilers.known import known_before_training
 from ..profilers.report import Failure, Measurement, Report
+from ..profilers.static_metrics import static_metrics
 from ..search_space.architecture import Architecture
 from ..search_space.metrics import METRICS, split
 from ..search_space.space import SearchSpace
-from .learnt import learnt_of
+from .measuring import target_timings
 from .progress import State, View
 from .sampler import Outcome, Sampler
 from .store import Objective, Store, Study, Trial
@@ -69,13 +69,13 @@ class Driver:
 
     def __init__(self, store: Store, study: Study, space: SearchSpace, view: View) -> None:
         self.store, self.study, self.space, self.view = store, study, space, view
-        self.learnt = learnt_of(store, study.target)
+        self.timings = target_timings(store, study.target)
         self.sampler = Sampler(space, [o.better for o in study.objectives], study.seed)
         self.started, self.deadline = time.monotonic(), math.inf
         self.running: dict[int, Candidate] = {}
         self.number_of: dict[str, int] = {}  # architectures tried, by key
         self.outcomes: dict[int, Outcome] = {}
-        self.counts = {"complete": 0, "failed": 0, "refused": 0}
+        self.counts = {"complete": 0, "failed": 0, "rejected": 0}
         self.exhausted = False
         self.trials_wanted = study.trials_wanted
         self.next_number = store.next_number(study.name)
@@ -100,7 +100,7 @@ class Driver:
     def next_trial(self) -> Candidate | None:
         """The next candidate, written as running; None where the space has nothing new.
 
-        Trials that a dead driver left are run again first, under their numbers. Refused draws are
+        Trials that a dead driver left are run again first, under their numbers. Rejected draws are
         answered here: broken laws, duplicates, and constraints that need no training to be broken.
         """
         if self.cut_off:
@@ -110,12 +110,12 @@ class Driver:
             suggestion = self.sampler.suggest(number, explore=attempt >= PATIENCE)
             architecture = suggestion.architecture
             if architecture is None:
-                self._refuse(number, suggestion.parameters, suggestion.refusal or "", None)
+                self._reject(number, suggestion.parameters, suggestion.rejection or "", None)
                 continue
             known = self._known(architecture)
             if not isinstance(known, str):
                 return self._begin(number, architecture, suggestion.parameters, known)
-            self._refuse(number, suggestion.parameters, known, architecture)
+            self._reject(number, suggestion.parameters, known, architecture)
         self.exhausted = True
         return None
 
@@ -192,7 +192,7 @@ class Driver:
         if architecture.key in self.number_of:
             return f"same architecture as trial {self.number_of[architecture.key]}"
         try:
-            measurements = known_before_training(architecture, self.space.plan, self.learnt)
+            measurements = static_metrics(architecture, self.space.plan, self.timings)
         except ValueError as error:
             return str(error)
         known = Report(key=architecture.key, measurements=measurements)
@@ -207,15 +207,15 @@ class Driver:
                 return f"constraint {label}: {limit}"
         return measurements
 
-    def _refuse(
+    def _reject(
         self,
         number: int,
         parameters: dict[str, Any],
         reason: str,
         architecture: Architecture | None,
     ) -> None:
-        self.store.refuse_trial(self.study.name, number, parameters, reason, architecture)
-        self.counts["refused"] += 1
+        self.store.reject_trial(self.study.name, number, parameters, reason, architecture)
+        self.counts["rejected"] += 1
         if architecture is not None:  # else the sampler has told this one itself
             self.sampler.tell(_untold(number, parameters))
 
@@ -239,14 +239,14 @@ class Driver:
         parameters = dict(trial.parameters)
         self.sampler.expect(trial.number, parameters)
         architecture = self.store.architecture(trial.key)
-        known = known_before_training(architecture, self.space.plan, self.learnt)
+        known = static_metrics(architecture, self.space.plan, self.timings)
         return self._begin(trial.number, architecture, parameters, known)
 
     def _remember(self, trial: Trial) -> None:
         self.counts[trial.state] += 1
-        if trial.state == "refused":
+        if trial.state == "rejected":
             illegal = trial.key is None
-            outcome = _untold(trial.number, dict(trial.parameters), refused=illegal)
+            outcome = _untold(trial.number, dict(trial.parameters), rejected=illegal)
         else:
             assert trial.key is not None, "a trial that ran has an architecture"
             self.number_of[trial.key] = trial.number
@@ -269,7 +269,7 @@ class Driver:
                 wanted=self.trials_wanted,
                 complete=self.counts["complete"],
                 failed=self.counts["failed"],
-                refused=self.counts["refused"],
+                rejected=self.counts["rejected"],
                 running=len(self.running),
                 front_size=front_size,
                 hypervolume=hypervolume,
@@ -279,6 +279,8 @@ class Driver:
         )
 
 
-def _untold(number: int, parameters: dict[str, Any], *, refused: bool = False) -> Outcome:
-    """Nothing learnt of the objectives; to tell a repeat its values again would only breed more."""
-    return Outcome(number=number, parameters=parameters, values=None, violation={}, refused=refused)
+def _untold(number: int, parameters: dict[str, Any], *, rejected: bool = False) -> Outcome:
+    """Nothing timings of the objectives; to tell a repeat its values again would only breed more."""
+    return Outcome(
+        number=number, parameters=parameters, values=None, violation={}, rejected=rejected
+    )

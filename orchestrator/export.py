@@ -25,7 +25,7 @@ class Exported(Record):
     measurements: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.key != self.architecture.key:
             raise ValueError(
                 f"key must be that of the architecture, {self.architecture.key}, got {self.key}; "

@@ -1,18 +1,18 @@
-"""Timing on the device that is here, kept in the store: blocks, whole models, operators."""
+"""Timings in the store: taken on the local device, and read back for a target."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..profilers.blocks.measure import Kind, Timed, measure, timing_key
-from ..profilers.blocks.pieces import pieces
-from ..profilers.calibration import Calibration
+from ..profilers.cluster import cluster
 from ..profilers.device import Device
-from ..profilers.estimate import points
+from ..profilers.pricing import TargetTimings, points
 from ..profilers.report import Failure
+from ..profilers.timing.calibration import Calibration, model_of
+from ..profilers.timing.measure import PROTOCOL, Composition, Kind, Timed, measure, timing_key
+from ..profilers.timing.units import pieces
 from ..search_space.architecture import Architecture
 from ..search_space.operators import Point
 from ..search_space.workload import Workload
-from .learnt import calibration_of
 from .store import Store
 
 Tell = Callable[[str], None]
@@ -48,7 +48,7 @@ def measure_blocks(
     """
     import torch
 
-    from ..profilers.blocks.worker import facts
+    from ..profilers.timing.worker import facts
 
     software = facts(torch.device(where))
     known = {timed.key: timed for timed in store.timings(here.name)}
@@ -98,3 +98,31 @@ def _keep_whole(
 def keep(store: Store, calibration: Calibration) -> None:
     """In place of what was known of its device."""
     store.keep_calibration(calibration.device.name, calibration.plain())
+
+
+def calibration_of(store: Store, device: str) -> Calibration | None:
+    """The calibration of a device. Raises InputError for one of another schema, or a damaged one."""
+    document = store.calibrations().get(device)
+    if document is None:
+        return None
+    return Calibration.from_plain(document, source=f"calibration of {device} in the store")
+
+
+def target_timings(store: Store, target: str) -> TargetTimings:
+    """Everything for one target: for several devices, what is known of one of them."""
+    device = cluster(target).device.name
+    timed = {
+        (answer.piece, answer.point): answer  # the newest is the last
+        for answer in store.timings(device)
+        if answer.facts.get("protocol") == str(PROTOCOL)
+    }
+    calibration = calibration_of(store, device)
+    if calibration is None:
+        return TargetTimings(timed=timed)
+    wholes = calibration.wholes
+    return TargetTimings(
+        timed=timed,
+        model=model_of(calibration),
+        composition=Composition.fitted(wholes) if wholes else Composition(),
+        device=calibration.device,
+    )

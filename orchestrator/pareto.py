@@ -1,7 +1,7 @@
 """What Pareto dominance says about the values of candidates: fronts, ranks, volumes, knees.
 
 Values are arrays [candidates, objectives] in natural units. `signs` turns every objective into one
-to be minimised: +1 where lower is better, -1 where higher is. A candidate dominates another when
+to be minimized: +1 where lower is better, -1 where higher is. A candidate dominates another when
 it is nowhere worse and somewhere better, so of two with equal values neither leaves the front.
 """
 

@@ -21,7 +21,7 @@ class State:
     wanted: int
     complete: int
     failed: int
-    refused: int
+    rejected: int
     running: int
     front_size: int
     hypervolume: float | None
@@ -34,7 +34,7 @@ class State:
         volume = "" if self.hypervolume is None else f" · hypervolume {self.hypervolume:.3f}"
         return (
             f"{self.complete} of {self.wanted} done · {self.running} running · "
-            f"{self.failed} failed · {self.refused} refused · front {self.front_size}{volume}{left}"
+            f"{self.failed} failed · {self.rejected} refused · front {self.front_size}{volume}{left}"
         )
 
 

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from ..search_space.architecture import Architecture
 from ..search_space.domain import Choices, Domain, LogRange
-from ..search_space.space import Refused, SearchSpace
+from ..search_space.space import Rejected, SearchSpace
 from ..search_space.warm_start import starts
 
 STARTUP_TRIALS = 10
@@ -39,7 +39,7 @@ class Suggestion:
     number: int
     parameters: dict[str, Any]
     architecture: Architecture | None
-    refusal: str | None = None
+    rejection: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Outcome:
     parameters: dict[str, Any]
     values: tuple[float, ...] | None
     violation: dict[str, float]
-    refused: bool = False
+    rejected: bool = False
 
 
 class Sampler:
@@ -71,13 +71,13 @@ class Sampler:
         """The candidate of a number; a refused one is told to Optuna at once.
 
         The first numbers are those of the space's warm starts. With `explore` a later one is drawn
-        at random, whatever was learnt.
+        at random, whatever was timings.
         """
         of_number = _seed_of(self.seed, number)
         random_sampler = optuna.samplers.RandomSampler(seed=of_number)
         self.study.sampler = random_sampler if explore else _tpe(of_number)
         if number < len(self.starts):
-            self.study.enqueue_trial(self._labelled(self.starts[number].parameters))
+            self.study.enqueue_trial(self._labeled(self.starts[number].parameters))
         trial = self.study.ask()
         drawn: dict[str, Any] = {}
 
@@ -87,10 +87,10 @@ class Sampler:
 
         try:
             architecture = self.space.draw(choose)
-        except Refused as refused:
-            _tell_refused(self.study, trial)
+        except Rejected as rejected:
+            _tell_rejected(self.study, trial)
             return Suggestion(
-                number=number, parameters=drawn, architecture=None, refusal=str(refused)
+                number=number, parameters=drawn, architecture=None, rejection=str(rejected)
             )
         self.asked[number] = trial
         return Suggestion(number=number, parameters=drawn, architecture=architecture)
@@ -98,8 +98,8 @@ class Sampler:
     def tell(self, outcome: Outcome) -> None:
         """Tell a number's outcome. A fault is told as failed: it says nothing of the objectives."""
         trial = self.asked.pop(outcome.number)
-        if outcome.refused:
-            _tell_refused(self.study, trial)
+        if outcome.rejected:
+            _tell_rejected(self.study, trial)
         elif outcome.values is None:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
@@ -113,7 +113,7 @@ class Sampler:
 
     def expect(self, number: int, parameters: dict[str, Any]) -> None:
         """Ask again for a candidate whose trial was cut off; its outcome will be told."""
-        self.study.enqueue_trial(self._labelled(parameters))
+        self.study.enqueue_trial(self._labeled(parameters))
         trial = self.study.ask()
         for name in parameters:
             _suggest(trial, name, self.space.domains[name])
@@ -128,15 +128,15 @@ class Sampler:
             state = TrialState.COMPLETE if done else TrialState.FAIL
             self.study.add_trial(
                 optuna.create_trial(
-                    state=TrialState.PRUNED if outcome.refused else state,
+                    state=TrialState.PRUNED if outcome.rejected else state,
                     values=list(outcome.values) if outcome.values is not None else None,
                     params={name: _label(domains[name], value) for name, value in known.items()},
                     distributions={name: _distribution(domain) for name, domain in domains.items()},
-                    constraints={LEGAL: 1.0} if outcome.refused else outcome.violation,
+                    constraints={LEGAL: 1.0} if outcome.rejected else outcome.violation,
                 )
             )
 
-    def _labelled(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _labeled(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {n: _label(self.space.domains[n], value) for n, value in parameters.items()}
 
     def _empty(self) -> optuna.Study:
@@ -156,7 +156,7 @@ def _tpe(seed: int) -> optuna.samplers.TPESampler:
         )
 
 
-def _tell_refused(study: optuna.Study, trial: optuna.Trial) -> None:
+def _tell_rejected(study: optuna.Study, trial: optuna.Trial) -> None:
     trial.set_constraint(LEGAL, 1.0)
     study.tell(trial, state=TrialState.PRUNED)
 

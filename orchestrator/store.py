@@ -23,8 +23,8 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select, upda
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from ..profilers.blocks.measure import Timed
 from ..profilers.report import Failure, FailureKind, Measurement, Provenance, Report
+from ..profilers.timing.measure import Timed
 from ..search_space.accounting import parameters as count_parameters
 from ..search_space.architecture import Architecture
 from ..search_space.document import InputError, nearest
@@ -52,7 +52,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A metric as a study optimises it: `decode_ms@chat-4k`, lower is better."""
+    """A metric as a study optimizes it: `decode_ms@chat-4k`, lower is better."""
 
     label: str
     better: Literal["lower", "higher"]
@@ -294,7 +294,7 @@ class Store:
                 )
             )
 
-    def refuse_trial(
+    def reject_trial(
         self,
         study: str,
         number: int,
@@ -309,7 +309,7 @@ class Store:
                 insert(TrialRow).values(
                     study_id=self._held(connection, study).id,
                     number=number,
-                    state="refused",
+                    state="rejected",
                     architecture_key=architecture and _remember(connection, architecture),
                     parameters=dict(parameters),
                     reason=_storable(reason),
@@ -492,7 +492,7 @@ class Store:
         return [_timed(**row._mapping) for row in rows]
 
     def keep_calibration(self, device: str, document: dict[str, Any]) -> None:
-        """Remember what was learnt of a device, in place of what was known."""
+        """Remember what was timings of a device, in place of what was known."""
         with self._database.writing() as connection:
             connection.execute(delete(CalibrationRow).where(CalibrationRow.device == device))
             connection.execute(
@@ -502,7 +502,7 @@ class Store:
             )
 
     def calibrations(self) -> dict[str, dict[str, Any]]:
-        """What was learnt of each device."""
+        """What was timings of each device."""
         with self._database.reading() as connection:
             rows = connection.execute(select(CalibrationRow.device, CalibrationRow.document)).all()
         return dict(rows)

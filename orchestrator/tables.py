@@ -27,7 +27,7 @@ VERSION_TABLE = "archfront_schema"
 SCHEMA = "0002"
 
 StudyStatus = Literal["running", "finished", "interrupted"]
-TrialState = Literal["running", "complete", "failed", "refused"]
+TrialState = Literal["running", "complete", "failed", "rejected"]
 
 
 class UtcDateTime(TypeDecorator[datetime]):

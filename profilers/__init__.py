@@ -1,1 +1,1 @@
-"""What a candidate costs and is worth: measured, estimated or counted, and labelled so."""
+"""What a candidate costs and is worth: measured, estimated or counted, and labeled so."""

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..search_space.architecture import Architecture
-from ..search_space.blocks.moe import Moe
+from ..search_space.blocks.moe import MoE
 from ..search_space.document import InputError
 from ..search_space.operators import ACTIVATION_BYTES, Experts, Point
 from .device import Device, device
-from .lowering import Calls, placed_calls
+from .lowering import Calls, layer_calls
 
 MOST_DEVICES = 64
 LINK_SHARE = 0.75  # of a link's rate that a large transfer attains
@@ -57,19 +57,19 @@ class Split:
         parts = [f"tp{self.tensor}"] if self.tensor > 1 or self.stages == 1 else []
         return "·".join(parts + ([f"pp{self.stages}"] if self.stages > 1 else []))
 
-    def part(self, architecture: Architecture) -> Architecture:
+    def shard(self, architecture: Architecture) -> Architecture:
         """The layers as each device has them. Raises ValueError where they do not divide."""
         if self.tensor == 1:
             return architecture
         if self.stages > architecture.num_layers:
             raise ValueError(f"{self.stages} stages need as many layers")
-        blocks = {s: block.part(self.tensor) for s, block in architecture.blocks.items()}
+        blocks = {s: block.shard(self.tensor) for s, block in architecture.blocks.items()}
         table = math.ceil(architecture.vocab_size / self.tensor)
         return architecture.changed(blocks=blocks, vocab_size=table)
 
-    def placed_calls(self, architecture: Architecture, point: Point) -> dict[str, Calls]:
+    def layer_calls(self, architecture: Architecture, point: Point) -> dict[str, Calls]:
         """What one device of each stage runs of a pass, the stages together, for one micro-batch."""
-        placed = placed_calls(self.part(architecture), self.micro(point))
+        placed = layer_calls(self.shard(architecture), self.micro(point))
         return placed if self.tensor == 1 else self._shared_out(architecture, placed)
 
     def _shared_out(
@@ -79,7 +79,7 @@ class Split:
         chosen = {
             (block.d_expert, block.n_experts // self.tensor): block.top_k
             for block in architecture.blocks.values()
-            if isinstance(block, Moe)
+            if isinstance(block, MoE)
         }
         found: dict[str, Calls] = {}
         for place, part in placed.items():
@@ -115,7 +115,7 @@ def splits(architecture: Architecture, count: int) -> Iterator[Split]:
         if count % tensor or split.stages > architecture.num_layers:
             continue
         try:
-            split.part(architecture)
+            split.shard(architecture)
         except ValueError:
             continue
         yield split

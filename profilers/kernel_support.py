@@ -10,13 +10,13 @@ import torch
 
 from ..builders.body import Unbuilt
 from ..builders.model import build
-from ..kernels.absent import on_absent
-from ..kernels.laws import Unsupported
+from ..kernels.meta_dry_run import on_absent
+from ..kernels.requirements import Unsupported
 from ..search_space.architecture import Architecture
 from ..search_space.domain import Domain
 from ..search_space.pattern import branches
-from ..search_space.space import Refused, SearchSpace
-from .blocks.pieces import Piece, pieces
+from ..search_space.space import Rejected, SearchSpace
+from .timing.units import TimingUnit, pieces
 
 ARCHS = ("sm_80", "sm_90", "sm_100")
 ATTEMPTS = 64  # random draws for a value, before it counts as one that no candidate has
@@ -33,7 +33,7 @@ class Lack:
     choice: str
     value: Any
     arch: str
-    laws: Laws
+    constraints: Laws
 
 
 def lacks(space: SearchSpace, archs: Sequence[str] = ARCHS) -> list[Lack]:
@@ -43,11 +43,11 @@ def lacks(space: SearchSpace, archs: Sequence[str] = ARCHS) -> list[Lack]:
     found: dict[tuple[str, str], list[Lack]] = {}
     known: dict[tuple[str, str], Laws] = {}
 
-    def broken(places: Sequence[Piece], arch: str) -> Laws | None:
+    def broken(places: Sequence[TimingUnit], arch: str) -> Laws | None:
         """By the first of a block's places where it cannot run; None where it can in all."""
         for piece in places:
             key = piece.key, arch
-            known[key] = known[key] if key in known else broken_laws(piece, arch)
+            known[key] = known[key] if key in known else unsupported_uses(piece, arch)
             if known[key]:
                 return known[key]
         return None
@@ -62,22 +62,22 @@ def lacks(space: SearchSpace, archs: Sequence[str] = ARCHS) -> list[Lack]:
             told = found.get((arch, symbol), [])
             if any(taken.get(lack.choice) == lack.value for lack in told):
                 continue
-            laws = broken(of_symbol[symbol], arch)
-            if laws is None:
+            constraints = broken(of_symbol[symbol], arch)
+            if constraints is None:
                 continue
             faults = [name for name in taken if cures(taken, name, symbol, arch)]
             nearest = min((_distance(name, symbol) for name in faults), default=None)
             values = {n: taken[n] for n in faults if _distance(n, symbol) == nearest}
             for choice, value in (values or {f"blocks.{symbol}": None}).items():
-                lack = Lack(choice=choice, value=value, arch=arch, laws=laws)
+                lack = Lack(choice=choice, value=value, arch=arch, constraints=constraints)
                 found.setdefault((arch, symbol), []).append(lack)
     once = {(x.choice, str(x.value), x.arch): x for blamed in found.values() for x in blamed}
     return [once[key] for key in sorted(once, key=lambda key: key[:2])]
 
 
-def _places(architecture: Architecture) -> dict[str, list[Piece]]:
+def _places(architecture: Architecture) -> dict[str, list[TimingUnit]]:
     """The distinct pieces of each symbol, and of the ends; of what is counted but not built, none."""
-    found: dict[str, list[Piece]] = {}
+    found: dict[str, list[TimingUnit]] = {}
     if architecture.encoder:
         return found
     for piece in pieces(architecture):
@@ -92,18 +92,18 @@ def _distance(name: str, symbol: str) -> int:
     return 1 if name.startswith("precision.") and "keep_" not in name else 2
 
 
-def broken_laws(piece: Piece, arch: str) -> Laws:
+def unsupported_uses(piece: TimingUnit, arch: str) -> Laws:
     """Of the uses of a piece that cannot run on a GPU of `arch`."""
-    laws: Laws = {}
+    constraints: Laws = {}
     with on_absent(arch):
         try:
             model = build(piece.architecture, device="meta", dtype=torch.bfloat16)
-        except Unbuilt as refusal:
-            return {"build": str(refusal)}
+        except Unbuilt as rejection:
+            return {"build": str(rejection)}
         tokens = torch.zeros(1, TOKENS, dtype=torch.int64, device="meta")
         uses: dict[str, Callable[[], object]] = {
             "prefill": lambda: model.prefill(tokens),
-            "decode": lambda: model.step(tokens[:, 0], model.pretend(1, TOKENS)),
+            "decode": lambda: model.step(tokens[:, 0], model.fill_random(1, TOKENS)),
             "training": lambda: model.loss(tokens).backward(),
         }
         if piece.part == "ends":
@@ -111,9 +111,9 @@ def broken_laws(piece: Piece, arch: str) -> Laws:
         for use, run in uses.items():
             try:
                 run()
-            except Unsupported as refusal:
-                laws[use] = str(refusal)
-    return laws
+            except Unsupported as rejection:
+                constraints[use] = str(rejection)
+    return constraints
 
 
 def _covering(space: SearchSpace) -> Iterator[tuple[Architecture, Taken]]:
@@ -151,5 +151,5 @@ def _draw(
 
     try:
         return space.draw(choose), taken
-    except Refused:
+    except Rejected:
         return None

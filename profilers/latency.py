@@ -22,13 +22,13 @@ def local_device_name(device: torch.device) -> str:
     return f"cpu {platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 
-def twin_latency(
-    twin: Architecture, task: TextTask, *, device: torch.device
+def proxy_latency(
+    proxy: Architecture, task: TextTask, *, device: torch.device
 ) -> tuple[Measurement, ...]:
-    """`twin_prefill_ms` over one training batch and `twin_decode_ms` of its next token."""
-    model = build(twin, device=device).eval()
+    """`proxy_prefill_ms` over one training batch and `proxy_decode_ms` of its next token."""
+    model = build(proxy, device=device).eval()
     generator = torch.Generator().manual_seed(0)
-    tokens_BT = torch.randint(twin.vocab_size, (task.batch, task.context), generator=generator).to(
+    tokens_BT = torch.randint(proxy.vocab_size, (task.batch, task.context), generator=generator).to(
         device
     )
     with torch.inference_mode():
@@ -44,7 +44,10 @@ def twin_latency(
             provenance="measured",
             device=local_device_name(device),
         )
-        for name, (median, low, high) in (("twin_prefill_ms", prefill), ("twin_decode_ms", decode))
+        for name, (median, low, high) in (
+            ("proxy_prefill_ms", prefill),
+            ("proxy_decode_ms", decode),
+        )
     )
 
 

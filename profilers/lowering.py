@@ -10,7 +10,7 @@ from ..search_space.blocks.block import Weight
 from ..search_space.operators import Gemm, NumberFormat, Operator, Point, Rows
 
 Calls = Counter[Operator]
-ENDS = "ends"  # the place of the table, the last norm and the head
+EMBEDDING_AND_HEAD = "ends"  # the place of the table, the last norm and the head
 
 
 def calls(architecture: Architecture, point: Point) -> Calls:
@@ -18,7 +18,7 @@ def calls(architecture: Architecture, point: Point) -> Calls:
 
     Raises Uncountable for an encoder-decoder.
     """
-    return joined(placed_calls(architecture, point))
+    return joined(layer_calls(architecture, point))
 
 
 def joined(placed: Mapping[str, Calls]) -> Calls:
@@ -29,9 +29,9 @@ def joined(placed: Mapping[str, Calls]) -> Calls:
     return found
 
 
-def placed_calls(architecture: Architecture, point: Point) -> dict[str, Calls]:
+def layer_calls(architecture: Architecture, point: Point) -> dict[str, Calls]:
     """The same by where they stand: the symbol of the sub-block, a group's with its brackets, or
-    `ENDS`."""
+    `EMBEDDING_AND_HEAD`."""
     if architecture.encoder:
         raise Uncountable("the cost of an encoder-decoder is not estimated")
     d_model = architecture.d_model
@@ -48,11 +48,11 @@ def placed_calls(architecture: Architecture, point: Point) -> dict[str, Calls]:
         for body in architecture.bodies
     ):
         block = architecture.blocks[symbol]
-        part = _taking_part(point, block.token_share)
+        part = _taking_part(point, block.token_fraction)
         kv, experts = formats.get("kv_cache", "bf16"), formats.get("experts", "bf16")
         _add(found[group], _gemms(block.weights(d_model), part.rows, formats), times)
         _add(found[group], block.operators(d_model, part, kv=kv, experts=experts), times)
-    found[ENDS] = Calls(_ends(architecture, point))
+    found[EMBEDDING_AND_HEAD] = Calls(_ends(architecture, point))
     return found
 
 

@@ -97,7 +97,7 @@ def training_bytes(architecture: Architecture, batch: int, tokens: int) -> tuple
     kept = 2.0 * rows * architecture.d_model * ACTIVATION_BYTES
     for body in architecture.bodies:
         width = 2 * architecture.d_model + 2 * _outputs(architecture, body.symbol)
-        kept += rows * width * ACTIVATION_BYTES * body.block.token_share
+        kept += rows * width * ACTIVATION_BYTES * body.block.token_fraction
     for call, times in calls(
         architecture, Point(batch=batch, tokens=tokens, context=tokens)
     ).items():

@@ -10,10 +10,10 @@ from ..builders.body import Unbuilt
 from ..search_space.accounting import Uncountable
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
-from ..search_space.proxy import twin
+from ..search_space.proxy import proxy_architecture
 from . import quality
 from .corpus import Corpus, load_corpus
-from .latency import twin_latency
+from .latency import proxy_latency
 from .report import Failure, FailureKind, Report
 from .training import NotFinite, OutOfTime
 
@@ -39,8 +39,10 @@ def profile(architecture: Architecture, plan: Plan, *, seed: int) -> Report | Fa
             quality.quality(architecture, plan, corpus, seed=seed, device=local, deadline=deadline)
         )
         stage = "time"
-        small = twin(architecture, plan.proxy, context_share=plan.context_share(plan.text.context))
-        measurements += twin_latency(small, plan.text, device=local)
+        small = proxy_architecture(
+            architecture, plan.proxy, context_fraction=plan.context_fraction(plan.text.context)
+        )
+        measurements += proxy_latency(small, plan.text, device=local)
     except NotFinite as fault:
         return failure("nan", str(fault))
     except OutOfTime as fault:

@@ -16,7 +16,7 @@ from ..builders.model import build
 from ..search_space.accounting import cache_bytes_at, parameters
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan, RecallTask, TextTask
-from ..search_space.proxy import twin
+from ..search_space.proxy import proxy_architecture
 from .corpus import Corpus
 from .latency import local_device_name
 from .report import Measurement
@@ -63,7 +63,9 @@ def quality(
     the proxy cannot hold the architecture, NotFinite, OutOfTime.
     """
     reader, recaller = (
-        twin(architecture, plan.proxy, context_share=plan.context_share(task.context))
+        proxy_architecture(
+            architecture, plan.proxy, context_fraction=plan.context_fraction(task.context)
+        )
         for task in (plan.text, plan.recall)
     )
     seeds = range(seed, seed + plan.seeds)
@@ -78,8 +80,8 @@ def quality(
         _measured("bits_per_byte", [text.bits_per_byte for text in texts], device),
         _measured("recall", recalls, device),
         _counted("recall_cache_bytes", cache_bytes_at(recaller, plan.recall.context)),
-        _measured("twin_step_ms", [1e3 * text.seconds_per_step for text in texts], device),
-        _counted("twin_parameters", parameters(reader).total),
+        _measured("proxy_step_ms", [1e3 * text.seconds_per_step for text in texts], device),
+        _counted("proxy_parameters", parameters(reader).total),
     )
 
 

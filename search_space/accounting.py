@@ -44,7 +44,7 @@ class CacheBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacedWeight:
+class LocatedWeight:
     """A parameter tensor with the sub-block it belongs to (None: around the stack) and its format."""
 
     sub_block: int | None
@@ -171,12 +171,12 @@ def mtp_module(architecture: Architecture) -> Architecture:
     )
 
 
-def placed_weights(architecture: Architecture) -> tuple[PlacedWeight, ...]:
+def located_weights(architecture: Architecture) -> tuple[LocatedWeight, ...]:
     """Every parameter tensor of the decoder with its place and format, MTP modules excepted."""
     uses = Counter[str]()
     top = architecture.precision.formats
     found = [
-        PlacedWeight(sub_block=None, weight=weight, format=_format(weight, top))
+        LocatedWeight(sub_block=None, weight=weight, format=_format(weight, top))
         for weight in outer_weights(architecture)
     ]
     inside = [
@@ -190,7 +190,7 @@ def placed_weights(architecture: Architecture) -> tuple[PlacedWeight, ...]:
         inside += [(body.sub_block, weight) for weight in owned]
         uses[body.symbol] += 1
     found += [
-        PlacedWeight(
+        LocatedWeight(
             sub_block=index, weight=weight, format=_format(weight, architecture.formats(index))
         )
         for index, weight in inside
@@ -271,13 +271,13 @@ def flops_per_token(architecture: Architecture, context: int) -> float:
         total += times * 2 * _met(around)
     for symbol, times in Counter(body.symbol for body in architecture.bodies).items():
         block = architecture.blocks[symbol]
-        seen = positions_read(block.cache(d_model), round(context * block.token_share))
+        seen = positions_read(block.cache(d_model), round(context * block.token_fraction))
         a_token = (
             2 * _met(block.weights(d_model))
             + block.mixing_flops(d_model, seen)
             + block.index_flops(context)
         )
-        total += times * a_token * block.token_share
+        total += times * a_token * block.token_fraction
     return total
 
 
@@ -316,9 +316,9 @@ def _cache(block: Block, d_model: int) -> tuple[Cache, float]:
     """With merged tokens also the sum of the open group and the output of the last one."""
     cache = block.cache(d_model)
     if block.token_merge is None:
-        return cache, block.token_share
+        return cache, block.token_fraction
     held = cache.conv_elements + 2 * d_model
-    return replace(cache, conv_elements=held), block.token_share
+    return replace(cache, conv_elements=held), block.token_fraction
 
 
 def cache_bytes(
@@ -428,7 +428,7 @@ def weight_bytes(architecture: Architecture) -> int:
     """Bytes of all weights as served: BF16, or fewer bits with the recipe's scales."""
     return sum(
         bytes_of(placed.weight, placed.format, architecture.precision)
-        for placed in placed_weights(architecture)
+        for placed in located_weights(architecture)
     )
 
 

@@ -70,7 +70,7 @@ class AttentionResiduals(Terse):
     block: PositiveInt
 
 
-class Mtp(Terse):
+class MTP(Terse):
     """Multi-token prediction: `depth` modules after the stack, each predicting one token further.
 
     A module norms the hidden state and the next token's embedding, projects both to d_model and runs
@@ -107,7 +107,7 @@ class Precision(Terse):
     keep_before_attention: bool = False
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         roles = (*self.fp8, *self.fp4, *self.int8)
         if twice := [role for role in roles if roles.count(role) > 1]:
             raise ValueError(f"a role has one format, got {twice[0]} twice")
@@ -157,7 +157,7 @@ class Architecture(Terse):
     residual: Residual = Residual()
     hyper_connections: HyperConnections | None = None
     attention_residuals: AttentionResiduals | None = None
-    mtp: Mtp | None = None
+    mtp: MTP | None = None
     encoder: Encoder | None = None
     embedding_scale: float | Literal["sqrt_d_model"] = 1.0
     embedding_norm: bool = False
@@ -171,7 +171,7 @@ class Architecture(Terse):
         return _without_n_layers(_with_canonical_patterns(data, inner=("mtp", "encoder")))
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         stacks = [self.symbols]
         stacks += [notation.unroll(part.pattern) for part in (self.mtp, self.encoder) if part]
         groups = dict.fromkeys(group for stack in stacks for group in stack)

@@ -9,9 +9,9 @@ from pydantic_core import ErrorDetails
 
 from .architecture import Architecture, Norm, Precision
 from .blocks.kinds import AnyBlock
-from .document import Document, FieldPath, law_of, nearest, place_of, read_document, validate
+from .constraints import parse_constraint
+from .document import Document, FieldPath, constraint_of, nearest, place_of, read_document, validate
 from .domain import DOMAINS, Domain, LogRange
-from .laws import parse_law
 from .layout import Layout
 from .metrics import METRICS, split
 from .pattern import PatternError, unroll
@@ -37,13 +37,18 @@ def check_space(document: Document) -> SearchSpace:
     _check_patterns(document, file.architecture, domains)
     _check_conditions(document, file.architecture, domains)
     _check_names(document, file)
-    laws = []
-    for index, text in enumerate(file.laws):
+    architecture_constraints = []
+    for index, text in enumerate(file.architecture_constraints):
         try:
-            laws.append(parse_law(text))
+            architecture_constraints.append(parse_constraint(text))
         except ValueError as error:
-            raise document.error(("laws", index), str(error)) from None
-    space = SearchSpace(document=document, file=file, domains=domains, laws=tuple(laws))
+            raise document.error(("architecture_constraints", index), str(error)) from None
+    space = SearchSpace(
+        document=document,
+        file=file,
+        domains=domains,
+        architecture_constraints=tuple(architecture_constraints),
+    )
     _check_reachable(space)
     return space
 
@@ -113,9 +118,11 @@ def _check_values(document: Document, template: dict[str, Any], domains: dict[st
                 for finding in sorted(error.errors(), key=_unknown_first):
                     place = (*path, *place_of(finding))
                     if place != path and (tried is None or _name(place).startswith(tried[0])):
-                        raise document.error(place, law_of(finding, kind)) from None
+                        raise document.error(place, constraint_of(finding, kind)) from None
                     if finding["type"] == "unknown_kind":
-                        raise document.error((*path, "kind"), law_of(finding, kind)) from None
+                        raise document.error(
+                            (*path, "kind"), constraint_of(finding, kind)
+                        ) from None
     for field in ("d_model", "vocab_size"):
         values = domains[field].values if field in domains else (template[field],)
         for value in values:
@@ -124,7 +131,7 @@ def _check_values(document: Document, template: dict[str, Any], domains: dict[st
 
 
 def _unknown_first(finding: ErrorDetails) -> bool:
-    """A misspelt field shows up twice, as unknown and as missing: the first says what to do."""
+    """A misspelled field shows up twice, as unknown and as missing: the first says what to do."""
     return finding["type"] != "extra_forbidden"
 
 
@@ -237,7 +244,7 @@ def _check_names(document: Document, file: SpaceFile) -> None:
             near = nearest(workload, workloads)
             raise document.error(path, f"profile.workloads has no {workload!r}{near}")
         if path[0] == "objectives" and METRICS[name].better is None:
-            raise document.error(path, f"{name} has no better side: it is shown, not optimised")
+            raise document.error(path, f"{name} has no better side: it is shown, not optimized")
     for index, name in enumerate(file.warm_start):
         if find(name) is None:
             near = nearest(name, names())
@@ -253,9 +260,13 @@ def _check_reachable(space: SearchSpace) -> None:
     drawn = sample(space, _PROBE_DRAWS, seed=0)
     if drawn.legal:
         return
-    law, count = drawn.refused.most_common(1)[0]
-    laws = space.file.laws
-    path: FieldPath = ("laws", laws.index(law)) if law in laws else (law,)
+    law, count = drawn.rejected.most_common(1)[0]
+    architecture_constraints = space.file.architecture_constraints
+    path: FieldPath = (
+        ("architecture_constraints", architecture_constraints.index(law))
+        if law in architecture_constraints
+        else (law,)
+    )
     if path[0] not in space.document.data:
         path = ("architecture",)
     raise space.document.error(

@@ -153,7 +153,7 @@ def validate(kind: type[M], document: Document, data: object = None, at: FieldPa
         return kind.model_validate(document.data if data is None else data)
     except ValidationError as error:
         findings = [
-            str(document.error((*at, *place_of(e)), law_of(e, kind))) for e in error.errors()
+            str(document.error((*at, *place_of(e)), constraint_of(e, kind))) for e in error.errors()
         ]
         raise InputError("\n".join(dict.fromkeys(findings))) from None
 
@@ -163,7 +163,7 @@ def place_of(error: ErrorDetails) -> FieldPath:
     return tuple(part for part in error["loc"] if not str(part).endswith("!"))
 
 
-def law_of(error: ErrorDetails, kind: Any) -> str:
+def constraint_of(error: ErrorDetails, kind: Any) -> str:
     """A finding in one line: the law that is broken and the value that breaks it."""
     context = error.get("ctx", {})
     match error["type"]:

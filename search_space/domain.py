@@ -17,7 +17,7 @@ class Choices(Record):
     when: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if twice := [label for label, count in Counter(self.labels).items() if count > 1]:
             raise ValueError(f"choices must differ, got {twice[0]} twice")
         return self
@@ -39,7 +39,7 @@ class Range(Record):
     when: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         low, high, step = self.range
         if not (low < high and step > 0):
             raise ValueError(
@@ -67,7 +67,7 @@ class LogRange(Record):
     when: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         low, high = self.log_range
         if not 0 < low < high:
             raise ValueError(

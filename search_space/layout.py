@@ -25,7 +25,7 @@ class Layout(Record):
     feedforward: str | None = None
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         for field, needed in (
             ("attention", self.num_attention > 0),
             ("linear", self.num_attention < self.layers),

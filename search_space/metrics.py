@@ -1,4 +1,4 @@
-"""The quantities a search may optimise, bound and show, each with its unit and its better side."""
+"""The quantities a search may optimize, bound and show, each with its unit and its better side."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -86,25 +86,25 @@ METRICS = {
             per_workload=True,
         ),
         Metric(
-            name="twin_prefill_ms",
+            name="proxy_prefill_ms",
             unit="ms",
             better="lower",
             meaning="forward pass of the twin over one training batch, local device",
         ),
         Metric(
-            name="twin_decode_ms",
+            name="proxy_decode_ms",
             unit="ms",
             better="lower",
             meaning="one decoding step of the twin for one training batch, local device",
         ),
         Metric(
-            name="twin_step_ms",
+            name="proxy_step_ms",
             unit="ms",
             better=None,
             meaning="one training step of the twin, local device",
         ),
         Metric(
-            name="twin_parameters", unit="1", better=None, meaning="parameters of the trained twin"
+            name="proxy_parameters", unit="1", better=None, meaning="parameters of the trained twin"
         ),
         Metric(name="total_params", unit="1", better="lower", meaning="all parameters"),
         Metric(

@@ -161,7 +161,7 @@ class AttentionDecode(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlaPrefill(Operator):
+class MLAPrefill(Operator):
     """Attention of whole sequences on keys and values expanded from the latent."""
 
     name = "mla_prefill"
@@ -186,7 +186,7 @@ class MlaPrefill(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlaDecode(Operator):
+class MLADecode(Operator):
     """Absorbed: the latent of `kv_lora_rank` is key and value of every head."""
 
     name = "mla_decode"

@@ -36,7 +36,7 @@ class RecallTask(Record):
     learning_rate: float = Field(default=5e-3, gt=0)
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.context < 4 * self.pairs:
             raise ValueError(
                 f"context must hold every pair and every query, 4 * pairs, got context={self.context}, pairs={self.pairs}"
@@ -73,6 +73,6 @@ class Plan(Record):
             raise ValueError(f"unknown workload {unknown[0]!r}{nearest(unknown[0], WORKLOADS)}")
         return [WORKLOADS[w] if isinstance(w, str) else w for w in given]
 
-    def context_share(self, context: int) -> float:
+    def context_fraction(self, context: int) -> float:
         """A task's context over the first workload's: how far the twin's windows shrink."""
         return min(1.0, context / self.workloads[0].decode_context)

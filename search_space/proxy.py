@@ -12,10 +12,12 @@ from .architecture import Architecture
 from .pattern import compress, units
 from .plan import Proxy
 
-TWIN_VOCABULARY = 256  # the twin reads bytes
+PROXY_VOCABULARY = 256  # the twin reads bytes
 
 
-def twin(architecture: Architecture, proxy: Proxy, *, context_share: float) -> Architecture:
+def proxy_architecture(
+    architecture: Architecture, proxy: Proxy, *, context_fraction: float
+) -> Architecture:
     """The small twin of `architecture`; windows shrink to `context_share` of their length.
 
     Raises ValueError when `proxy.layers` cannot hold one layer of each kind.
@@ -26,14 +28,14 @@ def twin(architecture: Architecture, proxy: Proxy, *, context_share: float) -> A
     plan = architecture.precision
     used = {body.symbol for body in architecture.bodies}
     blocks = {
-        symbol: architecture.blocks[symbol].shrunk(share, context_share)
+        symbol: architecture.blocks[symbol].to_proxy(share, context_fraction)
         for symbol in architecture.blocks
         if symbol in used
     }
     return architecture.changed(
         name=None,
         d_model=proxy.d_model,
-        vocab_size=TWIN_VOCABULARY,
+        vocab_size=PROXY_VOCABULARY,
         pattern=compress(symbols),
         blocks=blocks,
         mtp=None,

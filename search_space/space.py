@@ -19,12 +19,12 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
-from .accounting import placed_weights
+from .accounting import located_weights
 from .architecture import Architecture, Precision
 from .budget import Budget, Unreachable, solve
+from .constraints import ArchitectureConstraint, broken
 from .document import Document, FieldPath, Record
 from .domain import Domain, draw_at_random
-from .laws import Law, broken
 from .layout import Layout
 from .pattern import branches, unroll
 from .plan import Plan
@@ -43,7 +43,7 @@ class Bound(Record):
     min: float | None = None
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if (self.max is None) == (self.min is None):
             raise ValueError("a constraint gives either max or min")
         return self
@@ -59,7 +59,7 @@ class SpaceFile(Record):
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
     description: str = ""
     architecture: dict[str, Any]
-    laws: tuple[str, ...] = ()
+    architecture_constraints: tuple[str, ...] = ()
     budget: Budget | None = None
     objectives: tuple[str, ...] = Field(min_length=1, max_length=4)
     constraints: dict[str, Bound] = {}
@@ -67,7 +67,7 @@ class SpaceFile(Record):
     profile: Plan = Plan()
 
 
-class Refused(ValueError):
+class Rejected(ValueError):
     """The values drawn make no legal candidate; `law` says in short which law refused it."""
 
     def __init__(self, law: str, reason: str) -> None:
@@ -77,12 +77,12 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """A checked space. `draw` is its only behaviour; all else is what the file says."""
+    """A checked space. `draw` is its only behavior; all else is what the file says."""
 
     document: Document
     file: SpaceFile
     domains: dict[str, Domain]
-    laws: tuple[Law, ...]
+    architecture_constraints: tuple[ArchitectureConstraint, ...]
 
     @property
     def name(self) -> str:
@@ -102,15 +102,15 @@ class SearchSpace:
     def draw(self, choose: Choose) -> Architecture:
         """One candidate; `choose(name, domain)` is asked for each choice that exists, in order.
 
-        Raises Refused when the values break a law, the schema, or the budget.
+        Raises Rejected when the values break a law, the schema, or the budget.
         """
         fields = _Walk(self.file.architecture, self.domains, choose).architecture()
         architecture = _without_idle_roles(self._at_budget(fields))
-        for law in self.laws:
+        for law in self.architecture_constraints:
             if reason := broken(law, architecture):
-                raise Refused(law.text, reason)
+                raise Rejected(law.text, reason)
         if reason := broken_fp8_shape(architecture):
-            raise Refused("FP8 shapes", reason)
+            raise Rejected("FP8 shapes", reason)
         return architecture
 
     def _at_budget(self, fields: dict[str, Any]) -> Architecture:
@@ -121,7 +121,7 @@ class SearchSpace:
                 self.file.budget, lambda width: _built(Architecture, _widened(fields, width))
             )
         except Unreachable as error:
-            raise Refused("budget", str(error)) from None
+            raise Rejected("budget", str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +129,21 @@ class Sample:
     """What random draws of a space gave: the legal candidates and how often each law refused."""
 
     legal: tuple[Architecture, ...]
-    refused: Counter[str]
+    rejected: Counter[str]
     reasons: dict[str, str]
 
 
 def sample(space: SearchSpace, count: int, seed: int) -> Sample:
     """Draw `count` times at random: what share of the space is legal, and which laws refuse."""
     source = random.Random(seed)
-    legal, refused, reasons = [], Counter[str](), {}
+    legal, rejected, reasons = [], Counter[str](), {}
     for _ in range(count):
         try:
             legal.append(space.draw(lambda _, domain: draw_at_random(domain, source)))
-        except Refused as error:
-            refused[error.law] += 1
+        except Rejected as error:
+            rejected[error.law] += 1
             reasons.setdefault(error.law, str(error))
-    return Sample(legal=tuple(legal), refused=refused, reasons=reasons)
+    return Sample(legal=tuple(legal), rejected=rejected, reasons=reasons)
 
 
 class _Walk:
@@ -232,7 +232,7 @@ def _built(record: type[M], fields: dict[str, Any]) -> M:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"] if not str(part).endswith("!"))
         reason = first["msg"].removeprefix("Value error, ")
-        raise Refused(f"{field or record.__name__.lower()}", reason) from None
+        raise Rejected(f"{field or record.__name__.lower()}", reason) from None
 
 
 def _widened(fields: dict[str, Any], width: int) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def _without_idle_roles(architecture: Architecture) -> Architecture:
 
 def broken_fp8_shape(architecture: Architecture) -> str | None:
     """FP8 tensor cores take matrices whose dimensions divide by 16; None where all do."""
-    for placed in placed_weights(architecture):
+    for placed in located_weights(architecture):
         if placed.format == "fp8" and any(size % FP8_GRAIN for size in placed.weight.shape):
             return (
                 f"FP8 matrices need dimensions divisible by {FP8_GRAIN}, got {placed.weight.name} "

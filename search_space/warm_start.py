@@ -15,7 +15,7 @@ from .domain import Domain, LogRange, draw_at_random
 from .layout import Layout, Placement
 from .pattern import branches, is_feed_forward, units, unroll
 from .published import entry
-from .space import Refused, SearchSpace
+from .space import Rejected, SearchSpace
 
 TRIES = 64
 STRAY = 0.2  # of the choices, where the nearest candidate of all is not legal
@@ -28,7 +28,7 @@ class Start:
     name: str
     parameters: dict[str, Any]
     architecture: Architecture | None
-    refusal: str | None = None
+    rejection: str | None = None
 
 
 def starts(space: SearchSpace) -> tuple[Start, ...]:
@@ -48,9 +48,9 @@ def start_near(space: SearchSpace, name: str) -> Start:
         near = _Nearest(published, stray=source if attempt else None, layout=attempt > TRIES / 2)
         try:
             architecture = space.draw(near.choose)
-        except Refused as refused:
+        except Rejected as rejected:
             first = first or Start(
-                name=name, parameters=near.chosen, architecture=None, refusal=str(refused)
+                name=name, parameters=near.chosen, architecture=None, rejection=str(rejected)
             )
             continue
         return Start(name=name, parameters=near.chosen, architecture=architecture)

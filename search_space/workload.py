@@ -29,7 +29,7 @@ class Workload(Record):
     draft_acceptance: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if (self.train_batch is None) != (self.train_tokens is None):
             raise ValueError(
                 "train_batch and train_tokens go together, got "

@@ -17,8 +17,8 @@ from ..body import Body, Pass
 from ..caches import TokenCache
 from ..parts import Parts, normed_without_weight
 from ..positions import rotation
-from ..precision import quantised_cache
-from .reading import Held, attend_apart, attend_where, before, merged, same_document
+from ..precision import quantized_cache
+from .masked_attention import Held, attend_apart, attend_where, before, merged, same_document
 
 KV = "kv of attention"  # what a block with kv_reuse finds in a pass
 
@@ -112,7 +112,7 @@ class Attention(Body):
             v_BTGV = normed_without_weight(v_BTGV, self.norm_eps)
         if block.value_scale != 1:
             v_BTGV = v_BTGV * block.value_scale
-        return {"k": quantised_cache(k_BTGK, self.kv), "v": quantised_cache(v_BTGV, self.kv)}
+        return {"k": quantized_cache(k_BTGK, self.kv), "v": quantized_cache(v_BTGV, self.kv)}
 
     def _read_text(self, q_BTHK: Tensor, held: Held, run: Pass) -> Any:
         block = self.block
@@ -120,13 +120,13 @@ class Attention(Body):
         if block.dilation > 1:
             near = attend_apart(q_BTHK, held["k"], held["v"], block.dilation, run, **rule)
         else:
-            documents = _chunks(run, block.chunk)
+            segment_ids = _chunks(run, block.chunk)
             if self.sinks is None and not block.global_tokens:
                 o_BTHV = attention.attend_without_lse(
-                    q_BTHK, held["k"], held["v"], documents=documents, **rule
+                    q_BTHK, held["k"], held["v"], segment_ids=segment_ids, **rule
                 )
                 return o_BTHV, None
-            near = attention.attend(q_BTHK, held["k"], held["v"], documents=documents, **rule)
+            near = attention.attend(q_BTHK, held["k"], held["v"], segment_ids=segment_ids, **rule)
         return merged([near, self._read_first(q_BTHK, held, run)]) if block.global_tokens else near
 
     def _read_first(self, q_BTHK: Tensor, held: Held, run: Pass) -> Any:
@@ -219,7 +219,7 @@ def rotated(x_BTHK: Tensor, rope: Rope, dims: int, run: Pass) -> Tensor:
 def _chunks(run: Pass, chunk: int | None) -> Tensor | None:
     """The documents of a pass, cut into chunks where attention stays inside them."""
     if chunk is None:
-        return run.documents_BT
+        return run.segment_ids_BT
     starts_BT = run.positions_BT % chunk == 0
     return starts_BT.cumsum(1, dtype=torch.int32)
 
@@ -229,7 +229,7 @@ class BlockIndex(nn.Module):
 
     Without heads of its own the mean of an earlier block's keys is scored by each query head
     (MoBA), with them a block scores as its best key does (MiniMax-M3). Blocks are counted from the
-    first token of a document. Nothing is learnt through the choice itself.
+    first token of a document. Nothing is timings through the choice itself.
     """
 
     def __init__(self, block: record.Attention, parts: Parts) -> None:

@@ -16,9 +16,9 @@ from ..body import Body, Pass
 from ..caches import Memory, TokenCache, grown
 from ..parts import Parts, normed_without_weight
 from ..positions import rotation, tables
-from ..precision import decode, encode, quantised_cache
+from ..precision import decode, encode, quantized_cache
+from .masked_attention import Held, attend_where, before, merged
 from .mla import best, index_scores
-from .reading import Held, attend_where, before, merged
 
 
 class CompressedCache(Memory):
@@ -31,8 +31,8 @@ class CompressedCache(Memory):
         entries = [tensor for pool in self.poolings.values() for tensor in pool.entries]
         return [*self.window.tensors(), *entries]
 
-    def pretend(self, tokens: int) -> None:
-        self.window.pretend(tokens)
+    def fill_random(self, tokens: int) -> None:
+        self.window.fill_random(tokens)
         for pool in self.poolings.values():
             pool.tokens_B = torch.full_like(pool.tokens_B, tokens)
             pool.entries = tuple(
@@ -85,7 +85,7 @@ class CompressedAttention(Body):
         q_BTHK = self.q_b_proj(latent).unflatten(-1, (block.heads, -1))
         q_BTHK = turned(normed_without_weight(q_BTHK, self.norm_eps), block, run)
         kv_BT1K = turned(self.kv_norm(self.kv_proj(x_BTD))[:, :, None], block, run)
-        kv_BT1K = quantised_cache(kv_BT1K, self.kv)
+        kv_BT1K = quantized_cache(kv_BT1K, self.kv)
         held = Held(cache.window if cache else None, run, {"kv": kv_BT1K})
         if held.plain:
             part = attention.attend(
@@ -94,7 +94,7 @@ class CompressedAttention(Body):
                 held["kv"],
                 window=block.window,
                 scale=self.scale,
-                documents=run.documents_BT,
+                segment_ids=run.segment_ids_BT,
             )
         else:
             seen_BTC = before(run.positions_BT, held.positions_BC, window=block.window)
@@ -162,7 +162,7 @@ class Pooling(nn.Module):
     def forward(self, x_BTD: Tensor, run: Pass, cache: PoolCache | None) -> tuple[Tensor, Tensor]:
         """(entries_BNK, closed_BTN): all entries so far, and which are closed at each token."""
         values, gates = self.kv_proj(x_BTD), self.gate_proj(x_BTD)
-        if run.documents_BT is not None:
+        if run.segment_ids_BT is not None:
             groups, closed_BTN, first_BN = self._groups_of_documents(values, gates, run)
             return self._pooled(groups, first_BN, x_BTD.dtype), closed_BTN
         if cache is None or cache.open is None:
@@ -247,7 +247,7 @@ class Pooling(nn.Module):
     ) -> tuple[Groups, Tensor, Tensor]:
         """(groups, closed_BTN, first_BN) where rows are packed: groups begin anew with each
         document."""
-        position, document = run.positions_BT, run.documents_BT
+        position, document = run.positions_BT, run.segment_ids_BT
         assert document is not None, "asked only for packed rows"
         B, T = position.shape
         number = position // self.every
@@ -289,7 +289,7 @@ class Pooling(nn.Module):
         if pooled_BNK.shape[1] == 0:
             return pooled_BNK
         if rope is None:
-            return quantised_cache(pooled_BNK, self.kv)
+            return quantized_cache(pooled_BNK, self.kv)
         width = pooled_BNK.shape[-1]
         wide = torch.promote_types(dtype, torch.float32)
         rotated = min(rope.rotated(self.block.head_dim), width)
@@ -304,7 +304,7 @@ class Pooling(nn.Module):
             interleaved=rope.interleaved,
             last=True,
         )
-        return quantised_cache(turned[:, :, 0], self.kv)
+        return quantized_cache(turned[:, :, 0], self.kv)
 
     def _encoded(self, entries: Tensor) -> tuple[Tensor, ...]:
         return (entries,) if self.kv == "bf16" else encode(entries, (-1,), self.kv)

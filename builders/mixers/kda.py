@@ -14,12 +14,12 @@ from ..parts import Parts
 from .recurrent import STRONGEST_CHANNEL_DECAY, Recurrent, ShortConvolution, started_slow, unit
 
 
-class Kda(Recurrent):
+class KDA(Recurrent):
     """arXiv 2510.26692. An unbounded decay is held at what the kernels' exponents can carry."""
 
-    fields = frozenset(record.Kda.model_fields)
+    fields = frozenset(record.KDA.model_fields)
 
-    def __init__(self, block: record.Kda, parts: Parts) -> None:
+    def __init__(self, block: record.KDA, parts: Parts) -> None:
         state = (block.heads, block.k_head_dim, block.v_head_dim)
         super().__init__(state, (block.conv - 1, block.conv_width), parts)
         self.block = block

@@ -83,12 +83,12 @@ class Retention(Recurrent):
         return self.out_proj(rows.swiglu(self.gate_proj(x_BTD), o))
 
 
-class Gla(Recurrent):
+class GLA(Recurrent):
     """Gated linear attention (arXiv 2312.06635): a decay for each key channel from a bottleneck."""
 
-    fields = frozenset(gla.Gla.model_fields)
+    fields = frozenset(gla.GLA.model_fields)
 
-    def __init__(self, block: gla.Gla, parts: Parts) -> None:
+    def __init__(self, block: gla.GLA, parts: Parts) -> None:
         tail = (block.conv - 1, block.conv_width) if block.conv else None
         super().__init__((block.heads, block.k_head_dim, block.v_head_dim), tail, parts)
         self.block = block

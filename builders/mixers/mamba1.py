@@ -54,7 +54,7 @@ class Mamba1(Recurrent):
             C_BTS,
             self.D,
             None if cache is None else cache["state"],
-            documents=run.documents_BT,
+            segment_ids=run.segment_ids_BT,
         )
         if cache is not None:
             cache["state"] = state

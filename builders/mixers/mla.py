@@ -15,19 +15,19 @@ from ..body import Body, Pass
 from ..caches import TokenCache
 from ..parts import Parts
 from ..positions import softmax_sharpness
-from ..precision import quantised_cache
+from ..precision import quantized_cache
 from .attention import rotated
-from .reading import Held, attend_where, before, same_document
+from .masked_attention import Held, attend_where, before, same_document
 
 LATENT_EPS = 1e-6  # of the norms inside, in every published model whatever its stack has
 
 
-class Mla(Body):
+class MLA(Body):
     """arXiv 2405.04434, section 2.1. A token caches its normed latent beside one rotated key."""
 
-    fields = frozenset(record.Mla.model_fields)
+    fields = frozenset(record.MLA.model_fields)
 
-    def __init__(self, block: record.Mla, parts: Parts) -> None:
+    def __init__(self, block: record.MLA, parts: Parts) -> None:
         super().__init__()
         self.block = block
         self.kv: NumberFormat = parts.kv
@@ -56,7 +56,7 @@ class Mla(Body):
 
     def forward(self, x_BTD: Tensor, run: Pass, cache: TokenCache | None = None) -> Tensor:
         query_latent = self._query_latent(x_BTD)
-        named = {"latent": quantised_cache(self._kept(x_BTD, run), self.kv)}
+        named = {"latent": quantized_cache(self._kept(x_BTD, run), self.kv)}
         if self.indexer is not None:
             named |= self.indexer.keys(x_BTD, run)
         held = Held(cache, run, named)
@@ -117,7 +117,7 @@ class Mla(Body):
         q = torch.cat([q_BTHN, q_BTHP], -1)
         k = torch.cat([k_BTHN, k_BT1P.expand(-1, -1, block.heads, -1)], -1)
         return attention.attend_without_lse(
-            q, k, v_BTHV, scale=self.scale, documents=run.documents_BT
+            q, k, v_BTHV, scale=self.scale, segment_ids=run.segment_ids_BT
         )
 
     def _absorbed(self, q_BTHN: Tensor, q_BTHP: Tensor, held: Held, seen_BTC: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class TokenIndexer(nn.Module):
     """DeepSeek's lightning indexer: a query reads the `top_k` tokens that score highest.
 
     score = sum over heads of w_h relu(q_h k) (DeepSeek-V3.2-Exp report, equation 1). Nothing is
-    learnt through the choice itself.
+    timings through the choice itself.
     """
 
     def __init__(self, index: record.Indexer, rope: Rope | None, dims: int, parts: Parts) -> None:

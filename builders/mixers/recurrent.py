@@ -45,7 +45,7 @@ class Recurrent(Body):
         k_BTGK: Tensor,
         v_BTHV: Tensor,
         decay: Tensor | None,
-        erase: Tensor | None,
+        beta: Tensor | None,
         run: Pass,
         cache: StateCache | None,
         *,
@@ -53,18 +53,18 @@ class Recurrent(Body):
     ) -> Tensor:
         """o_BTHV of the linear recurrence, see kernels/recurrent/reference.py."""
         if cache is None:
-            mixed = recurrent.mix(
-                q_BTGK, k_BTGK, v_BTHV, decay, erase, scale=scale, documents=run.documents_BT
+            mixed = recurrent.linear_recurrence(
+                q_BTGK, k_BTGK, v_BTHV, decay, beta, scale=scale, segment_ids=run.segment_ids_BT
             )
             return mixed[0]
         if one_token(run):
             by_token = decay is not None and decay.dim() > 1
-            o_BHV = recurrent.step(
+            o_BHV = recurrent.linear_recurrence_step(
                 q_BTGK[:, 0],
                 k_BTGK[:, 0],
                 v_BTHV[:, 0],
                 decay[:, 0] if decay is not None and by_token else decay,
-                None if erase is None else erase[:, 0],
+                None if beta is None else beta[:, 0],
                 cache["state"],
                 scale=scale,
             )
@@ -73,9 +73,9 @@ class Recurrent(Body):
             if decay is not None and decay.dim() == 1:
                 decay = decay.expand(*v_BTHV.shape[:3])
             k_BTGK, v_BTHV = kept(k_BTGK, run), kept(v_BTHV, run)
-            decay, erase = (None if x is None else kept(x, run) for x in (decay, erase))
-        o_BTHV, state = recurrent.mix(
-            q_BTGK, k_BTGK, v_BTHV, decay, erase, cache["state"], scale=scale
+            decay, beta = (None if x is None else kept(x, run) for x in (decay, beta))
+        o_BTHV, state = recurrent.linear_recurrence(
+            q_BTGK, k_BTGK, v_BTHV, decay, beta, cache["state"], scale=scale
         )
         cache["state"] = state
         return o_BTHV
@@ -120,7 +120,7 @@ class ShortConvolution(nn.Module):
         taps = {"activation": self.activation}
         if cache is None:
             return rows.short_conv(
-                x_BTN, self.weight, self.bias, documents=run.documents_BT, **taps
+                x_BTN, self.weight, self.bias, segment_ids=run.segment_ids_BT, **taps
             )
         if one_token(run):
             y_BN = rows.short_conv_step(x_BTN[:, 0], cache["tail"], self.weight, self.bias, **taps)

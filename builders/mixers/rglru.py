@@ -17,15 +17,15 @@ SHARPNESS = 8.0  # of the recurrent gate, arXiv 2402.19427 section 2.4
 SMALLEST_ROOT = 1e-6  # under the root, whose slope has no bound at zero
 
 
-class RgLru(Recurrent):
+class RGLRU(Recurrent):
     """arXiv 2402.19427: h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t), a_t = e^{-8 r_t softplus(L)}.
 
     The first token of a document enters whole, as nothing was there to decay.
     """
 
-    fields = frozenset(record.RgLru.model_fields)
+    fields = frozenset(record.RGLRU.model_fields)
 
-    def __init__(self, block: record.RgLru, parts: Parts) -> None:
+    def __init__(self, block: record.RGLRU, parts: Parts) -> None:
         super().__init__((block.width,), (block.conv - 1, block.width), parts)
         self.block = block
         self.y_proj = parts.linear("y_proj")
@@ -46,11 +46,11 @@ class RgLru(Recurrent):
         size_BTN = (1 - (2 * decay_BTN).exp()).clamp(min=SMALLEST_ROOT).sqrt()
         first_BT1 = (run.positions_BT == 0)[..., None]
         entering_BTN = entering_BTN * torch.where(first_BT1, 1.0, size_BTN).to(x_BTN.dtype)
-        h_BTN, state = recurrent.scan_channels(
+        h_BTN, state = recurrent.channel_scan(
             kept(entering_BTN, run),
             kept(decay_BTN, run),
             None if cache is None else cache["state"],
-            documents=run.documents_BT,
+            segment_ids=run.segment_ids_BT,
         )
         if cache is not None:
             cache["state"] = state

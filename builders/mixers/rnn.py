@@ -11,12 +11,12 @@ from ..caches import StateCache
 from ..parts import Parts
 
 
-class Rnn(Body):
+class RNN(Body):
     """One recurrent layer and a projection back; cuDNN runs it where there is one."""
 
-    fields = frozenset(record.Rnn.model_fields)
+    fields = frozenset(record.RNN.model_fields)
 
-    def __init__(self, block: record.Rnn, parts: Parts) -> None:
+    def __init__(self, block: record.RNN, parts: Parts) -> None:
         super().__init__()
         self.block = block
         self.input = parts.linear("input")
@@ -32,7 +32,7 @@ class Rnn(Body):
         )
 
     def forward(self, x_BTD: Tensor, run: Pass, cache: StateCache | None = None) -> Tensor:
-        if cache is None and run.documents_BT is None:
+        if cache is None and run.segment_ids_BT is None:
             return self.out_proj(self._text(x_BTD))
         state = self.new_cache(len(x_BTD)) if cache is None else cache
         given_BTO, reads = self.input(x_BTD), []

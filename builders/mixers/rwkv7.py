@@ -1,4 +1,4 @@
-"""RWKV-7: the time mixer with a generalised delta rule, and its channel mixer."""
+"""RWKV-7: the time mixer with a generalized delta rule, and its channel mixer."""
 
 # B batch, T tokens, D model width, H heads, K head width, N = H K
 
@@ -24,8 +24,8 @@ def shifted(x_BTD: Tensor, run: Pass, cache: StateCache | None) -> Tensor:
     """The input of the token before; zeros in front of a document."""
     if cache is None:
         before = F.pad(x_BTD, (0, 0, 1, -1))
-        if run.documents_BT is not None:
-            same_BT = run.documents_BT == F.pad(run.documents_BT, (1, -1), value=-1)
+        if run.segment_ids_BT is not None:
+            same_BT = run.segment_ids_BT == F.pad(run.segment_ids_BT, (1, -1), value=-1)
             before = before * same_BT[..., None].to(x_BTD.dtype)
         return before
     before = torch.cat([cache["shift"], x_BTD[:, :-1]], 1)
@@ -33,12 +33,12 @@ def shifted(x_BTD: Tensor, run: Pass, cache: StateCache | None) -> Tensor:
     return before
 
 
-class Rwkv7(Recurrent):
+class RWKV7(Recurrent):
     """The time mix of arXiv 2503.14456, section 3; names as in its reference code."""
 
-    fields = frozenset(record.Rwkv7.model_fields)
+    fields = frozenset(record.RWKV7.model_fields)
 
-    def __init__(self, block: record.Rwkv7, parts: Parts) -> None:
+    def __init__(self, block: record.RWKV7, parts: Parts) -> None:
         super().__init__((block.heads, block.head_dim, block.head_dim), None, parts)
         self.block, self.first = block, parts.first
         self.shift = nn.ParameterDict({of: parts.uniform(f"shift.{of}", 0, 1) for of in "rwkvag"})
@@ -100,12 +100,12 @@ class Rwkv7(Recurrent):
         cache: StateCache | None,
     ) -> Tensor:
         if cache is None:
-            return recurrent.mix_rwkv7(r, w, k, v, a, b, documents=run.documents_BT)[0]
+            return recurrent.rwkv7_recurrence(r, w, k, v, a, b, segment_ids=run.segment_ids_BT)[0]
         if one_token(run):
             r, w, k, v, a, b = (x[:, 0] for x in (r, w, k, v, a, b))
-            return recurrent.step_rwkv7(r, w, k, v, a, b, cache["state"])[:, None]
+            return recurrent.rwkv7_recurrence_step(r, w, k, v, a, b, cache["state"])[:, None]
         w, k, b = kept(w, run), kept(k, run), kept(b, run)
-        o_BTHK, cache["state"] = recurrent.mix_rwkv7(r, w, k, v, a, b, cache["state"])
+        o_BTHK, cache["state"] = recurrent.rwkv7_recurrence(r, w, k, v, a, b, cache["state"])
         return o_BTHK
 
     def _normed(self, o_BTHK: Tensor) -> Tensor:
@@ -115,12 +115,12 @@ class Rwkv7(Recurrent):
         return (normed * self.norm.weight + self.norm.bias).to(o_BTHK.dtype)
 
 
-class Rwkv7ChannelMix(Body):
+class RWKV7ChannelMix(Body):
     """Squared ReLU of the token mixed with the one before it."""
 
-    fields = frozenset(record.Rwkv7ChannelMix.model_fields)
+    fields = frozenset(record.RWKV7ChannelMix.model_fields)
 
-    def __init__(self, block: record.Rwkv7ChannelMix, parts: Parts) -> None:
+    def __init__(self, block: record.RWKV7ChannelMix, parts: Parts) -> None:
         super().__init__()
         self.device, self.dtype = parts.device, parts.dtype
         self.shift = nn.ParameterDict({"k": parts.uniform("shift.k", 0, 1)})

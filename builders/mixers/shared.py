@@ -14,9 +14,9 @@ from ..body import Body, Pass, Unbuilt
 from ..caches import TokenCache
 from ..feed_forward import GATES, alone
 from ..parts import Parts
-from ..precision import quantised_cache
+from ..precision import quantized_cache
 from .attention import rotated
-from .reading import Held, attend_where, before
+from .masked_attention import Held, attend_where, before
 
 NUDGE = "what a shared block adds to the next one's input"
 
@@ -57,11 +57,11 @@ class SharedBlock(Body):
         q, k, v = (p(x).unflatten(-1, heads) for p in (self.q_proj, self.k_proj, self.v_proj))
         if rope is not None:
             q, k = (rotated(x, rope, rope.rotated(self.block.head_dim), run) for x in (q, k))
-        k, v = quantised_cache(k, self.kv), quantised_cache(v, self.kv)
+        k, v = quantized_cache(k, self.kv), quantized_cache(v, self.kv)
         held = Held(cache, run, {"k": k, "v": v})
         if held.plain:
             o_BTHK = attention.attend_without_lse(
-                q, k, v, scale=self.scale, documents=run.documents_BT
+                q, k, v, scale=self.scale, segment_ids=run.segment_ids_BT
             )
         elif held.newest:
             pages = held.pages("k", "v", run.positions_BT[:, 0] + 1)

@@ -16,16 +16,16 @@ from .recurrent import Recurrent, ShortConvolution, unit
 NORM_EPS = 1e-6
 
 
-class TttLinear(Recurrent):
+class TTTLinear(Recurrent):
     """arXiv 2407.04620, sections 2.3 to 2.6: mini-batch gradient descent in its dual form.
 
     Within a mini-batch that began with W, the gradients G_i of its tokens are taken at W, and token
     t reads with W - sum over i <= t of eta_i G_i. Mini-batches begin anew with each document.
     """
 
-    fields = frozenset(record.TttLinear.model_fields)
+    fields = frozenset(record.TTTLinear.model_fields)
 
-    def __init__(self, block: record.TttLinear, parts: Parts) -> None:
+    def __init__(self, block: record.TTTLinear, parts: Parts) -> None:
         shape = (block.heads, block.head_dim, block.head_dim)
         super().__init__(shape, (block.conv - 1, 3 * block.width), parts)
         self.block = block
@@ -117,9 +117,9 @@ class TttLinear(Recurrent):
     def _slope(self, W_BHKK: Tensor, k_BHCK: Tensor, v_BHCK: Tensor) -> Tensor:
         """The gradient of |LN(k W) + k - v|^2 / 2 by k W, of each token."""
         z = k_BHCK @ W_BHKK
-        centred = z - z.mean(-1, keepdim=True)
-        rstd = (centred.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
-        normed = centred * rstd
+        centerd = z - z.mean(-1, keepdim=True)
+        rstd = (centerd.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+        normed = centerd * rstd
         gain, bias = (self.inner_norm[name][:, None] for name in ("weight", "bias"))
         slope = (normed * gain + bias + k_BHCK - v_BHCK) * gain
         along = (slope * normed).mean(-1, keepdim=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from triton import next_power_of_2
 
 from ..launch import require_device
-from ..laws import require, require_float
+from ..requirements import require, require_float
 
 SMALLEST_TILE = 16  # of a tensor core's operand
 SMALLEST_CUT = 128  # a narrower key is not worth two dots
@@ -40,7 +40,7 @@ class Rule:
             **score_arguments(self.scale, self.softcap),
             "CAUSAL": self.causal,
             "WINDOW": self.window is not None,
-            "DOCUMENTS": self.start_BT is not None,
+            "USE_SEGMENT_IDS": self.start_BT is not None,
         }
 
 
@@ -86,11 +86,11 @@ def widths(K: int, V: int) -> dict[str, int]:
     return {"K": K, **tiles, "V": V, "V_TILE": tile_width(V)}
 
 
-def document_bounds(documents_BT: Tensor) -> tuple[Tensor, Tensor]:
+def document_bounds(segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
     """(start_BT, end_BT): the first token of each token's document, and the first one behind it."""
-    documents_BT = documents_BT.contiguous()
-    start_BT = torch.searchsorted(documents_BT, documents_BT, out_int32=True)
-    return start_BT, torch.searchsorted(documents_BT, documents_BT, right=True, out_int32=True)
+    segment_ids_BT = segment_ids_BT.contiguous()
+    start_BT = torch.searchsorted(segment_ids_BT, segment_ids_BT, out_int32=True)
+    return start_BT, torch.searchsorted(segment_ids_BT, segment_ids_BT, right=True, out_int32=True)
 
 
 def require_scores(scale: float, softcap: float | None) -> None:
@@ -99,7 +99,7 @@ def require_scores(scale: float, softcap: float | None) -> None:
 
 
 def require_heads(
-    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, documents_BT: Tensor | None
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, segment_ids_BT: Tensor | None
 ) -> None:
     require_device(q_BTHK)
     require_float(q_BTHK, "q")
@@ -116,12 +116,12 @@ def require_heads(
     for name, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGV)):
         dense = x.stride(-1) == 1 or x.shape[-1] == 1
         require(dense, f"the last dimension of {name} must be contiguous", strides=x.stride())
-    if documents_BT is not None:
+    if segment_ids_BT is not None:
         require(
-            (tuple(documents_BT.shape), documents_BT.dtype, documents_BT.device)
+            (tuple(segment_ids_BT.shape), segment_ids_BT.dtype, segment_ids_BT.device)
             == ((B, T), torch.int32, q_BTHK.device),
             f"documents must be {(B, T)} torch.int32 on {q_BTHK.device}",
-            shape=tuple(documents_BT.shape),
-            dtype=documents_BT.dtype,
-            device=documents_BT.device,
+            shape=tuple(segment_ids_BT.shape),
+            dtype=segment_ids_BT.dtype,
+            device=segment_ids_BT.device,
         )

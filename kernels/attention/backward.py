@@ -79,7 +79,7 @@ def backward_keys(
     factor,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     K: tl.constexpr,
     K_MAIN: tl.constexpr,
@@ -106,11 +106,19 @@ def backward_keys(
     k_ptr += b * k_batch + g * k_head
     v_ptr += b * v_batch + g * v_head
     do_ptr += b * num_tokens * num_heads * V
-    if DOCUMENTS:
+    if USE_SEGMENT_IDS:
         start_ptr += b * num_tokens
         end_ptr += b * num_tokens
     first, last = queries_seeing(
-        top + tl.arange(0, N), start_ptr, end_ptr, num_tokens, window, CAUSAL, WINDOW, DOCUMENTS, M
+        top + tl.arange(0, N),
+        start_ptr,
+        end_ptr,
+        num_tokens,
+        window,
+        CAUSAL,
+        WINDOW,
+        USE_SEGMENT_IDS,
+        M,
     )
 
     k = load_rows(k_ptr, top, k_token, num_tokens, K, N, K_MAIN, True)
@@ -147,7 +155,7 @@ def backward_keys(
             s = tanh(s * squeeze)
         lse = tl.load(lse_ptr + row, mask=query < num_tokens, other=0.0) * LOG2_E
         p = tl.exp2(s * factor - lse[None, :])
-        if CAUSAL or DOCUMENTS:
+        if CAUSAL or USE_SEGMENT_IDS:
             visible = (query[None, :] >= first[:, None]) & (query[None, :] <= last[:, None])
             p = tl.where(visible, p, 0.0)
         if DV:
@@ -200,7 +208,7 @@ def backward_queries(
     factor,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     K: tl.constexpr,
     K_MAIN: tl.constexpr,
@@ -221,13 +229,13 @@ def backward_queries(
     q_ptr += b * q_batch + h * q_head
     k_ptr += b * k_batch + h // group * k_head
     v_ptr += b * v_batch + h // group * v_head
-    if DOCUMENTS:
+    if USE_SEGMENT_IDS:
         start_ptr += b * num_tokens
         end_ptr += b * num_tokens
     top = tile * M
     query = top + tl.arange(0, M)
     first, last = keys_seen(
-        query, start_ptr, end_ptr, num_tokens, window, CAUSAL, WINDOW, DOCUMENTS
+        query, start_ptr, end_ptr, num_tokens, window, CAUSAL, WINDOW, USE_SEGMENT_IDS
     )
 
     q = load_rows(q_ptr, top, q_token, num_tokens, K, M, K_MAIN, True)
@@ -240,7 +248,7 @@ def backward_queries(
     row = (b * num_heads + h) * num_tokens + query
     lse = tl.load(lse_ptr + row, mask=query < num_tokens, other=0.0) * LOG2_E
     delta = tl.load(delta_ptr + row, mask=query < num_tokens, other=0.0)
-    for phase in tl.static_range(0 if WINDOW or DOCUMENTS else 1, 3):
+    for phase in tl.static_range(0 if WINDOW or USE_SEGMENT_IDS else 1, 3):
         begin, end = span(first, last, phase, N)
         for at in range(begin, end, N):
             k = load_rows(k_ptr, at, k_token, num_tokens, K, N, K_MAIN, phase != 1)

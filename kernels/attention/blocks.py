@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, run
-from ..laws import require
+from ..requirements import require
 from .arguments import (
     SMALLEST_TILE,
     document_bounds,
@@ -41,7 +41,7 @@ def _inputs(
         **inputs(q_BTHK, k_BTGK, v_BTGV),
         "start_ptr": start_BT,
         "factor": score_arguments(scale, None)["factor"],
-        "DOCUMENTS": start_BT is not None,
+        "USE_SEGMENT_IDS": start_BT is not None,
         "BLOCK": block,
     }
 
@@ -266,9 +266,9 @@ def attend_blocks(
     *,
     block: int,
     scale: float,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    require_heads(q_BTHK, k_BTGK, v_BTGV, documents)
+    require_heads(q_BTHK, k_BTGK, v_BTGV, segment_ids)
     require_scores(scale, None)
     (B, T, H, _), G = q_BTHK.shape, k_BTGK.shape[2]
     require(
@@ -291,7 +291,7 @@ def attend_blocks(
         dtype=blocks_BGTN.dtype,
         device=blocks_BGTN.device,
     )
-    start_BT = None if documents is None else document_bounds(documents)[0]
+    start_BT = None if segment_ids is None else document_bounds(segment_ids)[0]
     return attend_blocks_op(
         q_BTHK, k_BTGK, v_BTGV, blocks_BGTN.contiguous(), start_BT, block, scale
     )

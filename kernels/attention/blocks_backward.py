@@ -42,7 +42,7 @@ def blocks_backward_queries(
     group,
     scale,
     factor,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     BLOCK: tl.constexpr,
     K: tl.constexpr,
     K_MAIN: tl.constexpr,
@@ -69,7 +69,7 @@ def blocks_backward_queries(
     k_ptr += b * k_batch + g * k_head
     v_ptr += b * v_batch + g * v_head
     blocks_ptr += ((b * num_kv_heads + g) * num_tokens + t) * num_listed
-    first = tl.load(start_ptr + b * num_tokens + t) if DOCUMENTS else 0
+    first = tl.load(start_ptr + b * num_tokens + t) if USE_SEGMENT_IDS else 0
 
     q = gather_rows(q_ptr, h * q_head, inside, K, K_MAIN)
     dq = tl.zeros([M, K_MAIN], tl.float32)
@@ -132,7 +132,7 @@ def blocks_backward_keys(
     group,
     scale,
     factor,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     K: tl.constexpr,
@@ -190,7 +190,7 @@ def blocks_backward_keys(
             s += tl.dot(k_rest, tl.trans(q_rest), input_precision=EXACT)
         lse = tl.load(lse_ptr + row, mask=inside, other=0.0) * LOG2_E
         visible = inside[None, :] & (key[:, None] <= token[None, :])
-        if DOCUMENTS:
+        if USE_SEGMENT_IDS:
             first = tl.load(start_ptr + b * num_tokens + token, mask=inside, other=0)
             visible = visible & (key[:, None] >= first[None, :])
         p = tl.where(visible, tl.exp2(s * factor - lse[None, :]), 0.0)

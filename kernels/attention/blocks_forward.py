@@ -40,7 +40,7 @@ def blocks_forward(
     num_listed,
     group,
     factor,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     BLOCK: tl.constexpr,
     K: tl.constexpr,
     K_MAIN: tl.constexpr,
@@ -68,7 +68,7 @@ def blocks_forward(
     k_ptr += b * k_batch + g * k_head
     v_ptr += b * v_batch + g * v_head
     blocks_ptr += ((b * num_kv_heads + g) * num_tokens + t) * num_listed
-    first = tl.load(start_ptr + b * num_tokens + t) if DOCUMENTS else 0
+    first = tl.load(start_ptr + b * num_tokens + t) if USE_SEGMENT_IDS else 0
 
     q = gather_rows(q_ptr, h * q_head, inside, K, K_MAIN)
     if K_REST > 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of a quantised cache's dtypes
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of a quantized cache's dtypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def allocate(
     def pages(*width: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(*places, *width, dtype=dtype, device=device)
 
-    quantised = dtype in LARGEST
+    quantized = dtype in LARGEST
     table = torch.arange(places[0], dtype=torch.int32, device=device)
     return PagedCache(
         k_pages=pages(k_dim, dtype=dtype),
@@ -56,8 +56,8 @@ def allocate(
         v_dim=v_dim,
         page_table=table.view(batch, pages_per_row),
         lengths_B=torch.zeros(batch, dtype=torch.int32, device=device),
-        k_scale=pages(dtype=torch.float32) if quantised else None,
-        v_scale=pages(dtype=torch.float32) if quantised and not value_in_key else None,
+        k_scale=pages(dtype=torch.float32) if quantized else None,
+        v_scale=pages(dtype=torch.float32) if quantized and not value_in_key else None,
     )
 
 
@@ -78,11 +78,11 @@ def append(cache: PagedCache, k_BQGK: Tensor, v_BQGV: Tensor | None) -> None:
 
 def _write(pages: Tensor, scale: Tensor | None, place: tuple[Tensor, Tensor], x: Tensor) -> None:
     if scale is not None:
-        x, scale[place] = quantise_rows(x, pages.dtype)
+        x, scale[place] = quantize_rows(x, pages.dtype)
     pages[place] = x.to(pages.dtype)
 
 
-def quantise_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(values in int8 or float8_e4m3fn, float32 scale of each row), the largest on the edge."""
     wide, largest = x.float(), LARGEST[dtype]
     scale = (wide.abs().amax(-1) / largest).clamp(min=1e-12)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..configs import ARCHS, Config, arch_of
 from ..launch import Launch, require_device, run
-from ..laws import needs_gradient, require, require_float
+from ..requirements import needs_gradient, require, require_float
 from .arguments import require_scores, score_arguments, tile_width, widths
 from .cache import LARGEST, PagedCache
 from .configs import config_for
@@ -212,7 +212,7 @@ def _require_cache(q_BQHK: Tensor, cache: PagedCache) -> None:
     dtype = cache.k_pages.dtype
     require(
         dtype in (q_BQHK.dtype, *LARGEST),
-        f"pages must be of q's dtype {q_BQHK.dtype} or quantised",
+        f"pages must be of q's dtype {q_BQHK.dtype} or quantized",
         dtype=dtype,
     )
     facts: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype]] = {

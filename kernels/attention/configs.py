@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 
 from ..configs import Config, require_arch
-from ..laws import Unsupported
+from ..requirements import Unsupported
 from .arguments import tile_width
 
 HALF, FLOAT, INT8, FLOAT8 = "16 bits", "float32", "int8", "float8_e4m3fn"

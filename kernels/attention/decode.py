@@ -51,7 +51,7 @@ def decode_split(
     """m = max(s), l = sum(2^(s - m)), acc = 2^(s - m) v over a split of a row's keys, s in base 2.
 
     The queries of all heads that share a key head, times the Q new tokens, are the rows of a tile
-    of M; new token i stands at lengths - Q + i. A quantised key's scale multiplies its column of s,
+    of M; new token i stands at lengths - Q + i. A quantized key's scale multiplies its column of s,
     a value's its column of p: never the tile. With SHARED, the value is the key's first V numbers.
     Bytes per key, b to an element: b (K + V), with SHARED b K. FLOPs: 2 (K + V) per row and key.
     """

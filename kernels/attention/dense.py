@@ -244,9 +244,9 @@ def attend(
     window: int | None,
     scale: float,
     softcap: float | None,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    require_heads(q_BTHK, k_BTGK, v_BTGV, documents)
+    require_heads(q_BTHK, k_BTGK, v_BTGV, segment_ids)
     require_scores(scale, softcap)
-    bounds = (None, None) if documents is None else document_bounds(documents)
+    bounds = (None, None) if segment_ids is None else document_bounds(segment_ids)
     return attend_op(q_BTHK, k_BTGK, v_BTGV, *bounds, causal, window, scale, softcap)

@@ -35,13 +35,13 @@ def attend_without_lse(
     window: int | None,
     scale: float,
     softcap: float | None,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> Tensor:
     """PyTorch's fused operator, where neither a soft cap nor a long mask is asked of it."""
     (T, K), V = (q_BTHK.shape[1], q_BTHK.shape[3]), v_BTGV.shape[3]
-    rule = {"causal": causal, "window": window, "documents": documents}
-    whole = documents is None and (window is None or window >= T)
-    banded = documents is None and window is not None and 2 * max(window, SMALLEST_BAND) < T
+    rule = {"causal": causal, "window": window, "segment_ids": segment_ids}
+    whole = segment_ids is None and (window is None or window >= T)
+    banded = segment_ids is None and window is not None and 2 * max(window, SMALLEST_BAND) < T
     if softcap is not None or not (whole or banded or T <= LONGEST_MASK):
         return attend(q_BTHK, k_BTGK, v_BTGV, scale=scale, softcap=softcap, **rule)[0]
     # it wants one width for keys and values
@@ -87,9 +87,9 @@ def attend(
     window: int | None,
     scale: float,
     softcap: float | None,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    rule = {"causal": causal, "window": window, "documents": documents}
+    rule = {"causal": causal, "window": window, "segment_ids": segment_ids}
     seen = partial(_seen, T=q_BTHK.shape[1], device=q_BTHK.device, **rule)
     return _blockwise(q_BTHK, k_BTGK, v_BTGV, scale, softcap, seen)
 
@@ -145,7 +145,7 @@ def attend_blocks(
     *,
     block: int,
     scale: float,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     T, device = q_BTHK.shape[1], q_BTHK.device
     block_T = torch.arange(T, device=device) // block
@@ -154,7 +154,7 @@ def attend_blocks(
     listed_BGTJ.scatter_(-1, (blocks_BGTN % (J + 1)).long(), True)  # -1 goes to the extra column
 
     def seen(begin: int, end: int) -> tuple[slice, Tensor]:
-        rule = {"causal": True, "window": None, "documents": documents}
+        rule = {"causal": True, "window": None, "segment_ids": segment_ids}
         keys, mask = _seen(begin, end, T=T, device=device, **rule)
         return keys, mask & listed_BGTJ[:, :, begin:end, block_T[keys]]
 
@@ -169,7 +169,7 @@ def _seen(
     device: torch.device,
     causal: bool,
     window: int | None,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[slice, Tensor]:
     keys = slice(0 if window is None else max(0, begin - window + 1), end if causal else T)
     query = torch.arange(begin, end, device=device)[:, None]
@@ -177,8 +177,8 @@ def _seen(
     mask = key <= query if causal else torch.ones_like(key <= query)
     if window is not None:
         mask = mask & (key > query - window)
-    if documents is not None:
-        mask = mask & (documents[:, None, begin:end, None] == documents[:, None, None, keys])
+    if segment_ids is not None:
+        mask = mask & (segment_ids[:, None, begin:end, None] == segment_ids[:, None, None, keys])
         return keys, mask
     return keys, mask[None, None]
 

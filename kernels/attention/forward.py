@@ -38,7 +38,7 @@ def forward(
     factor,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     K: tl.constexpr,
     K_MAIN: tl.constexpr,
@@ -61,14 +61,14 @@ def forward(
     q_ptr += b * q_batch + h * q_head
     k_ptr += b * k_batch + h // group * k_head
     v_ptr += b * v_batch + h // group * v_head
-    if DOCUMENTS:
+    if USE_SEGMENT_IDS:
         start_ptr += b * num_tokens
         end_ptr += b * num_tokens
 
     top = tile * M
     query = top + tl.arange(0, M)
     first, last = keys_seen(
-        query, start_ptr, end_ptr, num_tokens, window, CAUSAL, WINDOW, DOCUMENTS
+        query, start_ptr, end_ptr, num_tokens, window, CAUSAL, WINDOW, USE_SEGMENT_IDS
     )
 
     q = load_rows(q_ptr, top, q_token, num_tokens, K, M, K_MAIN, True)
@@ -77,7 +77,7 @@ def forward(
     m = tl.full([M], LOWEST, tl.float32)
     l = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, V_TILE], tl.float32)
-    for phase in tl.static_range(0 if WINDOW or DOCUMENTS else 1, 3):
+    for phase in tl.static_range(0 if WINDOW or USE_SEGMENT_IDS else 1, 3):
         begin, end = span(first, last, phase, N)
         for at in range(begin, end, N):
             k = load_rows(k_ptr, at, k_token, num_tokens, K, N, K_MAIN, phase != 1)

@@ -35,7 +35,7 @@ def attend(
     window: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, lse_BHT). `documents` [B, T], int32, never falls along T; a chunk is a document."""
@@ -52,7 +52,7 @@ def attend(
         window=window,
         scale=_scale(q_BTHK, scale),
         softcap=softcap,
-        documents=documents,
+        segment_ids=segment_ids,
     )
 
 
@@ -65,7 +65,7 @@ def attend_without_lse(
     window: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """o_BTHV of `attend`; its torch form is up to twice as fast for want of the other."""
@@ -75,7 +75,7 @@ def attend_without_lse(
         "window": window,
         "scale": _scale(q_BTHK, scale),
         "softcap": softcap,
-        "documents": documents,
+        "segment_ids": segment_ids,
     }
     if chosen(backend, q_BTHK) == "torch":
         return eager.attend_without_lse(q_BTHK, k_BTGK, v_BTGV, **rule)
@@ -111,7 +111,7 @@ def attend_blocks(
     *,
     block: int,
     scale: float | None = None,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, lse_BHT). A list, int32, names a block once; those behind the token add nothing.
@@ -130,7 +130,7 @@ def attend_blocks(
         blocks_BGTN,
         block=block,
         scale=_scale(q_BTHK, scale),
-        documents=documents,
+        segment_ids=segment_ids,
     )
 
 

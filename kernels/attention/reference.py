@@ -23,7 +23,7 @@ def attend(
     window: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, lse_BHT): o = softmax(s) v with s = scale * q k^T over the keys that a query sees.
 
@@ -32,8 +32,8 @@ def attend(
     """
     token_T = torch.arange(q_BTHK.shape[1], device=q_BTHK.device)
     seen_BHTT = _in_order(token_T[:, None], token_T, causal, window)[None, None]
-    if documents is not None:
-        seen_BHTT = seen_BHTT & (documents[:, None, :, None] == documents[:, None, None, :])
+    if segment_ids is not None:
+        seen_BHTT = seen_BHTT & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
     return _softmax(q_BTHK, k_BTGK, v_BTGV, seen_BHTT, scale, softcap)
 
 
@@ -63,7 +63,7 @@ def attend_blocks(
     *,
     block: int,
     scale: float | None = None,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, lse_BHT): `attend`, where a query sees the keys of its listed blocks alone.
 
@@ -73,8 +73,8 @@ def attend_blocks(
     token_T = torch.arange(T, device=q_BTHK.device)
     listed_BGTT = (blocks_BGTN[..., None] == token_T // block).any(-2)
     seen_BHTT = listed_BGTT.repeat_interleave(group, 1) & (token_T <= token_T[:, None])
-    if documents is not None:
-        seen_BHTT = seen_BHTT & (documents[:, None, :, None] == documents[:, None, None, :])
+    if segment_ids is not None:
+        seen_BHTT = seen_BHTT & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
     return _softmax(q_BTHK, k_BTGK, v_BTGV, seen_BHTT, scale, None)
 
 

@@ -88,7 +88,7 @@ def keys_seen(
     window,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
 ):
     """(first, last) of the keys that each query sees; past the last query as for the last."""
     query = tl.minimum(query, num_tokens - 1)
@@ -96,7 +96,7 @@ def keys_seen(
     last = query if CAUSAL else first + num_tokens - 1
     if WINDOW:
         first = tl.maximum(query - window + 1, 0)
-    if DOCUMENTS:
+    if USE_SEGMENT_IDS:
         first = tl.maximum(first, tl.load(start_ptr + query))
         if not CAUSAL:
             last = tl.load(end_ptr + query) - 1
@@ -112,7 +112,7 @@ def queries_seeing(
     window,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     M: tl.constexpr,
 ):
     """(first, last) of the queries that see each key; past the last key as for the last.
@@ -124,7 +124,7 @@ def queries_seeing(
     last = key * 0 + tl.cdiv(num_tokens, M) * M - 1
     if WINDOW:
         last = tl.minimum(last, key + window - 1)
-    if DOCUMENTS:
+    if USE_SEGMENT_IDS:
         last = tl.minimum(last, tl.load(end_ptr + key) - 1)
         if not CAUSAL:
             first = tl.load(start_ptr + key)

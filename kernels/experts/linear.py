@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import require_device, run
-from ..laws import as_rows, require, require_float
+from ..requirements import as_rows, require, require_float
+from .grouped_gemm import project_launch
 from .groups import Groups
-from .outer import outer_launch
-from .project import project_launch
+from .weight_grad import outer_launch
 
 
 @torch.library.custom_op("archfront::grouped_linear", mutates_args=())

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import require_device, run
-from ..laws import as_rows, needs_gradient, require, require_float
+from ..requirements import as_rows, needs_gradient, require, require_float
 from ..rows.glu import ACTIVATIONS
 from ..rows.reference import OAI_LIMIT
+from .bwd_activation import pass_back_launch
 from .combine import combine_launch
-from .expand import expand_launch
+from .gate_up import expand_launch
+from .grouped_gemm import project_launch
 from .groups import Groups
 from .linear import require_groups, require_parameter
-from .outer import outer_launch
-from .pass_back import pass_back_launch
-from .project import project_launch
 from .reference import Activation
+from .weight_grad import outer_launch
 
 
 @torch.library.custom_op("archfront::mixture", mutates_args=())

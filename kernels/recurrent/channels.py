@@ -1,4 +1,4 @@
-"""The channel scan in Triton; the meaning is `scan_channels` in reference.py."""
+"""The channel scan in Triton; the meaning is `channel_scan` in reference.py."""
 
 # B batch, T tokens, N channels
 
@@ -16,29 +16,29 @@ from torch import Tensor
 
 from ..configs import arch_of, require_arch
 from ..launch import Launch, require_device, run
-from ..laws import require
+from ..requirements import require
 from .configs import CHANNEL_SCANS
-from .laws import require_rows, require_whole, row_stride
+from .requirements import require_rows, require_whole, row_stride
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def begins(documents_ptr, row, first, end):
+def begins(segment_ids_ptr, row, first, end):
     """Whether a token finds the state of another document, which it may not see.
 
     `row` counts the tokens of all texts; those of its own are first ... end - 1.
     """
     inside = (row > first) & (row < end)
-    own = tl.load(documents_ptr + row, mask=inside, other=0)
-    return own != tl.load(documents_ptr + row - 1, mask=inside, other=0)
+    own = tl.load(segment_ids_ptr + row, mask=inside, other=0)
+    return own != tl.load(segment_ids_ptr + row - 1, mask=inside, other=0)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def scan_forward(
     x_ptr,
     decay_ptr,
-    documents_ptr,
+    segment_ids_ptr,
     initial_ptr,
     h_ptr,
     final_ptr,
@@ -47,7 +47,7 @@ def scan_forward(
     tokens,
     width,
     INITIAL: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     BN: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
@@ -69,8 +69,8 @@ def scan_forward(
             g += (tl.load(decay_ptr + row * decay_stride + n, mask=inside, other=0.0),)
         for u in tl.static_range(UNROLL):
             row = first + start + u
-            if DOCUMENTS:
-                h = tl.where(begins(documents_ptr, row, first, end), 0.0, h)
+            if USE_SEGMENT_IDS:
+                h = tl.where(begins(segment_ids_ptr, row, first, end), 0.0, h)
             h = tl.exp2(g[u].to(tl.float32) * LOG2_E) * h + x[u].to(tl.float32)
             inside = n < tl.where(row < end, width, 0)
             tl.store(h_ptr + row * width + n, h.to(h_ptr.dtype.element_ty), mask=inside)
@@ -83,7 +83,7 @@ def scan_backward(
     dfinal_ptr,
     h_ptr,
     decay_ptr,
-    documents_ptr,
+    segment_ids_ptr,
     initial_ptr,
     dx_ptr,
     ddecay_ptr,
@@ -92,7 +92,7 @@ def scan_backward(
     tokens,
     width,
     INITIAL: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     BN: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
@@ -123,8 +123,8 @@ def scan_backward(
             at = row * width + n
             dx = dh[u].to(tl.float32) + carried
             kept = tl.exp2(g[u].to(tl.float32) * LOG2_E)
-            if DOCUMENTS:
-                kept = tl.where(begins(documents_ptr, row, first, end), 0.0, kept)
+            if USE_SEGMENT_IDS:
+                kept = tl.where(begins(segment_ids_ptr, row, first, end), 0.0, kept)
             carried = tl.where(row >= first, kept * dx, carried)
             tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
             dg = carried * before[u]
@@ -137,7 +137,7 @@ def forward_launch(
     x_BTN: Tensor,
     decay_BTN: Tensor,
     initial_BN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     h_BTN: Tensor,
     final_BN: Tensor,
 ) -> Launch:
@@ -150,7 +150,7 @@ def forward_launch(
         arguments={
             "x_ptr": x_BTN,
             "decay_ptr": decay_BTN,
-            "documents_ptr": documents_BT,
+            "segment_ids_ptr": segment_ids_BT,
             "initial_ptr": initial_BN,
             "h_ptr": h_BTN,
             "final_ptr": final_BN,
@@ -159,7 +159,7 @@ def forward_launch(
             "tokens": T,
             "width": N,
             "INITIAL": initial_BN is not None,
-            "DOCUMENTS": documents_BT is not None,
+            "USE_SEGMENT_IDS": segment_ids_BT is not None,
             **config.tiles,
         },
         warps=config.warps,
@@ -173,7 +173,7 @@ def backward_launch(
     h_BTN: Tensor,
     decay_BTN: Tensor,
     initial_BN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     dx_BTN: Tensor,
     ddecay_BTN: Tensor,
     dinitial_BN: Tensor,
@@ -189,7 +189,7 @@ def backward_launch(
             "dfinal_ptr": dfinal_BN,
             "h_ptr": h_BTN,
             "decay_ptr": decay_BTN,
-            "documents_ptr": documents_BT,
+            "segment_ids_ptr": segment_ids_BT,
             "initial_ptr": initial_BN,
             "dx_ptr": dx_BTN,
             "ddecay_ptr": ddecay_BTN,
@@ -198,18 +198,18 @@ def backward_launch(
             "tokens": T,
             "width": N,
             "INITIAL": initial_BN is not None,
-            "DOCUMENTS": documents_BT is not None,
+            "USE_SEGMENT_IDS": segment_ids_BT is not None,
             **config.tiles,
         },
         warps=config.warps,
     )
 
 
-@torch.library.custom_op("archfront::scan_channels", mutates_args=())
+@torch.library.custom_op("archfront::channel_scan", mutates_args=())
 def scan_op(
-    x_BTN: Tensor, decay_BTN: Tensor, initial_BN: Tensor | None, documents_BT: Tensor | None
+    x_BTN: Tensor, decay_BTN: Tensor, initial_BN: Tensor | None, segment_ids_BT: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    inputs = (x_BTN, decay_BTN, initial_BN, documents_BT)
+    inputs = (x_BTN, decay_BTN, initial_BN, segment_ids_BT)
     h_BTN, final_BN = _scanned(*inputs)
     run(forward_launch(arch_of(x_BTN.device), *inputs, h_BTN, final_BN), x_BTN)
     return h_BTN, final_BN
@@ -217,7 +217,7 @@ def scan_op(
 
 @scan_op.register_fake
 def _scanned(
-    x_BTN: Tensor, decay_BTN: Tensor, initial_BN: Tensor | None, documents_BT: Tensor | None
+    x_BTN: Tensor, decay_BTN: Tensor, initial_BN: Tensor | None, segment_ids_BT: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     B, _, N = x_BTN.shape
     return x_BTN.new_empty(x_BTN.shape), x_BTN.new_empty((B, N), dtype=torch.float32)
@@ -230,9 +230,9 @@ def scan_backward_op(
     h_BTN: Tensor,
     decay_BTN: Tensor,
     initial_BN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = (dh_BTN, dfinal_BN, h_BTN, decay_BTN, initial_BN, documents_BT)
+    inputs = (dh_BTN, dfinal_BN, h_BTN, decay_BTN, initial_BN, segment_ids_BT)
     gradients = _scan_gradients(*inputs)
     run(backward_launch(arch_of(dh_BTN.device), *inputs, *gradients), dh_BTN)
     return gradients
@@ -245,15 +245,15 @@ def _scan_gradients(
     h_BTN: Tensor,
     decay_BTN: Tensor,
     initial_BN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     ddecay_BTN = decay_BTN.new_empty(decay_BTN.shape)
     return h_BTN.new_empty(h_BTN.shape), ddecay_BTN, torch.empty_like(dfinal_BN)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, decay_BTN, initial_BN, documents_BT = inputs
-    ctx.save_for_backward(output[0], decay_BTN, initial_BN, documents_BT)
+    _, decay_BTN, initial_BN, segment_ids_BT = inputs
+    ctx.save_for_backward(output[0], decay_BTN, initial_BN, segment_ids_BT)
 
 
 def _backward(ctx: Any, dh_BTN: Tensor, dfinal_BN: Tensor) -> tuple[Tensor | None, ...]:
@@ -267,8 +267,8 @@ def _backward(ctx: Any, dh_BTN: Tensor, dfinal_BN: Tensor) -> tuple[Tensor | Non
 scan_op.register_autograd(_backward, setup_context=_save)
 
 
-def scan_channels(
-    x_BTN: Tensor, decay_BTN: Tensor, state_BN: Tensor | None, *, documents: Tensor | None
+def channel_scan(
+    x_BTN: Tensor, decay_BTN: Tensor, state_BN: Tensor | None, *, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     require_device(x_BTN)
     require(x_BTN.dim() == 3, "x must be of shape [B, T, N]", x=x_BTN.shape)
@@ -276,5 +276,5 @@ def scan_channels(
     for name, y in {"x": x_BTN, "decay": decay_BTN}.items():
         require_rows(name, y, (B, T, N), x_BTN, 2)
     require_whole("state", state_BN, (B, N), (torch.float32,), x_BTN)
-    require_whole("documents", documents, (B, T), (torch.int32,), x_BTN)
-    return scan_op(x_BTN, decay_BTN, state_BN, documents)
+    require_whole("segment_ids", segment_ids, (B, T), (torch.int32,), x_BTN)
+    return scan_op(x_BTN, decay_BTN, state_BN, segment_ids)

@@ -1,4 +1,4 @@
-"""`mix` and `mix_rwkv7` from their kernels: what is launched, and what one launch leaves the next."""
+"""`linear_recurrence` and `rwkv7_recurrence` from their kernels: what is launched, and what one launch leaves the next."""
 
 # B batch, T tokens, N chunks, C tokens of a chunk, G key heads, H value heads, K key width, V value
 # width, P parts of the value heads of a key head, D parts of the keys
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
-from ..laws import needs_gradient, require
+from ..requirements import needs_gradient, require
+from .bwd_inputs import grads
+from .bwd_intra import dintra
+from .bwd_state import rscan
 from .configs import CHUNKS, MOST_HEADS, WIDEST_KEY, Kind, chunk_of, config_for, precision_of
-from .dintra import dintra
 from .eager import STRONGEST_CHANNEL_DECAY, STRONGEST_DECAY
+from .fwd_intra import intra
+from .fwd_state import scan
 from .gate import channel_gate, head_gate
-from .grads import grads
-from .intra import intra
-from .laws import require_rows, require_short, require_whole, row_stride
-from .rscan import rscan
-from .scan import scan
+from .requirements import require_rows, require_short, require_whole, row_stride
 
 SMALLEST_BETA = 1e-12  # the gradient of beta is found as a share of it
 FLOORS = (0.0, STRONGEST_DECAY, STRONGEST_CHANNEL_DECAY)  # by DECAY, see tiles.py
@@ -51,7 +51,7 @@ class Given:
     e_BTHK: Tensor | None
     b_BTHK: Tensor | None
     initial_BHKV: Tensor | None
-    documents_BT: Tensor | None
+    segment_ids_BT: Tensor | None
     scale: float
     chunk: int
 
@@ -302,14 +302,14 @@ def _shared(given: Given) -> Arguments:
     _, T, _, G, H, K, V = given.sizes
     return {
         "beta_ptr": given.beta_BTH,
-        "documents_ptr": given.documents_BT,
+        "segment_ids_ptr": given.segment_ids_BT,
         "tokens": T,
         "heads": H,
         "scale": given.scale,
         "floor": FLOORS[given.DECAY],
         "DECAY": given.DECAY,
         "DELTA": given.DELTA,
-        "DOCUMENTS": given.documents_BT is not None,
+        "USE_SEGMENT_IDS": given.segment_ids_BT is not None,
         "K": K,
         "V": V,
         "R": H // G,
@@ -339,21 +339,21 @@ def _launch(
 
 
 @torch.library.custom_op("archfront::mix", mutates_args=())
-def mix_op(
+def linear_recurrence_op(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
     v_BTHV: Tensor,
     decay: Tensor | None,
-    erase_BTH: Tensor | None,
+    beta_BTH: Tensor | None,
     e_BTHK: Tensor | None,
     b_BTHK: Tensor | None,
     initial_BHKV: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     scale: float,
     chunk: int,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (q_BTGK, k_BTGK, v_BTHV, decay, erase_BTH, e_BTHK, b_BTHK, initial_BHKV, documents_BT)
+    inputs = (q_BTGK, k_BTGK, v_BTHV, decay, beta_BTH, e_BTHK, b_BTHK, initial_BHKV, segment_ids_BT)
     given = _given(*inputs, scale, chunk)
     (o_BTHV, final_BHKV), kept = new_outputs(given), new_kept(given, save)
     arch = arch_of(v_BTHV.device)
@@ -363,7 +363,7 @@ def mix_op(
     return o_BTHV, final_BHKV, A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV
 
 
-@mix_op.register_fake
+@linear_recurrence_op.register_fake
 def _mixed(*inputs: Any) -> tuple[Tensor, ...]:
     *given, save = inputs
     given = _given(*given)
@@ -371,7 +371,7 @@ def _mixed(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op("archfront::mix_backward", mutates_args=())
-def mix_backward_op(
+def linear_recurrence_backward_op(
     do_BTHV: Tensor,
     dfinal_BHKV: Tensor,
     A_BTHC: Tensor,
@@ -384,15 +384,15 @@ def mix_backward_op(
     k_BTGK: Tensor,
     v_BTHV: Tensor,
     decay: Tensor | None,
-    erase_BTH: Tensor | None,
+    beta_BTH: Tensor | None,
     e_BTHK: Tensor | None,
     b_BTHK: Tensor | None,
     initial_BHKV: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     scale: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (q_BTGK, k_BTGK, v_BTHV, decay, erase_BTH, e_BTHK, b_BTHK, initial_BHKV, documents_BT)
+    inputs = (q_BTGK, k_BTGK, v_BTHV, decay, beta_BTH, e_BTHK, b_BTHK, initial_BHKV, segment_ids_BT)
     given = _given(*inputs, scale, chunk)
     kept = Kept(A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV)
     arch = arch_of(v_BTHV.device)
@@ -412,12 +412,12 @@ def mix_backward_op(
     )
 
 
-@mix_backward_op.register_fake
+@linear_recurrence_backward_op.register_fake
 def _mix_gradients(do_BTHV: Tensor, dfinal_BHKV: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    q, k, v, decay, erase, e, b, _, _, _, _ = others[len(Kept._fields) :]
+    q, k, v, decay, beta, e, b, _, _, _, _ = others[len(Kept._fields) :]
     return (
         *(v.new_empty(x.shape) for x in (q, k, v)),
-        *(v.new_empty(0 if x is None else x.shape, dtype=torch.float32) for x in (decay, erase)),
+        *(v.new_empty(0 if x is None else x.shape, dtype=torch.float32) for x in (decay, beta)),
         *(v.new_empty(0 if x is None else x.shape) for x in (e, b)),
         torch.empty_like(dfinal_BHKV),
     )
@@ -428,11 +428,11 @@ def _given(
     k_BTGK: Tensor,
     v_BTHV: Tensor,
     decay: Tensor | None,
-    erase_BTH: Tensor | None,
+    beta_BTH: Tensor | None,
     e_BTHK: Tensor | None,
     b_BTHK: Tensor | None,
     initial_BHKV: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     scale: float,
     chunk: int,
 ) -> Given:
@@ -441,11 +441,11 @@ def _given(
         k_BTGK=k_BTGK,
         v_BTHV=v_BTHV,
         decay=decay,
-        beta_BTH=None if erase_BTH is None else erase_BTH.clamp(min=SMALLEST_BETA),
+        beta_BTH=None if beta_BTH is None else beta_BTH.clamp(min=SMALLEST_BETA),
         e_BTHK=e_BTHK,
         b_BTHK=b_BTHK,
         initial_BHKV=initial_BHKV,
-        documents_BT=documents_BT,
+        segment_ids_BT=segment_ids_BT,
         scale=scale,
         chunk=chunk,
     )
@@ -463,7 +463,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, do_BTHV: Tensor, dfinal_BHKV: Tensor, *_: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     # autograd may hand over an expanded gradient; the kernels' are contiguous
-    gradients = mix_backward_op(
+    gradients = linear_recurrence_backward_op(
         do_BTHV.contiguous(), dfinal_BHKV.contiguous(), *saved, ctx.scale, ctx.chunk
     )
     asked = [*saved[len(Kept._fields) :][:8]]
@@ -471,22 +471,22 @@ def _backward(ctx: Any, do_BTHV: Tensor, dfinal_BHKV: Tensor, *_: Tensor) -> tup
     return *named, None, None, None, None
 
 
-mix_op.register_autograd(_backward, setup_context=_save)
+linear_recurrence_op.register_autograd(_backward, setup_context=_save)
 
 
-def mix(
+def linear_recurrence(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
     v_BTHV: Tensor,
     decay: Tensor | None,
-    erase: Tensor | None,
+    beta: Tensor | None,
     state_BHKV: Tensor | None,
     *,
     scale: float,
     chunk: int,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    K = _require(q_BTGK, v_BTHV, state_BHKV, chunk, documents)
+    K = _require(q_BTGK, v_BTHV, state_BHKV, chunk, segment_ids)
     (B, T, H, _), G = v_BTHV.shape, q_BTGK.shape[2]
     require(H % G == 0, "the key heads must divide the value heads", G=G, H=H)
     _require_like_v(v_BTHV, (B, T, G, K), q=q_BTGK, k=k_BTGK)
@@ -496,15 +496,15 @@ def mix(
         if decay.dim() == 4 and G < H:
             q_BTGK, k_BTGK = (x.repeat_interleave(H // G, 2) for x in (q_BTGK, k_BTGK))
         decay = (decay.expand(B, T, H) if decay.dim() == 1 else decay).float().contiguous()
-    if erase is not None:
-        require(erase.shape == (B, T, H), f"erase must be of shape {(B, T, H)}", erase=erase.shape)
-        erase = erase.float().contiguous()
+    if beta is not None:
+        require(beta.shape == (B, T, H), f"beta must be of shape {(B, T, H)}", beta=beta.shape)
+        beta = beta.float().contiguous()
     return _run(
-        q_BTGK, k_BTGK, v_BTHV, decay, erase, None, None, state_BHKV, documents, scale, chunk
+        q_BTGK, k_BTGK, v_BTHV, decay, beta, None, None, state_BHKV, segment_ids, scale, chunk
     )
 
 
-def mix_rwkv7(
+def rwkv7_recurrence(
     r_BTHK: Tensor,
     w_BTHK: Tensor,
     k_BTHK: Tensor,
@@ -514,16 +514,16 @@ def mix_rwkv7(
     state_BHKV: Tensor | None,
     *,
     chunk: int,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    K = _require(r_BTHK, v_BTHV, state_BHKV, chunk, documents)
+    K = _require(r_BTHK, v_BTHV, state_BHKV, chunk, segment_ids)
     shape = (*v_BTHV.shape[:3], K)
     e_BTHK = -a_BTHK
     _require_like_v(v_BTHV, shape, r=r_BTHK, k=k_BTHK, a=e_BTHK, b=b_BTHK)
     require(w_BTHK.shape == shape, f"w must be of shape {shape}", w=w_BTHK.shape)
     decay = w_BTHK.float().contiguous()
     return _run(
-        r_BTHK, k_BTHK, v_BTHV, decay, None, e_BTHK, b_BTHK, state_BHKV, documents, 1.0, chunk
+        r_BTHK, k_BTHK, v_BTHV, decay, None, e_BTHK, b_BTHK, state_BHKV, segment_ids, 1.0, chunk
     )
 
 
@@ -532,22 +532,24 @@ def _run(
     k: Tensor,
     v: Tensor,
     decay: Tensor | None,
-    erase: Tensor | None,
+    beta: Tensor | None,
     e: Tensor | None,
     b: Tensor | None,
     state: Tensor | None,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
     scale: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    tensors = (q, k, v, decay, erase, e, b, state)
+    tensors = (q, k, v, decay, beta, e, b, state)
     save = needs_gradient(*(x for x in tensors if x is not None))
-    o_BTHV, final_BHKV, *_ = mix_op(*tensors, documents, scale, chunk_of(chunk, v.dtype), save)
+    o_BTHV, final_BHKV, *_ = linear_recurrence_op(
+        *tensors, segment_ids, scale, chunk_of(chunk, v.dtype), save
+    )
     return o_BTHV, final_BHKV
 
 
 def _require(
-    q_BTGK: Tensor, v_BTHV: Tensor, state: Tensor | None, chunk: int, documents: Tensor | None
+    q_BTGK: Tensor, v_BTHV: Tensor, state: Tensor | None, chunk: int, segment_ids: Tensor | None
 ) -> int:
     """Asks what every call needs of v and what goes with it; gives the width of the keys."""
     require_device(v_BTHV)
@@ -559,7 +561,7 @@ def _require(
     require_short("v", v_BTHV)
     require_rows("v", v_BTHV, (B, T, H, V), v_BTHV, 2)
     require_whole("state", state, (B, H, K, V), (torch.float32,), v_BTHV)
-    require_whole("documents", documents, (B, T), (torch.int32,), v_BTHV)
+    require_whole("segment_ids", segment_ids, (B, T), (torch.int32,), v_BTHV)
     return K
 
 

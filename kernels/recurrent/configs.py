@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from ..configs import ARCHS, Config, require_arch
-from ..laws import Unsupported
+from ..requirements import Unsupported
 
 # one decay for a head or none; one for each channel; that with RWKV-7's two writes
 Kind = Literal["head", "channel", "two"]

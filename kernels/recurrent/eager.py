@@ -37,24 +37,24 @@ LARGEST_CHUNK = 32  # beyond, products of C x C cost more than fewer turns save
 
 @dataclass(frozen=True, kw_only=True)
 class Meeting:
-    """What the tokens of a chunk do not meet, where a row holds several documents."""
+    """What the tokens of a chunk do not meet, where a row holds several segment_ids."""
 
     apart_B1CC: Tensor  # each other: they belong to different documents
     fresh_B1C1: Tensor  # the state before the chunk
     over_B1C1: Tensor  # the state after it
 
 
-def mix(
+def linear_recurrence(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
     v_BTHV: Tensor,
     decay: Tensor | None = None,
-    erase: Tensor | None = None,
+    beta: Tensor | None = None,
     state_BHKV: Tensor | None = None,
     *,
     scale: float = 1.0,
     chunk: int = 64,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     wide, chunk = _wide(v_BTHV), min(chunk, LARGEST_CHUNK)
     (B, T, H, V), (G, K) = v_BTHV.shape, q_BTGK.shape[2:]
@@ -63,17 +63,17 @@ def mix(
     if decay.dim() == 1:
         decay = decay.expand(1, T, H)
     tokens = [x.to(wide) for x in (scale * q_BTGK, k_BTGK, v_BTHV, decay)]
-    if erase is not None:
-        tokens.append(erase.to(wide))
+    if beta is not None:
+        tokens.append(beta.to(wide))
     one_chunk = _chunk_by_head
     if decay.dim() == 4:
         one_chunk = _chunk_by_channel
         tokens[:2] = (x.repeat_interleave(H // G, 2) if G < H else x for x in tokens[:2])
-        tokens, documents, chunk = _even(tokens, documents, chunk)
+        tokens, segment_ids, chunk = _even(tokens, segment_ids, chunk)
 
     state, reads = _first(state_BHKV, (B, H, K, V), v_BTHV), []
     parts = zip(*(x.split(chunk, 1) for x in tokens), strict=True)
-    for part, meeting in zip(parts, _meetings(documents, T, chunk), strict=True):
+    for part, meeting in zip(parts, _meetings(segment_ids, T, chunk), strict=True):
         o_BCHV, state = one_chunk(*part, state=state, meeting=meeting)
         reads.append(o_BCHV)
     return torch.cat(reads, 1)[:, :T].to(v_BTHV.dtype), state
@@ -141,7 +141,7 @@ def _chunk_by_channel(
     return o_BHCV.transpose(1, 2), state
 
 
-def mix_rwkv7(
+def rwkv7_recurrence(
     r_BTHK: Tensor,
     w_BTHK: Tensor,
     k_BTHK: Tensor,
@@ -151,15 +151,15 @@ def mix_rwkv7(
     state_BHKV: Tensor | None = None,
     *,
     chunk: int = 64,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     wide, chunk = _wide(v_BTHV), min(chunk, LARGEST_CHUNK)
     (B, T, H, V), K = v_BTHV.shape, r_BTHK.shape[3]
     tokens = [x.to(wide) for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK)]
-    tokens, documents, chunk = _even(tokens, documents, chunk)
+    tokens, segment_ids, chunk = _even(tokens, segment_ids, chunk)
     state, reads = _first(state_BHKV, (B, H, K, V), v_BTHV), []
     parts = zip(*(x.transpose(1, 2).split(chunk, 2) for x in tokens), strict=True)
-    for (r, w, k, v, a, b), meeting in zip(parts, _meetings(documents, T, chunk), strict=True):
+    for (r, w, k, v, a, b), meeting in zip(parts, _meetings(segment_ids, T, chunk), strict=True):
         sum_BHCK = w.clamp(min=STRONGEST_CHANNEL_DECAY).cumsum(-2)
         from_start, to_end = _from_start(sum_BHCK, meeting), _to_end(sum_BHCK, meeting)
         # a_t reads what token t - 1 left: as a row of that token it decays as r does
@@ -175,19 +175,19 @@ def mix_rwkv7(
     return torch.cat(reads, 1)[:, :T].to(v_BTHV.dtype), state
 
 
-def scan_channels(
+def channel_scan(
     x_BTN: Tensor,
     decay_BTN: Tensor,
     state_BN: Tensor | None = None,
     *,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """About sqrt(T) blocks of sqrt(T) tokens: all blocks from zero at once, then what each receives."""
     wide, (B, T, N) = _wide(x_BTN), x_BTN.shape
     size = math.isqrt(T - 1) + 1
     keep = decay_BTN.to(wide).exp()
-    if documents is not None:
-        keep = keep.masked_fill(_begins(documents)[..., None], 0)
+    if segment_ids is not None:
+        keep = keep.masked_fill(_begins(segment_ids)[..., None], 0)
     blocks = (0, 0, 0, -T % size)
     written = F.pad(x_BTN.to(wide), blocks).unflatten(1, (-1, size)).unbind(2)
     kept = F.pad(keep, blocks, value=1.0).unflatten(1, (-1, size)).unbind(2)
@@ -216,12 +216,12 @@ def selective_scan(
     D_N: Tensor,
     state_BNS: Tensor | None = None,
     *,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     wide = _wide(x_BTN)
     x, dt, A, B, C, D = (y.to(wide) for y in (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N))
     state = _first(state_BNS, (len(x), *A.shape), x_BTN)
-    begins_BT = None if documents is None else _begins(documents)
+    begins_BT = None if segment_ids is None else _begins(segment_ids)
     y_BTN, state = Selective.apply(x, dt, A, B, C, state, begins_BT)
     return (y_BTN + D * x).to(x_BTN.dtype), state
 
@@ -335,26 +335,26 @@ def _products(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
 
 
 def _even(
-    tokens: list[Tensor], documents: Tensor | None, chunk: int
+    tokens: list[Tensor], segment_ids: Tensor | None, chunk: int
 ) -> tuple[list[Tensor], Tensor | None, int]:
     """Whole chunks of 2^n tokens, as `_products` wants them: zeros neither decay nor write a state."""
     T = tokens[0].shape[1]
     chunk = min(chunk, max(BLOCK, 1 << (T - 1).bit_length()))
     extra = -T % chunk
     tokens = [F.pad(x, [0, 0] * (x.dim() - 2) + [0, extra]) for x in tokens]
-    if documents is not None:
-        documents = torch.cat([documents, documents[:, -1:].expand(-1, extra)], 1)
-    return tokens, documents, chunk
+    if segment_ids is not None:
+        segment_ids = torch.cat([segment_ids, segment_ids[:, -1:].expand(-1, extra)], 1)
+    return tokens, segment_ids, chunk
 
 
-def _meetings(documents: Tensor | None, T: int, chunk: int) -> Iterator[Meeting | None]:
+def _meetings(segment_ids: Tensor | None, T: int, chunk: int) -> Iterator[Meeting | None]:
     for start in range(0, T, chunk):
-        if documents is None:
+        if segment_ids is None:
             yield None
             continue
         of_BC, before_B1 = (
-            documents[:, start : start + chunk],
-            documents[:, max(start - 1, 0), None],
+            segment_ids[:, start : start + chunk],
+            segment_ids[:, max(start - 1, 0), None],
         )
         yield Meeting(
             apart_B1CC=(of_BC[:, :, None] != of_BC[:, None, :])[:, None],
@@ -363,9 +363,9 @@ def _meetings(documents: Tensor | None, T: int, chunk: int) -> Iterator[Meeting 
         )
 
 
-def _begins(documents: Tensor) -> Tensor:
+def _begins(segment_ids: Tensor) -> Tensor:
     """Whether a token begins a document and finds another's state."""
-    return documents != torch.cat([documents[:, :1], documents[:, :-1]], 1)
+    return segment_ids != torch.cat([segment_ids[:, :1], segment_ids[:, :-1]], 1)
 
 
 def _met(products: Tensor, meeting: Meeting | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""One token of the recurrences in Triton; the meaning is `step` and `step_rwkv7` in reference.py."""
+"""One token of the recurrences in Triton; the meaning is `step` and `rwkv7_recurrence_step` in reference.py."""
 
 # B batch, G key heads, H value heads, K key width, V value width
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
-from ..laws import require
+from ..requirements import require
 from .configs import WIDEST_KEY, config_for
-from .laws import require_rows, require_short, require_whole
+from .requirements import require_rows, require_short, require_whole
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def step_kernel(
+def linear_recurrence_step_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -75,7 +75,7 @@ def step_kernel(
 
 
 @triton.jit
-def step_rwkv7_kernel(
+def rwkv7_recurrence_step_kernel(
     r_ptr,
     w_ptr,
     k_ptr,
@@ -125,13 +125,13 @@ def step_rwkv7_kernel(
     tl.store(o_ptr + head * V + e, o.to(o_ptr.dtype.element_ty), mask=e < V)
 
 
-def step_launch(
+def linear_recurrence_step_launch(
     arch: str,
     q_BGK: Tensor,
     k_BGK: Tensor,
     v_BHV: Tensor,
     decay: Tensor | None,
-    erase_BH: Tensor | None,
+    beta_BH: Tensor | None,
     state_BHKV: Tensor,
     o_BHV: Tensor,
     scale: float,
@@ -140,25 +140,25 @@ def step_launch(
     config = config_for(arch, "step", "head", v_BHV.dtype, K, V)
     by_batch = decay is not None and decay.dim() > 1
     return Launch(
-        kernel=step_kernel,
+        kernel=linear_recurrence_step_kernel,
         grid=(B * H, triton.cdiv(V, config.tiles["BV"])),
         arguments={
             "q_ptr": q_BGK,
             "k_ptr": k_BGK,
             "v_ptr": v_BHV,
             "decay_ptr": decay,
-            "beta_ptr": erase_BH,
+            "beta_ptr": beta_BH,
             "S_ptr": state_BHKV,
             "o_ptr": o_BHV,
             "q_stride": q_BGK.stride(0),
             "k_stride": k_BGK.stride(0),
             "v_stride": v_BHV.stride(0),
             "decay_stride": decay.stride(0) if decay is not None and by_batch else 0,
-            "beta_stride": 0 if erase_BH is None else erase_BH.stride(0),
+            "beta_stride": 0 if beta_BH is None else beta_BH.stride(0),
             "heads": H,
             "scale": scale,
             "DECAY": 0 if decay is None else max(1, decay.dim() - 1),
-            "DELTA": erase_BH is not None,
+            "DELTA": beta_BH is not None,
             "K": K,
             "V": V,
             "R": H // G,
@@ -168,7 +168,7 @@ def step_launch(
     )
 
 
-def step_rwkv7_launch(
+def rwkv7_recurrence_step_launch(
     arch: str,
     r_BHK: Tensor,
     w_BHK: Tensor,
@@ -183,7 +183,7 @@ def step_rwkv7_launch(
     config = config_for(arch, "step", "two", v_BHV.dtype, K, V)
     inputs = {"r": r_BHK, "w": w_BHK, "k": k_BHK, "v": v_BHV, "a": a_BHK, "b": b_BHK}
     return Launch(
-        kernel=step_rwkv7_kernel,
+        kernel=rwkv7_recurrence_step_kernel,
         grid=(B * H, triton.cdiv(V, config.tiles["BV"])),
         arguments={
             **{f"{name}_ptr": x for name, x in inputs.items()},
@@ -200,28 +200,28 @@ def step_rwkv7_launch(
 
 
 @torch.library.custom_op("archfront::recurrent_step", mutates_args=("state_BHKV",))
-def step_op(
+def linear_recurrence_step_op(
     q_BGK: Tensor,
     k_BGK: Tensor,
     v_BHV: Tensor,
     decay: Tensor | None,
-    erase_BH: Tensor | None,
+    beta_BH: Tensor | None,
     state_BHKV: Tensor,
     scale: float,
 ) -> Tensor:
     o_BHV = v_BHV.new_empty(v_BHV.shape)
-    inputs = (q_BGK, k_BGK, v_BHV, decay, erase_BH, state_BHKV)
-    run(step_launch(arch_of(v_BHV.device), *inputs, o_BHV, scale), v_BHV)
+    inputs = (q_BGK, k_BGK, v_BHV, decay, beta_BH, state_BHKV)
+    run(linear_recurrence_step_launch(arch_of(v_BHV.device), *inputs, o_BHV, scale), v_BHV)
     return o_BHV
 
 
-@step_op.register_fake
+@linear_recurrence_step_op.register_fake
 def _read(
     q_BGK: Tensor,
     k_BGK: Tensor,
     v_BHV: Tensor,
     decay: Tensor | None,
-    erase_BH: Tensor | None,
+    beta_BH: Tensor | None,
     state_BHKV: Tensor,
     scale: float,
 ) -> Tensor:
@@ -229,7 +229,7 @@ def _read(
 
 
 @torch.library.custom_op("archfront::recurrent_step_rwkv7", mutates_args=("state_BHKV",))
-def step_rwkv7_op(
+def rwkv7_recurrence_step_op(
     r_BHK: Tensor,
     w_BHK: Tensor,
     k_BHK: Tensor,
@@ -240,11 +240,11 @@ def step_rwkv7_op(
 ) -> Tensor:
     o_BHV = v_BHV.new_empty(v_BHV.shape)
     inputs = (r_BHK, w_BHK, k_BHK, v_BHV, a_BHK, b_BHK, state_BHKV)
-    run(step_rwkv7_launch(arch_of(v_BHV.device), *inputs, o_BHV), v_BHV)
+    run(rwkv7_recurrence_step_launch(arch_of(v_BHV.device), *inputs, o_BHV), v_BHV)
     return o_BHV
 
 
-@step_rwkv7_op.register_fake
+@rwkv7_recurrence_step_op.register_fake
 def _read_rwkv7(
     r_BHK: Tensor,
     w_BHK: Tensor,
@@ -257,12 +257,12 @@ def _read_rwkv7(
     return v_BHV.new_empty(v_BHV.shape)
 
 
-def step(
+def linear_recurrence_step(
     q_BGK: Tensor,
     k_BGK: Tensor,
     v_BHV: Tensor,
     decay: Tensor | None,
-    erase: Tensor | None,
+    beta: Tensor | None,
     state_BHKV: Tensor,
     *,
     scale: float,
@@ -276,12 +276,12 @@ def step(
         shapes = ((H,), (B, H), (B, H, K))
         require(decay.shape in shapes, f"decay must have a shape of {shapes}", decay=decay.shape)
         require_rows("decay", decay, tuple(decay.shape), v_BHV, 1)
-    if erase is not None:
-        require_rows("erase", erase, (B, H), v_BHV, 1)
-    return step_op(q_BGK, k_BGK, v_BHV, decay, erase, state_BHKV, scale)
+    if beta is not None:
+        require_rows("beta", beta, (B, H), v_BHV, 1)
+    return linear_recurrence_step_op(q_BGK, k_BGK, v_BHV, decay, beta, state_BHKV, scale)
 
 
-def step_rwkv7(
+def rwkv7_recurrence_step(
     r_BHK: Tensor,
     w_BHK: Tensor,
     k_BHK: Tensor,
@@ -293,7 +293,7 @@ def step_rwkv7(
     shape = _require(r_BHK, v_BHV, state_BHKV)
     for name, x in {"r": r_BHK, "w": w_BHK, "k": k_BHK, "a": a_BHK, "b": b_BHK}.items():
         require_rows(name, x, shape, v_BHV, 1)
-    return step_rwkv7_op(r_BHK, w_BHK, k_BHK, v_BHV, a_BHK, b_BHK, state_BHKV)
+    return rwkv7_recurrence_step_op(r_BHK, w_BHK, k_BHK, v_BHV, a_BHK, b_BHK, state_BHKV)
 
 
 def _require(q_BGK: Tensor, v_BHV: Tensor, state_BHKV: Tensor) -> tuple[int, int, int]:

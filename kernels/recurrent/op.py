@@ -1,10 +1,10 @@
 """The door to the recurrences: one function each, whatever the device.
 
-    o, state = mix(q, k, v, decay, erase, state)            a state K x V a head, over whole texts
-    o, state = mix_rwkv7(r, w, k, v, a, b, state)           the same with RWKV-7's two writes
-    o = step(q, k, v, decay, erase, state)                  one token; renews the state where it lies
-    o = step_rwkv7(r, w, k, v, a, b, state)
-    h, state = scan_channels(x, decay, state)               one number a channel
+    o, state = linear_recurrence(q, k, v, decay, beta, state)            a state K x V a head, over whole texts
+    o, state = rwkv7_recurrence(r, w, k, v, a, b, state)           the same with RWKV-7's two writes
+    o = linear_recurrence_step(q, k, v, decay, beta, state)                  one token; renews the state where it lies
+    o = rwkv7_recurrence_step(r, w, k, v, a, b, state)
+    h, state = channel_scan(x, decay, state)               one number a channel
     y, state = selective_scan(x, dt, A, B, C, D, state)     Mamba-1
 
 What they compute stands in reference.py. backend="torch" runs eager.py, which is equal to it, or
@@ -26,28 +26,28 @@ from ..backend import Backend, chosen
 from . import eager, reference
 
 
-def mix(
+def linear_recurrence(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
     v_BTHV: Tensor,
     decay: Tensor | None = None,
-    erase: Tensor | None = None,
+    beta: Tensor | None = None,
     state_BHKV: Tensor | None = None,
     *,
     scale: float = 1.0,
     chunk: int = 64,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    options = {"scale": scale, "chunk": chunk, "documents": documents}
+    options = {"scale": scale, "chunk": chunk, "segment_ids": segment_ids}
     if chosen(backend, v_BTHV) == "torch":
-        return eager.mix(q_BTGK, k_BTGK, v_BTHV, decay, erase, state_BHKV, **options)
+        return eager.linear_recurrence(q_BTGK, k_BTGK, v_BTHV, decay, beta, state_BHKV, **options)
     from . import chunks
 
-    return chunks.mix(q_BTGK, k_BTGK, v_BTHV, decay, erase, state_BHKV, **options)
+    return chunks.linear_recurrence(q_BTGK, k_BTGK, v_BTHV, decay, beta, state_BHKV, **options)
 
 
-def mix_rwkv7(
+def rwkv7_recurrence(
     r_BTHK: Tensor,
     w_BTHK: Tensor,
     k_BTHK: Tensor,
@@ -57,36 +57,40 @@ def mix_rwkv7(
     state_BHKV: Tensor | None = None,
     *,
     chunk: int = 64,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     inputs = (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK, state_BHKV)
     if chosen(backend, v_BTHV) == "torch":
-        return eager.mix_rwkv7(*inputs, chunk=chunk, documents=documents)
+        return eager.rwkv7_recurrence(*inputs, chunk=chunk, segment_ids=segment_ids)
     from . import chunks
 
-    return chunks.mix_rwkv7(*inputs, chunk=chunk, documents=documents)
+    return chunks.rwkv7_recurrence(*inputs, chunk=chunk, segment_ids=segment_ids)
 
 
-def step(
+def linear_recurrence_step(
     q_BGK: Tensor,
     k_BGK: Tensor,
     v_BHV: Tensor,
     decay: Tensor | None,
-    erase: Tensor | None,
+    beta: Tensor | None,
     state_BHKV: Tensor,
     *,
     scale: float = 1.0,
     backend: Backend | None = None,
 ) -> Tensor:
     if chosen(backend, v_BHV) == "torch":
-        return reference.step(q_BGK, k_BGK, v_BHV, decay, erase, state_BHKV, scale=scale)
+        return reference.linear_recurrence_step(
+            q_BGK, k_BGK, v_BHV, decay, beta, state_BHKV, scale=scale
+        )
     from . import one_token
 
-    return one_token.step(q_BGK, k_BGK, v_BHV, decay, erase, state_BHKV, scale=scale)
+    return one_token.linear_recurrence_step(
+        q_BGK, k_BGK, v_BHV, decay, beta, state_BHKV, scale=scale
+    )
 
 
-def step_rwkv7(
+def rwkv7_recurrence_step(
     r_BHK: Tensor,
     w_BHK: Tensor,
     k_BHK: Tensor,
@@ -99,25 +103,25 @@ def step_rwkv7(
 ) -> Tensor:
     inputs = (r_BHK, w_BHK, k_BHK, v_BHV, a_BHK, b_BHK, state_BHKV)
     if chosen(backend, v_BHV) == "torch":
-        return reference.step_rwkv7(*inputs)
+        return reference.rwkv7_recurrence_step(*inputs)
     from . import one_token
 
-    return one_token.step_rwkv7(*inputs)
+    return one_token.rwkv7_recurrence_step(*inputs)
 
 
-def scan_channels(
+def channel_scan(
     x_BTN: Tensor,
     decay_BTN: Tensor,
     state_BN: Tensor | None = None,
     *,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     if chosen(backend, x_BTN) == "torch":
-        return eager.scan_channels(x_BTN, decay_BTN, state_BN, documents=documents)
+        return eager.channel_scan(x_BTN, decay_BTN, state_BN, segment_ids=segment_ids)
     from . import channels
 
-    return channels.scan_channels(x_BTN, decay_BTN, state_BN, documents=documents)
+    return channels.channel_scan(x_BTN, decay_BTN, state_BN, segment_ids=segment_ids)
 
 
 def selective_scan(
@@ -129,12 +133,12 @@ def selective_scan(
     D_N: Tensor,
     state_BNS: Tensor | None = None,
     *,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     inputs = (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, state_BNS)
     if chosen(backend, x_BTN) == "torch":
-        return eager.selective_scan(*inputs, documents=documents)
+        return eager.selective_scan(*inputs, segment_ids=segment_ids)
     from . import selective
 
-    return selective.selective_scan(*inputs, documents=documents)
+    return selective.selective_scan(*inputs, segment_ids=segment_ids)

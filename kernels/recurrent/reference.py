@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 
-def mix(
+def linear_recurrence(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
     v_BTHV: Tensor,
     decay: Tensor | None = None,
-    erase: Tensor | None = None,
+    beta: Tensor | None = None,
     state_BHKV: Tensor | None = None,
     *,
     scale: float = 1.0,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, state_BHKV) with S_t = e^{g_t} S_{t-1} + k_t v'_t^T and o_t = scale S_t^T q_t.
 
-    v'_t is v_t, or with `erase` beta_t (v_t - (e^{g_t} S_{t-1})^T k_t): the delta rule, which
+    v'_t is v_t, or with `beta` beta_t (v_t - (e^{g_t} S_{t-1})^T k_t): the delta rule, which
     writes what the state does not yet give back. g_t is `decay`, the natural logarithm, at most 0:
     None, one for a head [H], for a head and token [B, T, H], or also for each of the K rows of the
     state [B, T, H, K]. So it is linear attention, retention (arXiv 2307.08621), Mamba-2 (2405.21060),
@@ -40,16 +40,16 @@ def mix(
     decay_BTHK = _by_channel(decay, v_BTHV)
     state, reads = _first(state_BHKV, (B, H, q_BTGK.shape[3], V), v_BTHV), []
     for t in range(T):
-        state = _in_document(state, documents, t)
-        erase_BH = None if erase is None else erase[:, t].to(wide)
+        state = _in_document(state, segment_ids, t)
+        beta_BH = None if beta is None else beta[:, t].to(wide)
         o_BHV, state = _mixed(
-            q_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t].to(wide), decay_BTHK[:, t], erase_BH, state
+            q_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t].to(wide), decay_BTHK[:, t], beta_BH, state
         )
         reads.append(scale * o_BHV)
     return torch.stack(reads, 1).to(v_BTHV.dtype), state
 
 
-def mix_rwkv7(
+def rwkv7_recurrence(
     r_BTHK: Tensor,
     w_BTHK: Tensor,
     k_BTHK: Tensor,
@@ -58,7 +58,7 @@ def mix_rwkv7(
     b_BTHK: Tensor,
     state_BHKV: Tensor | None = None,
     *,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, state_BHKV) with S_t = e^{w_t} S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T, o_t = S_t^T r_t.
 
@@ -69,24 +69,24 @@ def mix_rwkv7(
     inputs = [x.to(_wide(v_BTHV)) for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK)]
     state, reads = _first(state_BHKV, (B, H, r_BTHK.shape[3], V), v_BTHV), []
     for t in range(T):
-        state = _in_document(state, documents, t)
+        state = _in_document(state, segment_ids, t)
         r, w, k, v, a, b = (x[:, t] for x in inputs)
         o_BHV, state = _mixed_rwkv7(r, w, k, v, a, b, state)
         reads.append(o_BHV)
     return torch.stack(reads, 1).to(v_BTHV.dtype), state
 
 
-def step(
+def linear_recurrence_step(
     q_BGK: Tensor,
     k_BGK: Tensor,
     v_BHV: Tensor,
     decay: Tensor | None,
-    erase: Tensor | None,
+    beta: Tensor | None,
     state_BHKV: Tensor,
     *,
     scale: float = 1.0,
 ) -> Tensor:
-    """o_BHV: `mix` of one token, without gradients; renews the state where it lies.
+    """o_BHV: `linear_recurrence` of one token, without gradients; renews the state where it lies.
 
     The state is float32, float64 or bfloat16; only then is it rounded. `decay` is None, [H],
     [B, H] or [B, H, K].
@@ -94,13 +94,13 @@ def step(
     wide, H = _wide(v_BHV), v_BHV.shape[1]
     q_BHK, k_BHK = (x.to(wide).repeat_interleave(H // x.shape[1], 1) for x in (q_BGK, k_BGK))
     decay_BHK = _by_channel(decay, v_BHV)
-    erase_BH = None if erase is None else erase.to(wide)
-    o_BHV, state = _mixed(q_BHK, k_BHK, v_BHV.to(wide), decay_BHK, erase_BH, state_BHKV.to(wide))
+    beta_BH = None if beta is None else beta.to(wide)
+    o_BHV, state = _mixed(q_BHK, k_BHK, v_BHV.to(wide), decay_BHK, beta_BH, state_BHKV.to(wide))
     state_BHKV.copy_(state)
     return (scale * o_BHV).to(v_BHV.dtype)
 
 
-def step_rwkv7(
+def rwkv7_recurrence_step(
     r_BHK: Tensor,
     w_BHK: Tensor,
     k_BHK: Tensor,
@@ -109,7 +109,7 @@ def step_rwkv7(
     b_BHK: Tensor,
     state_BHKV: Tensor,
 ) -> Tensor:
-    """o_BHV: `mix_rwkv7` of one token, without gradients; renews the state where it lies."""
+    """o_BHV: `rwkv7_recurrence` of one token, without gradients; renews the state where it lies."""
     inputs = (r_BHK, w_BHK, k_BHK, v_BHV, a_BHK, b_BHK, state_BHKV)
     r, w, k, v, a, b, state = (x.to(_wide(v_BHV)) for x in inputs)
     o_BHV, state = _mixed_rwkv7(r, w, k, v, a, b, state)
@@ -117,19 +117,19 @@ def step_rwkv7(
     return o_BHV.to(v_BHV.dtype)
 
 
-def scan_channels(
+def channel_scan(
     x_BTN: Tensor,
     decay_BTN: Tensor,
     state_BN: Tensor | None = None,
     *,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(h_BTN, state_BN) with h_t = e^{g_t} h_{t-1} + x_t for each channel, g_t = decay_t <= 0."""
     B, T, N = x_BTN.shape
     wide = _wide(x_BTN)
     state, states = _first(state_BN, (B, N), x_BTN), []
     for t in range(T):
-        state = _in_document(state, documents, t)
+        state = _in_document(state, segment_ids, t)
         state = decay_BTN[:, t].to(wide).exp() * state + x_BTN[:, t].to(wide)
         states.append(state)
     return torch.stack(states, 1).to(x_BTN.dtype), state
@@ -144,7 +144,7 @@ def selective_scan(
     D_N: Tensor,
     state_BNS: Tensor | None = None,
     *,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(y_BTN, state_BNS) with h_t = e^{dt_t A} h_{t-1} + dt_t x_t B_t^T and y_t = h_t C_t + D x_t.
 
@@ -155,7 +155,7 @@ def selective_scan(
     x, dt, A, B, C, D = (y.to(wide) for y in (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N))
     state, reads = _first(state_BNS, (len(x), *A.shape), x_BTN), []
     for t in range(x.shape[1]):
-        state = _in_document(state, documents, t)
+        state = _in_document(state, segment_ids, t)
         written_BNS = (dt[:, t] * x[:, t])[..., None] * B[:, t, None]
         state = (dt[:, t, :, None] * A).exp() * state + written_BNS
         reads.append(torch.einsum("bns,bs->bn", state, C[:, t]) + D * x[:, t])
@@ -167,13 +167,13 @@ def _mixed(
     k_BHK: Tensor,
     v_BHV: Tensor,
     decay_BHK: Tensor,
-    erase_BH: Tensor | None,
+    beta_BH: Tensor | None,
     state_BHKV: Tensor,
 ) -> tuple[Tensor, Tensor]:
     state_BHKV = decay_BHK.exp()[..., None] * state_BHKV
-    if erase_BH is not None:
+    if beta_BH is not None:
         known_BHV = torch.einsum("bhk,bhkv->bhv", k_BHK, state_BHKV)
-        v_BHV = erase_BH[..., None] * (v_BHV - known_BHV)
+        v_BHV = beta_BH[..., None] * (v_BHV - known_BHV)
     state_BHKV = state_BHKV + k_BHK[..., None] * v_BHV[..., None, :]
     return torch.einsum("bhk,bhkv->bhv", q_BHK, state_BHKV), state_BHKV
 
@@ -208,10 +208,10 @@ def _first(state: Tensor | None, shape: tuple[int, ...], values: Tensor) -> Tens
     return values.new_zeros(shape, dtype=wide) if state is None else state.to(wide)
 
 
-def _in_document(state: Tensor, documents: Tensor | None, t: int) -> Tensor:
-    if documents is None or t == 0:
+def _in_document(state: Tensor, segment_ids: Tensor | None, t: int) -> Tensor:
+    if segment_ids is None or t == 0:
         return state
-    begins_B = documents[:, t] != documents[:, t - 1]
+    begins_B = segment_ids[:, t] != segment_ids[:, t - 1]
     return state.masked_fill(begins_B.view(-1, *[1] * (state.dim() - 1)), 0)
 
 

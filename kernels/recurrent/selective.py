@@ -17,19 +17,19 @@ from torch import Tensor
 
 from ..configs import arch_of, require_arch
 from ..launch import Launch, require_device, run
-from ..laws import needs_gradient, require
+from ..requirements import needs_gradient, require
 from .channels import begins
 from .configs import CHANNEL_SCANS, MOST_STATES, tile_of
-from .laws import require_rows, require_whole, row_stride
+from .requirements import require_rows, require_whole, row_stride
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def renewed(h, x, dt, A, B, new, DOCUMENTS: tl.constexpr):
+def renewed(h, x, dt, A, B, new, USE_SEGMENT_IDS: tl.constexpr):
     """(h, its kept share) after a token: e^{dt A} h + dt x B^T, nothing kept of another document."""
     kept = tl.exp2(dt[:, None] * A * LOG2_E)
-    if DOCUMENTS:
+    if USE_SEGMENT_IDS:
         kept = tl.where(new, 0.0, kept)
     return kept * h + (dt * x)[:, None] * B[None, :], kept
 
@@ -42,7 +42,7 @@ def selective_forward(
     B_ptr,
     C_ptr,
     D_ptr,
-    documents_ptr,
+    segment_ids_ptr,
     initial_ptr,
     y_ptr,
     final_ptr,
@@ -56,7 +56,7 @@ def selective_forward(
     states,
     INITIAL: tl.constexpr,
     SAVE: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     BN: tl.constexpr,
     BS: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -93,9 +93,11 @@ def selective_forward(
             C += (tl.load(C_ptr + row * C_stride + s, mask=in_s, other=0.0),)
         for u in tl.static_range(UNROLL):
             row = first + block * UNROLL + u
-            new = begins(documents_ptr, row, first, end) if DOCUMENTS else False
+            new = begins(segment_ids_ptr, row, first, end) if USE_SEGMENT_IDS else False
             now = x[u].to(tl.float32)
-            h, _ = renewed(h, now, dt[u].to(tl.float32), A, B[u].to(tl.float32), new, DOCUMENTS)
+            h, _ = renewed(
+                h, now, dt[u].to(tl.float32), A, B[u].to(tl.float32), new, USE_SEGMENT_IDS
+            )
             y = tl.sum(h * C[u].to(tl.float32)[None, :], 1) + D * now
             inside = n < tl.where(row < end, width, 0)
             tl.store(y_ptr + row * width + n, y.to(y_ptr.dtype.element_ty), mask=inside)
@@ -113,7 +115,7 @@ def selective_backward(
     B_ptr,
     C_ptr,
     D_ptr,
-    documents_ptr,
+    segment_ids_ptr,
     dx_ptr,
     ddt_ptr,
     dA_ptr,
@@ -128,7 +130,7 @@ def selective_backward(
     tokens,
     width,
     states,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     BN: tl.constexpr,
     BS: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -168,9 +170,9 @@ def selective_backward(
             B += (tl.load(B_ptr + row * B_stride + s, mask=in_s, other=0.0).to(tl.float32),)
         for u in tl.static_range(UNROLL):
             row = first + block * UNROLL + u
-            new = begins(documents_ptr, row, first, end) if DOCUMENTS else False
+            new = begins(segment_ids_ptr, row, first, end) if USE_SEGMENT_IDS else False
             before += (h,)
-            h, a = renewed(h, x[u], dt[u], A, B[u], new, DOCUMENTS)
+            h, a = renewed(h, x[u], dt[u], A, B[u], new, USE_SEGMENT_IDS)
             kept += (a,)
         before += (h,)
         for u in tl.static_range(UNROLL - 1, -1, -1):
@@ -221,13 +223,13 @@ def forward_launch(
     C_BTS: Tensor,
     D_N: Tensor,
     initial_BNS: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     y_BTN: Tensor,
     final_BNS: Tensor,
     H_BLNS: Tensor,
 ) -> Launch:
     arguments = {
-        **_inputs(x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, documents_BT),
+        **_inputs(x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, segment_ids_BT),
         "initial_ptr": initial_BNS,
         "INITIAL": initial_BNS is not None,
         "y_ptr": y_BTN,
@@ -249,11 +251,11 @@ def backward_launch(
     B_BTS: Tensor,
     C_BTS: Tensor,
     D_N: Tensor,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     out: Gradients,
 ) -> Launch:
     arguments = {
-        **_inputs(x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, documents_BT),
+        **_inputs(x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, segment_ids_BT),
         "dy_ptr": dy_BTN,
         "dfinal_ptr": dfinal_BNS,
         "H_ptr": H_BLNS,
@@ -275,7 +277,7 @@ def _inputs(
     B_BTS: Tensor,
     C_BTS: Tensor,
     D_N: Tensor,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
 ) -> dict[str, Any]:
     return {
         "x_ptr": x_BTN,
@@ -284,7 +286,7 @@ def _inputs(
         "B_ptr": B_BTS,
         "C_ptr": C_BTS,
         "D_ptr": D_N,
-        "documents_ptr": documents_BT,
+        "segment_ids_ptr": segment_ids_BT,
         "x_stride": row_stride(x_BTN),
         "dt_stride": row_stride(dt_BTN),
         "B_stride": row_stride(B_BTS),
@@ -292,7 +294,7 @@ def _inputs(
         "tokens": x_BTN.shape[1],
         "width": x_BTN.shape[2],
         "states": A_NS.shape[1],
-        "DOCUMENTS": documents_BT is not None,
+        "USE_SEGMENT_IDS": segment_ids_BT is not None,
         "BS": tile_of(A_NS.shape[1]),
     }
 
@@ -345,11 +347,11 @@ def selective_op(
     C_BTS: Tensor,
     D_N: Tensor,
     initial_BNS: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = new_outputs(x_BTN, A_NS, save)
-    inputs = (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, initial_BNS, documents_BT)
+    inputs = (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, initial_BNS, segment_ids_BT)
     run(forward_launch(arch_of(x_BTN.device), *inputs, *outputs), x_BTN)
     return outputs
 
@@ -370,10 +372,10 @@ def selective_backward_op(
     B_BTS: Tensor,
     C_BTS: Tensor,
     D_N: Tensor,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     out = new_gradients(x_BTN, dt_BTN, A_NS)
-    inputs = (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, documents_BT)
+    inputs = (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, segment_ids_BT)
     arch = arch_of(x_BTN.device)
     run(backward_launch(arch, dy_BTN, dfinal_BNS, H_BLNS, *inputs, out), x_BTN)
     return (
@@ -395,9 +397,9 @@ def _gradients(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *differentiable, initial_BNS, documents_BT, _ = inputs
+    *differentiable, initial_BNS, segment_ids_BT, _ = inputs
     ctx.given_state = initial_BNS is not None
-    ctx.save_for_backward(output[2], *differentiable, documents_BT)
+    ctx.save_for_backward(output[2], *differentiable, segment_ids_BT)
 
 
 def _backward(ctx: Any, dy_BTN: Tensor, dfinal_BNS: Tensor, _: Tensor) -> tuple[Any, ...]:
@@ -420,7 +422,7 @@ def selective_scan(
     D_N: Tensor,
     state_BNS: Tensor | None,
     *,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     require_device(x_BTN)
     law = "x must be of shape [B, T, N] and A of shape [N, S]"
@@ -434,8 +436,8 @@ def selective_scan(
     require_rows("A", A_NS, (N, S), x_BTN, 0)
     require_rows("D", D_N, (N,), x_BTN, 0)
     require_whole("state", state_BNS, (B, N, S), (torch.float32,), x_BTN)
-    require_whole("documents", documents, (B, T), (torch.int32,), x_BTN)
+    require_whole("segment_ids", segment_ids, (B, T), (torch.int32,), x_BTN)
     inputs = (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N)
     save = needs_gradient(*inputs, *([] if state_BNS is None else [state_BNS]))
-    y_BTN, final_BNS, _ = selective_op(*inputs, state_BNS, documents, save)
+    y_BTN, final_BNS, _ = selective_op(*inputs, state_BNS, segment_ids, save)
     return y_BTN, final_BNS

@@ -34,14 +34,14 @@ def head_sums(sum_ptr, b, h, start, tokens, heads, DECAY: tl.constexpr, C: tl.co
 @triton.jit
 def edges(
     sum_ptr,
-    documents_ptr,
+    segment_ids_ptr,
     b,
     h,
     start,
     tokens,
     heads,
     DECAY: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     C: tl.constexpr,
 ):
     """(from_start_C, to_end_C, through): what token i sees of the state before the chunk, what the
@@ -51,8 +51,8 @@ def edges(
     """
     G, G_last = head_sums(sum_ptr, b, h, start, tokens, heads, DECAY, C)
     from_start, to_end, through = tl.exp2(G), tl.exp2(G_last - G), tl.exp2(G_last)
-    if DOCUMENTS:
-        row = documents_ptr + b * tokens
+    if USE_SEGMENT_IDS:
+        row = segment_ids_ptr + b * tokens
         own = tl.load(row + tl.minimum(start + tl.arange(0, C), tokens - 1))
         before = tl.load(row + tl.maximum(start - 1, 0))
         last = tl.load(row + tl.minimum(start + C, tokens) - 1)
@@ -65,14 +65,14 @@ def edges(
 @triton.jit
 def within(
     sum_ptr,
-    documents_ptr,
+    segment_ids_ptr,
     b,
     h,
     start,
     tokens,
     heads,
     DECAY: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     C: tl.constexpr,
 ):
@@ -88,8 +88,8 @@ def within(
     else:
         seen = i[:, None] >= i[None, :]
         gap = G[:, None] - G[None, :]
-    if DOCUMENTS:
-        own = tl.load(documents_ptr + b * tokens + tl.minimum(start + i, tokens - 1))
+    if USE_SEGMENT_IDS:
+        own = tl.load(segment_ids_ptr + b * tokens + tl.minimum(start + i, tokens - 1))
         seen &= own[:, None] == own[None, :]
     return tl.exp2(tl.where(seen, gap, float("-inf")))
 
@@ -107,7 +107,7 @@ def level(l, C: tl.constexpr):
     """How the pairs j <= i of a chunk factor where each channel has a decay of its own.
 
     With R the sum at a border between them, e^{G_i - G_j} = e^{G_i - R} e^{R - G_j}. Level l has the
-    pairs that one block of 8 2^l tokens holds and no smaller one, i in its second half and j in its
+    pairs that one block of 8 2^l tokens holds and no proxy_fields one, i in its second half and j in its
     first, the border between the halves: no exponent is above 0. Level 0 has all pairs of a block,
     with exponents of four steps at most.
 

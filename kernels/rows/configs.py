@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..configs import ARCHS, require_arch
-from ..laws import Unsupported
+from ..requirements import Unsupported
 
 RESIDENT_WARPS = 32  # of one multiprocessor, where programs walk rows: half of what it can hold
 TILES_PER_PROGRAM = 8  # at least, there: what a program leaves behind is small beside what it read

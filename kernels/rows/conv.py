@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
-from ..laws import as_rows, needs_gradient, require, require_float
+from ..requirements import as_rows, needs_gradient, require, require_float
 from .configs import tile_for
 
 FEWEST, MOST = 2, 8  # taps
@@ -54,9 +54,9 @@ def load_x(x_ptr, tail_ptr, token, channel, stride, tokens, channels, W, TAIL: t
 
 
 @triton.jit
-def owner(documents_ptr, token, tokens):
+def owner(segment_ids_ptr, token, tokens):
     """The document of `token`; what comes before the first token belongs to that one's."""
-    return tl.load(documents_ptr + tl.maximum(token, 0), mask=token < tokens, other=-1)
+    return tl.load(segment_ids_ptr + tl.maximum(token, 0), mask=token < tokens, other=-1)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -65,7 +65,7 @@ def short_conv_forward(
     weight_ptr,
     bias_ptr,
     tail_ptr,
-    documents_ptr,
+    segment_ids_ptr,
     y_ptr,
     x_batch_stride,
     x_stride,
@@ -74,7 +74,7 @@ def short_conv_forward(
     SILU: tl.constexpr,
     BIAS: tl.constexpr,
     TAIL: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     W: tl.constexpr,
     W_TILE: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -92,8 +92,8 @@ def short_conv_forward(
     x_ptr += batch * x_batch_stride
     if TAIL:
         tail_ptr += batch * (W - 1) * channels
-    if DOCUMENTS:
-        documents_ptr += batch * tokens
+    if USE_SEGMENT_IDS:
+        segment_ids_ptr += batch * tokens
 
     w = taps(weight_ptr, tl.program_id(1) * CHANNELS, channels, W, W_TILE, CHANNELS)
     z = tl.zeros([TOKENS, CHANNELS], tl.float32)
@@ -103,8 +103,8 @@ def short_conv_forward(
         at = token - (W - 1) + i
         x = load_x(x_ptr, tail_ptr, at, channel, x_stride, tokens, channels, W, TAIL)
         x = x.to(tl.float32)
-        if DOCUMENTS:
-            own = owner(documents_ptr, at, tokens) == owner(documents_ptr, token, tokens)
+        if USE_SEGMENT_IDS:
+            own = owner(segment_ids_ptr, at, tokens) == owner(segment_ids_ptr, token, tokens)
             x = tl.where(own, x, 0.0)
         z += w[i] * x
     y = z * tl.sigmoid(z) if SILU else z
@@ -120,7 +120,7 @@ def short_conv_backward(
     weight_ptr,
     bias_ptr,
     tail_ptr,
-    documents_ptr,
+    segment_ids_ptr,
     dx_ptr,
     dweight_ptr,
     x_batch_stride,
@@ -130,7 +130,7 @@ def short_conv_backward(
     SILU: tl.constexpr,
     BIAS: tl.constexpr,
     TAIL: tl.constexpr,
-    DOCUMENTS: tl.constexpr,
+    USE_SEGMENT_IDS: tl.constexpr,
     W: tl.constexpr,
     W_TILE: tl.constexpr,
     SEGMENT: tl.constexpr,
@@ -154,15 +154,15 @@ def short_conv_backward(
     dx_ptr += batch * tokens * channels
     if TAIL:
         tail_ptr += batch * (W - 1) * channels
-    if DOCUMENTS:
-        documents_ptr += batch * tokens
+    if USE_SEGMENT_IDS:
+        segment_ids_ptr += batch * tokens
 
     x, dy, own = (), (), ()  # x and own begin W - 1 tokens before the segment
     for i in tl.static_range(SEGMENT + 2 * (W - 1)):
         at = first - (W - 1) + i
         x += (load_x(x_ptr, tail_ptr, at, channel, x_stride, tokens, channels, W, TAIL),)
-        if DOCUMENTS:
-            own += (owner(documents_ptr, at, tokens),)
+        if USE_SEGMENT_IDS:
+            own += (owner(segment_ids_ptr, at, tokens),)
     for i in tl.static_range(SEGMENT + W - 1):
         inside = (first + i < tokens) & (channel < channels)
         place = (first + i).to(tl.int64) * channels + channel
@@ -179,7 +179,7 @@ def short_conv_backward(
             z = bias
             for i in tl.static_range(W):
                 seen = x[t + i].to(tl.float32)
-                if DOCUMENTS:
+                if USE_SEGMENT_IDS:
                     seen = tl.where(own[t + i] == own[t + W - 1], seen, 0.0)
                 z += w[i] * seen
             s = tl.sigmoid(z)
@@ -190,7 +190,7 @@ def short_conv_backward(
         dx = tl.zeros([SEGMENTS, CHANNELS], tl.float32)
         for i in tl.static_range(W):
             g = dz[t + W - 1 - i]
-            if DOCUMENTS:
+            if USE_SEGMENT_IDS:
                 g = tl.where(own[t + 2 * (W - 1) - i] == own[t + W - 1], g, 0.0)
             dx += w[i] * g
         inside = (first + t < tokens) & (channel < channels)
@@ -202,7 +202,7 @@ def short_conv_backward(
         dw = tl.zeros([SEGMENTS, CHANNELS], tl.float32)
         for t in tl.static_range(SEGMENT):
             seen = x[t + i].to(tl.float32)
-            if DOCUMENTS:
+            if USE_SEGMENT_IDS:
                 seen = tl.where(own[t + i] == own[t + W - 1], seen, 0.0)
             dw += dz[t] * seen
         dw = tl.sum(dw, 0, keep_dims=True)
@@ -221,7 +221,7 @@ def forward_launch(
     weight_NW: Tensor,
     bias_N: Tensor | None,
     tail_BWN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     y_BTN: Tensor,
     silu: bool,
 ) -> Launch:
@@ -235,7 +235,7 @@ def forward_launch(
             "weight_ptr": weight_NW,
             "bias_ptr": bias_N,
             "tail_ptr": tail_BWN,
-            "documents_ptr": documents_BT,
+            "segment_ids_ptr": segment_ids_BT,
             "y_ptr": y_BTN,
             "x_batch_stride": x_BTN.stride(0),
             "x_stride": x_BTN.stride(1),
@@ -243,7 +243,7 @@ def forward_launch(
             "channels": channels,
             **kind_of(weight_NW, bias_N, silu),
             "TAIL": tail_BWN is not None,
-            "DOCUMENTS": documents_BT is not None,
+            "USE_SEGMENT_IDS": segment_ids_BT is not None,
             "TOKENS": config.rows,
             "CHANNELS": config.block,
         },
@@ -267,7 +267,7 @@ def backward_launch(
     weight_NW: Tensor,
     bias_N: Tensor | None,
     tail_BWN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     dx_BTN: Tensor,
     dweight_PWN: Tensor,
     silu: bool,
@@ -283,7 +283,7 @@ def backward_launch(
             "weight_ptr": weight_NW,
             "bias_ptr": bias_N,
             "tail_ptr": tail_BWN,
-            "documents_ptr": documents_BT,
+            "segment_ids_ptr": segment_ids_BT,
             "dx_ptr": dx_BTN,
             "dweight_ptr": dweight_PWN,
             "x_batch_stride": x_BTN.stride(0),
@@ -292,7 +292,7 @@ def backward_launch(
             "channels": channels,
             **kind_of(weight_NW, bias_N, silu),
             "TAIL": tail_BWN is not None,
-            "DOCUMENTS": documents_BT is not None,
+            "USE_SEGMENT_IDS": segment_ids_BT is not None,
             "SEGMENT": SEGMENT,
             "SEGMENTS": config.rows,
             "CHANNELS": config.block,
@@ -317,11 +317,11 @@ def short_conv_op(
     weight_NW: Tensor,
     bias_N: Tensor | None,
     tail_BWN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     silu: bool,
 ) -> Tensor:
     y_BTN = x_BTN.new_empty(x_BTN.shape)
-    operands = x_BTN, weight_NW, bias_N, tail_BWN, documents_BT
+    operands = x_BTN, weight_NW, bias_N, tail_BWN, segment_ids_BT
     run(forward_launch(arch_of(x_BTN.device), *operands, y_BTN, silu), x_BTN)
     return y_BTN
 
@@ -332,7 +332,7 @@ def _short_conv_output(
     weight_NW: Tensor,
     bias_N: Tensor | None,
     tail_BWN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     silu: bool,
 ) -> Tensor:
     return x_BTN.new_empty(x_BTN.shape)
@@ -345,13 +345,13 @@ def short_conv_backward_op(
     weight_NW: Tensor,
     bias_N: Tensor | None,
     tail_BWN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     arch = arch_of(x_BTN.device)
     dx_BTN = torch.empty_like(dy_BTN)
     dweight_PWN = partial_sums(arch, x_BTN, weight_NW, bias_N)
-    operands = dy_BTN, x_BTN, weight_NW, bias_N, tail_BWN, documents_BT
+    operands = dy_BTN, x_BTN, weight_NW, bias_N, tail_BWN, segment_ids_BT
     run(backward_launch(arch, *operands, dx_BTN, dweight_PWN, silu), x_BTN)
     return dx_BTN, dweight_PWN.sum(0)
 
@@ -363,7 +363,7 @@ def _short_conv_gradients(
     weight_NW: Tensor,
     bias_N: Tensor | None,
     tail_BWN: Tensor | None,
-    documents_BT: Tensor | None,
+    segment_ids_BT: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     channels, width = weight_NW.shape
@@ -396,7 +396,7 @@ def short_conv(
     *,
     activation: Literal["silu"] | None,
     tail_BWN: Tensor | None,
-    documents: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> Tensor:
     require(x_BTN.dim() == 3, "x must be [batch, tokens, channels]", shape=tuple(x_BTN.shape))
     batch, tokens, channels = x_BTN.shape
@@ -405,18 +405,18 @@ def short_conv(
     if tail_BWN is not None:
         require_tail(tail_BWN, x_BTN, (batch, weight_NW.shape[1] - 1, channels))
         require(not needs_gradient(tail_BWN), "the tail has no gradient", requires_grad=True)
-    if documents is not None:
+    if segment_ids is not None:
         require(
-            documents.shape == (batch, tokens)
-            and documents.dtype == torch.int32
-            and documents.device == x_BTN.device
-            and documents.is_contiguous(),
+            segment_ids.shape == (batch, tokens)
+            and segment_ids.dtype == torch.int32
+            and segment_ids.device == x_BTN.device
+            and segment_ids.is_contiguous(),
             f"documents must be contiguous, int32, of shape ({batch}, {tokens}), on {x_BTN.device}",
-            shape=tuple(documents.shape),
-            dtype=documents.dtype,
-            device=documents.device,
+            shape=tuple(segment_ids.shape),
+            dtype=segment_ids.dtype,
+            device=segment_ids.device,
         )
-    operands = x_BTN, weight_NW, bias_N, tail_BWN, documents
+    operands = x_BTN, weight_NW, bias_N, tail_BWN, segment_ids
     return short_conv_op(*operands, activation == "silu")
 
 

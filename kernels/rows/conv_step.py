@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, run
-from ..laws import as_rows, needs_gradient, require
+from ..requirements import as_rows, needs_gradient, require
 from .configs import tile_for
 from .conv import kind_of, require_operands, require_tail, taps
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
-from ..laws import require, require_float
+from ..requirements import require, require_float
 from .configs import tile_for
 from .reference import IGNORED
 

@@ -1,4 +1,4 @@
-"""RMS normalisation of rows in Triton with a gate, before or after it.
+"""RMS normalization of rows in Triton with a gate, before or after it.
 
 The meaning is `gated_rms_norm` in reference.py.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
-from ..laws import require, require_float, require_like
+from ..requirements import require, require_float, require_like
 from .configs import config_for, walking_programs
 from .heads import as_heads, row_start
 from .norm import require_weight

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
-from ..laws import as_rows, require, require_float, require_like
+from ..requirements import as_rows, require, require_float, require_like
 from .configs import config_for
 from .reference import OAI_LIMIT, OAI_SLOPE, Activation
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..laws import as_rows, require
+from ..requirements import as_rows, require
 
 MOST_ROWS = 2**31 - 1
 

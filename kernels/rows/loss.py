@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backend import Backend
-from ..laws import needs_gradient
+from ..requirements import needs_gradient
 from . import eager
 from .reference import IGNORED
 

@@ -1,4 +1,4 @@
-"""RMS normalisation of rows in Triton, with or without a residual added first.
+"""RMS normalization of rows in Triton, with or without a residual added first.
 
 The meaning is `rms_norm` and `add_rms_norm` in reference.py.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
-from ..laws import as_rows, needs_gradient, require, require_float, require_like
+from ..requirements import as_rows, needs_gradient, require, require_float, require_like
 from .configs import config_for, walking_programs
 from .heads import as_heads, row_start
 

@@ -1,8 +1,8 @@
 """The door to the row operators: one function each, whatever the device.
 
-    rms_norm(x, weight, eps)                                normalise the last dimension
-    normed, summed = add_rms_norm(x, residual, weight, eps)     add, then normalise
-    gated_rms_norm(x, gate, weight, eps, gate_first=False)  normalise, then gate; or the reverse
+    rms_norm(x, weight, eps)                                normalize the last dimension
+    normed, summed = add_rms_norm(x, residual, weight, eps)     add, then normalize
+    gated_rms_norm(x, gate, weight, eps, gate_first=False)  normalize, then gate; or the reverse
     l2_norm(x, eps)                                         the last dimension gets length one
     layer_norm(x, weight, bias, eps)
     glu(gate, up, "silu"), swiglu(gate, up)                 act(gate) * up
@@ -142,11 +142,11 @@ def short_conv(
     *,
     activation: Literal["silu"] | None,
     tail_BWN: Tensor | None = None,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """`documents` int32 [B, T], nondecreasing along T: inputs of another document count as zero."""
-    settings = {"activation": activation, "tail_BWN": tail_BWN, "documents": documents}
+    settings = {"activation": activation, "tail_BWN": tail_BWN, "segment_ids": segment_ids}
     if chosen(backend, x_BTN) == "torch":
         return reference.short_conv(x_BTN, weight_NW, bias_N, **settings)
     from . import conv

@@ -70,9 +70,9 @@ def l2_norm(x: Tensor, eps: float) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension."""
     wide = _wide(x)
-    centred = wide - wide.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    y = centred * rstd * weight.to(wide.dtype)
+    centerd = wide - wide.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centerd.square().mean(-1, keepdim=True) + eps)
+    y = centerd * rstd * weight.to(wide.dtype)
     return (y if bias is None else y + bias.to(wide.dtype)).to(x.dtype)
 
 
@@ -145,7 +145,7 @@ def short_conv(
     *,
     activation: Literal["silu"] | None,
     tail_BWN: Tensor | None = None,
-    documents: Tensor | None = None,
+    segment_ids: Tensor | None = None,
 ) -> Tensor:
     """y_t = act(bias + sum over j < W of weight[W - 1 - j] * x_{t - j}), each channel by itself.
 
@@ -159,9 +159,11 @@ def short_conv(
     y_BTN = torch.zeros_like(wide) if bias_N is None else bias_N.to(wide.dtype).expand_as(wide)
     for tap in range(back + 1):
         seen = inputs[:, tap : tap + T]
-        if documents is not None:
-            owner = torch.cat([documents[:, :1].expand(-1, back), documents], 1)[:, tap : tap + T]
-            seen = seen.where((owner == documents).unsqueeze(-1), 0)
+        if segment_ids is not None:
+            owner = torch.cat([segment_ids[:, :1].expand(-1, back), segment_ids], 1)[
+                :, tap : tap + T
+            ]
+            seen = seen.where((owner == segment_ids).unsqueeze(-1), 0)
         y_BTN = y_BTN + weight_NW[:, tap] * seen
     return (y_BTN if activation is None else F.silu(y_BTN)).to(x_BTN.dtype)
 

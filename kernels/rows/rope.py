@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
-from ..laws import needs_gradient, require, require_float
+from ..requirements import needs_gradient, require, require_float
 from .configs import config_for
 from .heads import by_token
 

@@ -1,7 +1,7 @@
 """How the scaled kernels are launched, on the architectures that know e4m3."""
 
 from ..configs import ARCHS, Config, require_arch
-from ..laws import require
+from ..requirements import require
 
 LOADED = 16  # a row of no multiple of it is loaded byte by byte, through more registers
 FIRST_WITH_E4M3 = 89  # sm_80 and sm_86 neither convert to e4m3 nor multiply it

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
-from ..laws import require
+from ..requirements import require
 from ..tiles import tile_of
 from .configs import LOADED, config_for
 from .reference import BLOCK

@@ -31,7 +31,7 @@ TILES: dict[Recipe, tuple[Tile, Tile]] = {  # of the activation, of the weight
 }
 
 
-def quantise(x_MN: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+def quantize(x_MN: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
     """(e4m3 values [M, N], fp32 scales [M / rows, N / columns]), value * scale being nearest to x.
 
     scale = max(amax, 1e-12) / 448 over each tile; the last tile of a row or column may be short.
@@ -63,7 +63,7 @@ def sharing(size: int, num_scales: int) -> int:
 def scaled_matmul(
     a_MK: Tensor, a_scales: Tensor, b_NK: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
 ) -> Tensor:
-    """A B^T of what `quantise` gave for A and B."""
+    """A B^T of what `quantize` gave for A and B."""
     wide = torch.promote_types(out_dtype, torch.float32)
     return F.linear(decode(a_MK, a_scales, wide), decode(b_NK, b_scales, wide)).to(out_dtype)
 
@@ -72,7 +72,7 @@ def scaled_linear(
     x_MI: Tensor,
     weight_OI: Tensor,
     recipe: Recipe,
-    quantise: Callable[..., tuple[Tensor, Tensor]] = quantise,
+    quantize: Callable[..., tuple[Tensor, Tensor]] = quantize,
     scaled_matmul: Callable[..., Tensor] = scaled_matmul,
 ) -> Tensor:
     """x W^T with both factors rounded to FP8 by the recipe's tiles, as is done for the gradients:
@@ -80,7 +80,7 @@ def scaled_linear(
     dX = dY W with tiles along O, of an activation and a weight; dW = dY^T X with tiles of
     activations along the tokens, both rounded anew (DeepSeek-V3, arXiv 2412.19437, section 3.3).
     """
-    return _ScaledLinear.apply(x_MI, weight_OI, recipe, quantise, scaled_matmul)
+    return _ScaledLinear.apply(x_MI, weight_OI, recipe, quantize, scaled_matmul)
 
 
 class _ScaledLinear(torch.autograd.Function):
@@ -90,21 +90,21 @@ class _ScaledLinear(torch.autograd.Function):
         x_MI: Tensor,
         weight_OI: Tensor,
         recipe: Recipe,
-        quantise: Callable[..., tuple[Tensor, Tensor]],
+        quantize: Callable[..., tuple[Tensor, Tensor]],
         scaled_matmul: Callable[..., Tensor],
     ) -> Tensor:
         ctx.save_for_backward(x_MI, weight_OI)
-        ctx.recipe, ctx.quantise, ctx.scaled_matmul = recipe, quantise, scaled_matmul
+        ctx.recipe, ctx.quantize, ctx.scaled_matmul = recipe, quantize, scaled_matmul
         of_x, of_weight = TILES[recipe]
-        factors = *quantise(x_MI, of_x), *quantise(weight_OI, of_weight)
+        factors = *quantize(x_MI, of_x), *quantize(weight_OI, of_weight)
         return scaled_matmul(*factors, out_dtype=x_MI.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy_MO,), (x_MI, weight_OI) = gradients, ctx.saved_tensors
         of_x, of_weight = TILES[ctx.recipe]
-        factors = *ctx.quantise(dy_MO, of_x), *ctx.quantise(weight_OI.T, of_weight)
+        factors = *ctx.quantize(dy_MO, of_x), *ctx.quantize(weight_OI.T, of_weight)
         dx_MI = ctx.scaled_matmul(*factors, out_dtype=x_MI.dtype)
-        factors = *ctx.quantise(dy_MO.T, of_x), *ctx.quantise(x_MI.T, of_x)
+        factors = *ctx.quantize(dy_MO.T, of_x), *ctx.quantize(x_MI.T, of_x)
         dweight_OI = ctx.scaled_matmul(*factors, out_dtype=weight_OI.dtype)
         return dx_MI, dweight_OI, None, None, None

@@ -17,8 +17,8 @@ from ...search_space.operators import (
     ConvStep,
     Experts,
     Gemm,
-    MlaDecode,
-    MlaPrefill,
+    MLADecode,
+    MLAPrefill,
     Operator,
     RecurrentStep,
     Scan,
@@ -40,9 +40,9 @@ def scenarios(call: Operator) -> Iterator[Scenario]:
         case Gemm(m=rows) | Experts(rows=rows):
             yield "decode", rows
             yield "prefill", rows
-        case AttentionDecode() | MlaDecode() | RecurrentStep() | ConvStep():
+        case AttentionDecode() | MLADecode() | RecurrentStep() | ConvStep():
             yield "decode", call.batch
-        case AttentionPrefill() | MlaPrefill() | Scan() | Conv():
+        case AttentionPrefill() | MLAPrefill() | Scan() | Conv():
             yield "prefill", call.batch * call.tokens
 
 

@@ -91,12 +91,12 @@ class Total:
 class Smoother:
     """What local points say beyond constants and residual: a Gaussian process through them.
 
-    The kernel is Matern 3/2 of `length` over the chosen columns, put on a par by `centre` and
+    The kernel is Matern 3/2 of `length` over the chosen columns, put on a par by `center` and
     `scale`.
     """
 
     chosen: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     scale: np.ndarray
     length: float
     points: np.ndarray
@@ -106,7 +106,7 @@ class Smoother:
         return matern(self.placed(columns), self.points, self.length) @ self.weights
 
     def placed(self, columns: np.ndarray) -> np.ndarray:
-        return np.clip((columns[:, self.chosen] - self.centre) / self.scale, -3, 3)
+        return np.clip((columns[:, self.chosen] - self.center) / self.scale, -3, 3)
 
 
 def matern(a: np.ndarray, b: np.ndarray, length: float) -> np.ndarray:

@@ -21,8 +21,8 @@ from ...search_space.operators import (
     ConvStep,
     Experts,
     Gemm,
-    MlaDecode,
-    MlaPrefill,
+    MLADecode,
+    MLAPrefill,
     NumberFormat,
     Operator,
     RecurrentStep,
@@ -91,12 +91,12 @@ def _attention_decode(row: Any) -> Operator:
 
 def _mla_prefill(row: Any) -> Operator:
     kv = _KV[row.kv_cache_dtype]
-    return MlaPrefill(batch=row.batch, tokens=row.tokens, heads=row.num_heads, kv=kv, **_EXPANDED)
+    return MLAPrefill(batch=row.batch, tokens=row.tokens, heads=row.num_heads, kv=kv, **_EXPANDED)
 
 
 def _mla_decode(row: Any) -> Operator:
     kv = _KV[row.kv_cache_dtype]
-    return MlaDecode(batch=row.batch, context=row.context, heads=row.num_heads, kv=kv, **_LATENT)
+    return MLADecode(batch=row.batch, context=row.context, heads=row.num_heads, kv=kv, **_LATENT)
 
 
 def _delta_prefill(row: Any) -> Operator:

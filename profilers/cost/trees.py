@@ -30,7 +30,7 @@ class Bins:
 
     @classmethod
     def of(cls, values: np.ndarray, count: int) -> "Bins":
-        """At most `count` bins a feature: halfway between neighbours, or between quantiles."""
+        """At most `count` bins a feature: halfway between neighbors, or between quantiles."""
         columns = []
         for column in values.T:
             seen = np.unique(column)

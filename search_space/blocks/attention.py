@@ -36,7 +36,7 @@ class BlockSparse(Terse):
     index_dim: PositiveInt = 128
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.local_blocks > self.top_k:
             raise ValueError(
                 f"local_blocks are among the top_k, got {self.local_blocks} of top_k={self.top_k}"
@@ -67,8 +67,8 @@ class Attention(Block):
     is T5's learned position bias, which the first layer of a stack has for all.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
-    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ("kv_heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
+    tp_replicable_dims: ClassVar[tuple[str, ...]] = ("kv_heads",)
 
     kind: Literal["attn"] = "attn"
     heads: PositiveInt
@@ -97,7 +97,7 @@ class Attention(Block):
     temperature: Temperature | None = None
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"kv_heads must divide heads, got heads={self.heads}, kv_heads={self.kv_heads}"
@@ -272,12 +272,12 @@ class Attention(Block):
         if self.out_gate != "none":
             yield Rows(rows=point.rows, elements=3 * self.o_width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
         heads, kv_heads = grouped(self.heads, self.kv_heads, self.head_dim * share / head_dim)
 
         def nearer(length: int | None) -> int | None:
-            return length and max(4, round(length * context_share))
+            return length and max(4, round(length * context_fraction))
 
         sparse = self.block_sparse
         return {

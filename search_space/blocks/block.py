@@ -86,14 +86,14 @@ class Block(Terse):
     All uses of a block in the stack share `copies` physical blocks, used in turn (ALBERT, Zamba);
     by default each use has its own. With `depth_capacity` a router lets about that share of the
     tokens take part, the others pass by (mixture of depths, arXiv 2404.02258). `token_merge`
-    neighbouring tokens enter as their mean (Hourglass, arXiv 2110.13711).
+    neighboring tokens enter as their mean (Hourglass, arXiv 2110.13711).
     """
 
     own_norms: ClassVar[bool] = False  # a block that norms its inputs itself gets none around it
     # What several devices share out among them (tensor parallel), and what besides as far as it goes;
     # a block that names nothing is on every device as a whole.
-    shared_out: ClassVar[tuple[str, ...]] = ()
-    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ()
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ()
+    tp_replicable_dims: ClassVar[tuple[str, ...]] = ()
 
     kind: Any  # a literal in each record
     copies: PositiveInt | None = None
@@ -110,7 +110,7 @@ class Block(Terse):
         return self
 
     @property
-    def token_share(self) -> float:
+    def token_fraction(self) -> float:
         """How many tokens the block works on for each that passes, about."""
         return (self.depth_capacity or 1.0) / (self.token_merge or 1)
 
@@ -141,29 +141,26 @@ class Block(Terse):
         """The operator calls besides the projections; `kv` and `experts` are their formats."""
         raise NotImplementedError
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         """The fields of the same design at `share` of the width, windows at `context_share`."""
         return {}
 
-    def part(self, devices: int) -> Self:
+    def shard(self, devices: int) -> Self:
         """What each of several devices holds and computes. Raises ValueError where it cannot be
         shared out evenly."""
-        sizes = {name: getattr(self, name) for name in self.shared_out}
+        sizes = {name: getattr(self, name) for name in self.tp_sharded_dims}
         for name, size in sizes.items():
             if size % devices:
                 raise ValueError(
                     f"{devices} devices must divide {name} of {self.kind}, got {name}={size}"
                 )
-        less = {
-            name: max(1, getattr(self, name) // devices)
-            for name in self.shared_out_as_far_as_it_goes
-        }
+        less = {name: max(1, getattr(self, name) // devices) for name in self.tp_replicable_dims}
         divided = {name: size // devices for name, size in sizes.items()}
         return type(self).model_validate(self.model_dump() | divided | less)
 
-    def shrunk(self, share: float, context_share: float) -> Self:
+    def to_proxy(self, share: float, context_fraction: float) -> Self:
         """The block of the twin, see proxy.py."""
-        fields = self.model_dump() | self.smaller(share, context_share)
+        fields = self.model_dump() | self.proxy_fields(share, context_fraction)
         return type(self).model_validate(fields)
 
 

@@ -30,7 +30,7 @@ class CompressedAttention(Block):
     Parameter names and shapes: transformers, models/deepseek_v4.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads", "o_groups")
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads", "o_groups")
 
     kind: Literal["compressed"] = "compressed"
     heads: PositiveInt
@@ -46,7 +46,7 @@ class CompressedAttention(Block):
     rope: Rope | None = Rope()
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.heads % self.o_groups:
             raise ValueError(
                 f"o_groups must divide heads, got heads={self.heads}, o_groups={self.o_groups}"
@@ -143,7 +143,7 @@ class CompressedAttention(Block):
                 batch=point.batch, tokens=point.tokens, window=window, kv=kv, **size
             )
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
         groups = max(1, round(self.o_groups * share))
         index = self.indexer
@@ -153,7 +153,7 @@ class CompressedAttention(Block):
             "q_lora_rank": grained(self.q_lora_rank * share),
             "o_groups": groups,
             "o_lora_rank": grained(self.o_lora_rank * share),
-            "window": max(4, round(self.window * context_share)),
-            "compress": self.compress and max(2, round(self.compress * context_share)),
-            "indexer": index and index.smaller(share, context_share),
+            "window": max(4, round(self.window * context_fraction)),
+            "compress": self.compress and max(2, round(self.compress * context_fraction)),
+            "indexer": index and index.proxy_fields(share, context_fraction),
         }

@@ -21,7 +21,7 @@ class FeedForward(Block):
     sigmoid(1.702 * gate), clamped at 7; `situ` is Kimi-K3's. `limit` clamps gate and up of any other.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("width",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("width",)
 
     kind: Literal["ffn"] = "ffn"
     width: PositiveInt
@@ -42,7 +42,7 @@ class FeedForward(Block):
         inputs = len(up_projections(self.activation))
         yield Rows(rows=point.rows, elements=(inputs + 1) * self.width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         return {"width": grained(self.width * share)}
 
 

@@ -20,8 +20,8 @@ class GatedDeltaNet(Block):
     2411.12537).
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("v_heads",)
-    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ("k_heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("v_heads",)
+    tp_replicable_dims: ClassVar[tuple[str, ...]] = ("k_heads",)
 
     kind: Literal["gdn"] = "gdn"
     k_heads: PositiveInt
@@ -33,7 +33,7 @@ class GatedDeltaNet(Block):
     negative_eigenvalues: bool = False
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.v_heads % self.k_heads:
             raise ValueError(
                 f"k_heads must divide v_heads, got k_heads={self.k_heads}, v_heads={self.v_heads}"
@@ -96,7 +96,7 @@ class GatedDeltaNet(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         v_head_dim = grained(self.v_head_dim * share)
         v_heads, k_heads = grouped(self.v_heads, self.k_heads, self.v_head_dim * share / v_head_dim)
         return {

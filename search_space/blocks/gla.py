@@ -10,14 +10,14 @@ from .block import Block, Cache, Weight, biases, grained, linear, vector
 from .recurrent import convolution, recurrence
 
 
-class Gla(Block):
+class GLA(Block):
     """arXiv 2312.06635: `heads` states of `k_head_dim` x `v_head_dim`.
 
     The decay comes through a bottleneck of `gate_rank`; `conv: 0` leaves out the convolution over
     q, k and v. A gated RMSNorm of each head precedes the output projection.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["gla"] = "gla"
     heads: PositiveInt
@@ -27,7 +27,7 @@ class Gla(Block):
     conv: NonNegativeInt = 4
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.conv == 1:
             raise ValueError("conv must be 0 or at least 2, got 1")
         return self
@@ -88,7 +88,7 @@ class Gla(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width + 2 * self.k_width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         v_head_dim = grained(self.v_head_dim * share)
         return {
             "heads": max(1, round(self.v_width * share / v_head_dim)),

@@ -10,7 +10,7 @@ from .block import Block, Cache, Weight, grained, linear, vector
 from .recurrent import convolution, recurrence
 
 
-class Kda(Block):
+class KDA(Block):
     """arXiv 2510.26692: `heads` states of `k_head_dim` x `v_head_dim`.
 
     Decay and output gate come through a bottleneck of `gate_rank`; with `full_rank_gate` the
@@ -18,7 +18,7 @@ class Kda(Block):
     decay is `gate_lower_bound * sigmoid(.)`, an unbounded one `-exp(A_log) * softplus(.)`.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["kda"] = "kda"
     heads: PositiveInt
@@ -92,7 +92,7 @@ class Kda(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width + 2 * self.k_width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         v_head_dim = grained(self.v_head_dim * share)
         return {
             "heads": max(1, round(self.v_width * share / v_head_dim)),

@@ -9,41 +9,41 @@ from .block import Block
 from .compressed import CompressedAttention
 from .feed_forward import FeedForward
 from .gated_deltanet import GatedDeltaNet
-from .gla import Gla
-from .kda import Kda
+from .gla import GLA
+from .kda import KDA
 from .lightning import Lightning
 from .mamba1 import Mamba1
 from .mamba2 import Mamba2
-from .mla import Mla
-from .moe import Moe
+from .mla import MLA
+from .moe import MoE
 from .noop import NoOp
 from .retention import Retention
-from .rglru import RgLru
-from .rnn import Rnn
-from .rwkv7 import Rwkv7, Rwkv7ChannelMix
+from .rglru import RGLRU
+from .rnn import RNN
+from .rwkv7 import RWKV7, RWKV7ChannelMix
 from .shared import SharedBlock
 from .short_conv import ShortConv
-from .ttt import TttLinear
+from .ttt import TTTLinear
 
 RECORDS: tuple[type[Block], ...] = (
     Attention,
-    Mla,
+    MLA,
     CompressedAttention,
     Mamba2,
     Mamba1,
     GatedDeltaNet,
-    Kda,
+    KDA,
     Lightning,
     Retention,
-    Gla,
-    Rwkv7,
-    RgLru,
-    TttLinear,
+    GLA,
+    RWKV7,
+    RGLRU,
+    TTTLinear,
     ShortConv,
-    Rnn,
+    RNN,
     FeedForward,
-    Moe,
-    Rwkv7ChannelMix,
+    MoE,
+    RWKV7ChannelMix,
     SharedBlock,
     NoOp,
 )

@@ -17,7 +17,7 @@ class Lightning(Block):
     input precede the output projection.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["lightning"] = "lightning"
     heads: PositiveInt
@@ -59,6 +59,6 @@ class Lightning(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
         return {"heads": max(1, round(self.width * share / head_dim)), "head_dim": head_dim}

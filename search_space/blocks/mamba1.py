@@ -17,7 +17,7 @@ class Mamba1(Block):
     step, B and C (arXiv 2403.19887).
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("d_inner",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("d_inner",)
 
     kind: Literal["mamba1"] = "mamba1"
     d_inner: PositiveInt
@@ -65,7 +65,7 @@ class Mamba1(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.d_inner)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         return {
             "d_inner": grained(self.d_inner * share),
             "dt_rank": max(4, round(self.dt_rank * share)),

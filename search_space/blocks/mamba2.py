@@ -19,8 +19,8 @@ class Mamba2(Block):
     `gated_norm: false` the gate alone.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
-    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ("groups",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
+    tp_replicable_dims: ClassVar[tuple[str, ...]] = ("groups",)
 
     kind: Literal["mamba2"] = "mamba2"
     heads: PositiveInt
@@ -32,7 +32,7 @@ class Mamba2(Block):
     gated_norm: bool = True
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.heads % self.groups:
             raise ValueError(
                 f"groups must divide heads, got heads={self.heads}, groups={self.groups}"
@@ -83,7 +83,7 @@ class Mamba2(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.d_inner)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
         heads = max(1, round(self.d_inner * share / head_dim))
         return {

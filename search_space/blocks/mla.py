@@ -8,8 +8,8 @@ from pydantic import Field, PositiveInt, model_validator
 from ..document import Terse
 from ..operators import (
     IndexScores,
-    MlaDecode,
-    MlaPrefill,
+    MLADecode,
+    MLAPrefill,
     NumberFormat,
     Operator,
     Point,
@@ -44,16 +44,16 @@ class Indexer(Terse):
             head_dim=self.head_dim,
         )
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         """Its fields in the twin."""
         return {
             "heads": max(1, round(self.heads * share)),
             "head_dim": grained(self.head_dim * share),
-            "top_k": max(4, round(self.top_k * context_share)),
+            "top_k": max(4, round(self.top_k * context_fraction)),
         }
 
 
-class Mla(Block):
+class MLA(Block):
     """DeepSeek-V2's attention (arXiv 2405.04434) with decoupled rotary keys.
 
     A token caches `kv_lora_rank + qk_rope_head_dim` numbers, whatever `heads` is.
@@ -61,7 +61,7 @@ class Mla(Block):
     `out_gate` multiplies each output element by a sigmoid of the input.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["mla"] = "mla"
     heads: PositiveInt
@@ -76,7 +76,7 @@ class Mla(Block):
     softmax_scale: float | None = Field(default=None, gt=0)  # (nope + rope)**-0.5
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim must be even, got {self.qk_rope_head_dim}")
         if self.rope and self.rope.partial != 1:
@@ -156,7 +156,7 @@ class Mla(Block):
         if self.indexer:
             yield self.indexer.scores(point)
         if point.decode:
-            yield MlaDecode(
+            yield MLADecode(
                 batch=point.batch,
                 context=visible(point.context, selected),
                 heads=self.heads,
@@ -165,7 +165,7 @@ class Mla(Block):
                 kv=kv,
             )
         else:
-            yield MlaPrefill(
+            yield MLAPrefill(
                 batch=point.batch,
                 tokens=point.tokens,
                 heads=self.heads,
@@ -176,7 +176,7 @@ class Mla(Block):
         if self.out_gate:
             yield Rows(rows=point.rows, elements=3 * self.heads * self.v_head_dim)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         v_head_dim = grained(self.v_head_dim * share)
         index = self.indexer
         return {
@@ -186,5 +186,5 @@ class Mla(Block):
             "qk_nope_head_dim": grained(self.qk_nope_head_dim * share),
             "qk_rope_head_dim": grained(self.qk_rope_head_dim * share),
             "v_head_dim": v_head_dim,
-            "indexer": index and index.smaller(share, context_share),
+            "indexer": index and index.proxy_fields(share, context_fraction),
         }

@@ -29,13 +29,13 @@ class Groups(Terse):
     top: PositiveInt
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.top > self.n:
             raise ValueError(f"top may be at most n, got top={self.top}, n={self.n}")
         return self
 
 
-class Moe(Block):
+class MoE(Block):
     """Token-choice routing to `top_k` of `n_experts` experts, plus `n_shared` that always run.
 
     `softmax` weighs the chosen experts by their softmax probability; `sigmoid` by the sigmoid of
@@ -82,7 +82,7 @@ class Moe(Block):
     limit: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.top_k > self.n_experts:
             raise ValueError(
                 f"top_k may be at most n_experts, got top_k={self.top_k}, n_experts={self.n_experts}"
@@ -160,7 +160,7 @@ class Moe(Block):
             *((linear("shared_gate", 1, d_model, "router"),) if self.shared_gate else ()),
         )
 
-    def part(self, devices: int) -> Self:
+    def shard(self, devices: int) -> Self:
         """Whole experts on each device; of a shared one its share of the width."""
         if self.n_experts % devices or (self.n_shared and self.shared_width % devices):
             raise ValueError(
@@ -197,7 +197,7 @@ class Moe(Block):
         if self.n_shared:
             yield Rows(rows=point.rows, elements=(inputs + 1) * self.shared_width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         fewer = max(1.0, self.n_experts / MAX_TWIN_EXPERTS)
         top_k = max(1, round(self.top_k / fewer))
         d_expert = grained(self.top_k * self.d_expert * share / top_k)

@@ -16,7 +16,7 @@ class Retention(Block):
     A norm of each head without a weight and a SiLU gate precede the output projection.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["retention"] = "retention"
     heads: PositiveInt
@@ -24,7 +24,7 @@ class Retention(Block):
     v_head_dim: PositiveInt
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.k_head_dim % 2:
             raise ValueError(
                 f"k_head_dim must be even, as pairs are rotated, got {self.k_head_dim}"
@@ -70,7 +70,7 @@ class Retention(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         v_head_dim = grained(self.v_head_dim * share)
         return {
             "heads": max(1, round(self.v_width * share / v_head_dim)),

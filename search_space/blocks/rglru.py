@@ -10,13 +10,13 @@ from .block import Block, Cache, Weight, biases, linear, vector
 from .recurrent import convolution
 
 
-class RgLru(Block):
+class RGLRU(Block):
     """The recurrent block of arXiv 2402.19427: a GeLU branch times a convolved, gated recurrence.
 
     Both gates are block-diagonal in `blocks`. All projections have biases, as in RecurrentGemma.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("width", "blocks")
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("width", "blocks")
 
     kind: Literal["rglru"] = "rglru"
     width: PositiveInt
@@ -24,7 +24,7 @@ class RgLru(Block):
     conv: int = Field(default=4, ge=2)
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.width % self.blocks:
             raise ValueError(
                 f"blocks must divide width, got width={self.width}, blocks={self.blocks}"
@@ -69,6 +69,6 @@ class RgLru(Block):
         yield ChannelScan(batch=point.batch, tokens=point.tokens, channels=self.width, states=1)
         yield Rows(rows=point.rows, elements=3 * self.width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         blocks = max(1, round(self.blocks * share))
         return {"width": blocks * max(1, round(self.width * share / blocks)), "blocks": blocks}

@@ -11,7 +11,7 @@ from .block import Block, Cache, Weight, biases, grained, linear
 GATES = {"gru": 3, "lstm": 4}
 
 
-class Rnn(Block):
+class RNN(Block):
     """One layer of `width` units, as torch has it, between the model's width and itself."""
 
     kind: Literal["rnn"] = "rnn"
@@ -41,5 +41,5 @@ class Rnn(Block):
         yield Waiting(steps=point.tokens, n=gates, k=self.width)  # each for the token before
         yield Rows(rows=point.rows, elements=2 * gates)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         return {"width": grained(self.width * share)}

@@ -35,7 +35,7 @@ class RopeScaling(Terse):
 class Rope(Terse):
     """Rotary position embedding (arXiv 2104.09864) over the first `partial` share of a head.
 
-    Pairs are the two halves of that part; with `interleaved` they are neighbours, as in
+    Pairs are the two halves of that part; with `interleaved` they are neighbors, as in
     DeepSeek's and Llama 4's code. A trained model keeps the one it was trained with; to a new one
     it makes no difference.
     """

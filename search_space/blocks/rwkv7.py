@@ -1,4 +1,4 @@
-"""RWKV-7: a time mixer with a generalised delta rule, and the channel mixer that goes with it."""
+"""RWKV-7: a time mixer with a generalized delta rule, and the channel mixer that goes with it."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -10,7 +10,7 @@ from .block import Block, Cache, Owner, Weight, biases, grained, linear, vector
 from .recurrent import recurrence
 
 
-class Rwkv7(Block):
+class RWKV7(Block):
     """The time mix of RWKV-7 "Goose" (arXiv 2503.14456): `heads` states of `head_dim` squared.
 
     Decay, in-context learning rate, value residual and output gate come through bottlenecks. The
@@ -18,7 +18,7 @@ class Rwkv7(Block):
     token shift mixes each input with the one before it. Offsets and the group norm have biases.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["rwkv7"] = "rwkv7"
     heads: PositiveInt
@@ -82,7 +82,7 @@ class Rwkv7(Block):
         )
         yield Rows(rows=point.rows, elements=8 * self.width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
         return {
             "heads": max(1, round(self.width * share / head_dim)),
@@ -94,10 +94,10 @@ class Rwkv7(Block):
         }
 
 
-class Rwkv7ChannelMix(Block):
+class RWKV7ChannelMix(Block):
     """Squared ReLU of `width` features of a token mixed with the one before it."""
 
-    shared_out: ClassVar[tuple[str, ...]] = ("width",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("width",)
 
     kind: Literal["rwkv7_cmix"] = "rwkv7_cmix"
     width: PositiveInt
@@ -122,5 +122,5 @@ class Rwkv7ChannelMix(Block):
         yield Rows(rows=point.rows, elements=2 * d_model)
         yield Rows(rows=point.rows, elements=2 * self.width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         return {"width": grained(self.width * share)}

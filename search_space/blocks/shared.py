@@ -22,8 +22,8 @@ class SharedBlock(Block):
 
     own_norms = True
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads", "width")
-    shared_out_as_far_as_it_goes: ClassVar[tuple[str, ...]] = ("kv_heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads", "width")
+    tp_replicable_dims: ClassVar[tuple[str, ...]] = ("kv_heads",)
 
     kind: Literal["shared"] = "shared"
     copies: PositiveInt | None = 1
@@ -36,7 +36,7 @@ class SharedBlock(Block):
     rope: Rope | None = None
 
     @model_validator(mode="after")
-    def _laws(self) -> Self:
+    def _validate(self) -> Self:
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"kv_heads must divide heads, got heads={self.heads}, kv_heads={self.kv_heads}"
@@ -91,7 +91,7 @@ class SharedBlock(Block):
         yield Rows(rows=point.rows, elements=2 * d_model)
         yield Rows(rows=point.rows, elements=3 * self.width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
         heads, kv_heads = grouped(self.heads, self.kv_heads, self.head_dim * share / head_dim)
         return {

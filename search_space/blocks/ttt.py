@@ -10,7 +10,7 @@ from .block import Block, Cache, Weight, biases, grained, linear, vector
 from .recurrent import convolution, recurrence
 
 
-class TttLinear(Block):
+class TTTLinear(Block):
     """TTT-Linear (arXiv 2407.04620): `heads` inner models W of `head_dim` x `head_dim`.
 
     Each of `mini_batch` tokens takes a gradient step of |LN(k W) + k - v|^2 at the W that the
@@ -18,7 +18,7 @@ class TttLinear(Block):
     head. A causal convolution of width `conv` runs over q, k and v.
     """
 
-    shared_out: ClassVar[tuple[str, ...]] = ("heads",)
+    tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["ttt_linear"] = "ttt_linear"
     heads: PositiveInt
@@ -74,6 +74,6 @@ class TttLinear(Block):
         )
         yield Rows(rows=point.rows, elements=9 * self.width)
 
-    def smaller(self, share: float, context_share: float) -> dict[str, Any]:
+    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
         return {"heads": max(1, round(self.width * share / head_dim)), "head_dim": head_dim}

@@ -17,13 +17,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ..architecture import Architecture
-from ..document import InputError, law_of, nearest, place_of
+from ..document import InputError, constraint_of, nearest, place_of
 from ..pattern import branches, compress, unroll
 from . import delta, dense, experts, gemma, latent, mamba, recurrent, switch
 from .family import Family
+from .json_fields import Fields, says_nothing, shown
 from .parts import Draft
 from .precision import read_precision, write_precision
-from .reading import Fields, says_nothing, shown
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -161,7 +161,7 @@ def _built(draft: Draft, source: str) -> Architecture:
     except ValidationError as error:
         found = error.errors()[0]
         place = ".".join(str(part) for part in place_of(found)) or "architecture"
-        raise InputError(f"{source}: {place}: {law_of(found, Architecture)}") from None
+        raise InputError(f"{source}: {place}: {constraint_of(found, Architecture)}") from None
 
 
 def _written(architecture: Architecture, family: Family) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..architecture import Architecture
 from .family import family
+from .json_fields import Fields, first
 from .layers import Column, every, layers, named, one_in, only_dense
 from .parts import (
     Config,
@@ -26,7 +27,6 @@ from .parts import (
     shared_width,
 )
 from .positions import Switched, rotary
-from .reading import Fields, first
 
 LINEAR = {"linear_attention": "G", "full_attention": "*"}
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from ..architecture import Architecture
 from .family import family
+from .json_fields import Fields, first
 from .layers import ATTENTION, Column, every, layers, named, one_in, window_everywhere
 from .parts import (
     Config,
@@ -21,7 +22,6 @@ from .parts import (
     whole_heads,
 )
 from .positions import rotary
-from .reading import Fields, first
 
 LLAMA = family(
     "llama",

@@ -6,6 +6,7 @@ from typing import Any
 from ..architecture import Architecture
 from ..document import InputError
 from .family import family
+from .json_fields import Fields, first
 from .layers import (
     ATTENTION,
     Column,
@@ -41,7 +42,6 @@ from .parts import (
     shared_width,
 )
 from .positions import rotary
-from .reading import Fields, first
 
 _DENSE_OR_SPARSE = {"dense": "-", "sparse": "E"}
 

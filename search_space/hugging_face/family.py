@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ..architecture import Architecture
+from .json_fields import Fields
 from .parts import Config, Draft, Part
-from .reading import Fields
 
 Parts = Part | tuple["Parts", ...]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..architecture import Architecture
 from .family import family
+from .json_fields import Fields, first
 from .layers import ATTENTION, Column, every, layers, named, one_in
 from .parts import (
     GATED,
@@ -27,7 +28,6 @@ from .parts import (
     whole_heads,
 )
 from .positions import rotary
-from .reading import Fields, first
 
 
 def gemma(vocab_size: int) -> tuple[Part, ...]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..architecture import Architecture
 from .family import family
+from .json_fields import Fields, first
 from .layers import Column, dense_first, every, layers, named
 from .parts import (
     Config,
@@ -27,7 +28,6 @@ from .parts import (
     whole_heads,
 )
 from .positions import Switched, read_scaling, rotary
-from .reading import Fields, first
 
 
 def mla(symbol: str, *, heads: int, q_lora_rank: int | None) -> tuple[Part, ...]:

@@ -7,8 +7,8 @@ from typing import Any
 from ..architecture import Architecture
 from ..document import InputError, nearest
 from ..pattern import units
+from .json_fields import Fields, first
 from .parts import Config, Draft, Pair, Part, look
-from .reading import Fields, first
 
 MAX_LAYERS = 256
 _LEGACY = {

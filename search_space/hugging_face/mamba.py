@@ -8,6 +8,7 @@ from ..architecture import Architecture
 from ..document import InputError
 from ..pattern import unroll
 from .family import family
+from .json_fields import Fields, first
 from .layers import MAX_LAYERS, Column, every, layers, named, periodic
 from .parts import (
     GATED,
@@ -34,7 +35,6 @@ from .parts import (
     softmax_scale,
 )
 from .positions import Switched, rotary
-from .reading import Fields, first
 
 
 def expansion(theirs: str, default: int, width: Callable[[Draft], int | None], path: str) -> Part:

@@ -13,7 +13,7 @@ from ..architecture import Architecture
 from ..blocks.block import Block
 from ..document import InputError
 from ..pattern import SYMBOLS
-from .reading import Fields, first
+from .json_fields import Fields, first
 
 Config = dict[str, Any]
 

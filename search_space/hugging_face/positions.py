@@ -6,8 +6,8 @@ from typing import Any
 
 from ..architecture import Architecture
 from ..blocks.rope import Rope, RopeScaling
+from .json_fields import Fields, first
 from .parts import Config, Draft, first_block
-from .reading import Fields, first
 
 _TYPES = {
     name: name for name in ("linear", "dynamic", "yarn", "llama3", "longrope", "proportional")

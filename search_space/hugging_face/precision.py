@@ -11,8 +11,8 @@ from typing import Any, get_args
 from ..architecture import Architecture, Precision
 from ..blocks.block import PrecisionRole
 from ..document import InputError
+from .json_fields import Fields
 from .parts import Config
-from .reading import Fields
 
 _BLOCK = [128, 128]
 _STRATEGIES = {"block": "blockwise", "channel": "rowwise", "tensor": "tensorwise"}

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from ..architecture import Architecture
 from ..document import InputError
 from .family import family
+from .json_fields import Fields, first
 from .layers import Column, every, layers, marked, named
 from .parts import (
     GATED,
@@ -26,7 +27,6 @@ from .parts import (
     outer,
 )
 from .positions import rotary
-from .reading import Fields, first
 
 
 def minimax_mixers() -> Column:

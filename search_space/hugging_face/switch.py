@@ -3,9 +3,9 @@
 from ..architecture import Architecture
 from ..document import InputError
 from .family import family
+from .json_fields import Fields, first
 from .layers import MAX_LAYERS
 from .parts import UNGATED, Config, Draft, Pair, Part, always, fact, kinds, no_effect, only
-from .reading import Fields, first
 
 
 def switch_activation() -> Part:

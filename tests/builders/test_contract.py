@@ -11,9 +11,9 @@ PACKED = (41, 1, 64, 44)  # lengths of the documents in a packed row
 
 
 def hidden(
-    of: HybridLM, tokens: torch.Tensor, documents: torch.Tensor | None = None
+    of: HybridLM, tokens: torch.Tensor, segment_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
-    return of.hidden(of.embed(tokens), tokens, documents)
+    return of.hidden(of.embed(tokens), tokens, segment_ids)
 
 
 def changed_at(tokens: torch.Tensor, place: int) -> torch.Tensor:
@@ -106,7 +106,7 @@ class TestEveryBlock:
 
     def test_a_pretended_text_costs_what_a_real_one_does(self, name: str) -> None:
         of = model(name, torch.bfloat16)
-        caches = of.pretend(2, TOKENS)
+        caches = of.fill_random(2, TOKENS)
         held = sum(tensor.nbytes for tensor in caches.tensors())
         assert held == 2 * cache_bytes_at(architecture(name), TOKENS)
         logits, _ = of.step(text()[:, 0], caches)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from archfront.builders.body import Body, Pass, text_positions
-from archfront.builders.experts import Moe
+from archfront.builders.experts import MoE
 from archfront.builders.model import build
 from archfront.search_space.architecture import Architecture
 
@@ -20,9 +20,9 @@ def body(block: dict[str, object], dtype: torch.dtype = torch.float64) -> Body:
     return build(architecture, dtype=dtype).blocks[0].body
 
 
-def moe(**changes: object) -> Moe:
+def moe(**changes: object) -> MoE:
     found = body(MOE | changes)
-    assert isinstance(found, Moe)
+    assert isinstance(found, MoE)
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.mul_(20)

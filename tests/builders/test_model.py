@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from archfront.builders.body import Pass, text_positions
 from archfront.builders.model import HybridLM, build
-from archfront.search_space.accounting import parameters, placed_weights
+from archfront.search_space.accounting import located_weights, parameters
 from archfront.search_space.architecture import Architecture
 
 ATTN = {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 16}
@@ -60,7 +60,7 @@ def run(
 
 def assert_counted(model: HybridLM, counted: Architecture) -> None:
     expected = {}
-    for placed in placed_weights(counted):
+    for placed in located_weights(counted):
         name = placed.weight.name
         if placed.sub_block is not None:
             inside = name if name in ("norm_in.weight", "norm_out.weight") else f"body.{name}"
@@ -228,12 +228,12 @@ def test_absorbed_latent_attention_sees_the_fp8_factors_of_the_expanded_form() -
 def test_the_loss_is_the_mean_over_the_tokens_of_each_document_but_its_first() -> None:
     model = build(architecture(final_logit_softcap=3.0, logit_scale=2.0), dtype=torch.float64)
     text, lengths = tokens(batch=1), (30, 1, 39)
-    documents = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    segment_ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
     nats = [
         F.cross_entropy(model(part)[0, :-1], part[0, 1:], reduction="none")
         for part in text.split(lengths, 1)
     ]
-    torch.testing.assert_close(model.loss(text, documents), torch.cat(nats).mean())
+    torch.testing.assert_close(model.loss(text, segment_ids), torch.cat(nats).mean())
 
 
 def test_the_loss_of_mtp_modules_is_of_the_tokens_further_on() -> None:

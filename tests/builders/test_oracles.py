@@ -20,7 +20,7 @@ from oracle_weights import FAMILIES, moved
 from torch import Tensor, nn
 
 from archfront.builders.body import Pass, text_positions
-from archfront.builders.experts import Moe
+from archfront.builders.experts import MoE
 from archfront.builders.model import HybridLM, build
 from archfront.search_space.architecture import Architecture
 from archfront.search_space.hugging_face import convert
@@ -67,7 +67,7 @@ def _in_torch_alone(module: ModuleType) -> None:
 
 def _hash_alike(theirs: nn.Module, ours: HybridLM) -> None:
     """A router by the token's id looks into a table there; ours computes its entries."""
-    hashing = [m for m in ours.modules() if isinstance(m, Moe) and m.block.router == "hash"]
+    hashing = [m for m in ours.modules() if isinstance(m, MoE) and m.block.router == "hash"]
     for path, table in theirs.named_buffers():
         if path.endswith("tid2eid"):
             ids = torch.arange(len(table))[None]

@@ -1,9 +1,9 @@
-"""FP8 by quantise-dequantise: exact values, tiles, gradients."""
+"""FP8 by quantize-dequantize: exact values, tiles, gradients."""
 
 import pytest
 import torch
 
-from archfront.builders.precision import ROW, TILES, encode, quantised
+from archfront.builders.precision import ROW, TILES, encode, quantized
 
 
 def row(*values: float) -> torch.Tensor:
@@ -12,13 +12,13 @@ def row(*values: float) -> torch.Tensor:
 
 def test_values_round_to_the_nearest_e4m3_number_of_their_row() -> None:
     # amax 448 makes the scale 1: between 16 and 32 e4m3 counts in twos, a tie goes to even
-    found = quantised(row(448.0, 17.0, 19.0, 18.9, -0.3), ROW)
+    found = quantized(row(448.0, 17.0, 19.0, 18.9, -0.3), ROW)
     assert found.tolist() == row(448.0, 16.0, 20.0, 18.0, -0.3125).tolist()
 
 
 def test_small_values_round_to_subnormals_and_zero() -> None:
     smallest = 2.0**-9
-    found = quantised(row(448.0, 1.4 * smallest, 0.4 * smallest), ROW)
+    found = quantized(row(448.0, 1.4 * smallest, 0.4 * smallest), ROW)
     assert found.tolist() == row(448.0, smallest, 0.0).tolist()
 
 
@@ -29,7 +29,7 @@ def test_the_scale_is_amax_over_448() -> None:
 
 
 def test_zeros_stay_zeros() -> None:
-    assert quantised(torch.zeros(3, 5), ROW).tolist() == torch.zeros(3, 5).tolist()
+    assert quantized(torch.zeros(3, 5), ROW).tolist() == torch.zeros(3, 5).tolist()
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_a_recipe_shares_scales_as_it_says(
     generator = torch.Generator().manual_seed(0)
     for tile, tiles in zip(TILES[recipe], (scales_of_x, scales_of_weight), strict=True):
         x = torch.rand(130, 260, generator=generator) + 1
-        touched = quantised(x, tile).clone()
+        touched = quantized(x, tile).clone()
         x[0, 0] = 1e8
-        touched = quantised(x, tile) == 0
+        touched = quantized(x, tile) == 0
         rows, columns = tile[0] or 130, tile[1] or 260
         assert touched[:rows, :columns].sum() == rows * columns - 1
         assert touched.sum() == rows * columns - 1
@@ -55,12 +55,12 @@ def test_a_recipe_shares_scales_as_it_says(
 def test_the_matrices_of_a_stack_share_no_scale() -> None:
     x = torch.ones(2, 4, 4)
     x[0] *= 1e8
-    assert quantised(x, TILES["tensorwise"][1])[1].tolist() == x[1].tolist()
+    assert quantized(x, TILES["tensorwise"][1])[1].tolist() == x[1].tolist()
 
 
 def test_the_gradient_passes_straight_through() -> None:
     x = torch.randn(3, 200, requires_grad=True)
     slope = torch.randn(3, 200)
-    (quantised(x, (1, 128)) * slope).sum().backward()
+    (quantized(x, (1, 128)) * slope).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == slope.tolist()

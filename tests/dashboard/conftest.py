@@ -9,8 +9,8 @@ import pytest
 
 from archfront.orchestrator.store import Objective, Store, open_store
 from archfront.profilers.cluster import cluster
-from archfront.profilers.estimate import latency
 from archfront.profilers.memory import GIB, memory
+from archfront.profilers.pricing import latency
 from archfront.profilers.report import Failure, Measurement, Report
 from archfront.search_space.accounting import cache_bytes, flops_per_token, parameters, weight_bytes
 from archfront.search_space.architecture import ATTENTION_KINDS, Architecture
@@ -71,7 +71,7 @@ def fill(store: Store, space: SearchSpace, name: str, *, trials: int) -> None:
     for number, architecture in enumerate(sample(space, 2 * trials, seed=0).legal[:trials]):
         drawn = {"layout.ratio": 0.25}
         if number % 10 == 9:
-            store.refuse_trial(name, number, drawn, "duplicate of trial 3", architecture)
+            store.reject_trial(name, number, drawn, "duplicate of trial 3", architecture)
             continue
         store.begin_trial(name, number, architecture, drawn)
         if number in FAILURES:
@@ -103,7 +103,7 @@ def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random)
     experts = 0.03 * ("moe" in kinds)
     recall = min(0.99, 0.3 + 0.65 * attention**0.5 + luck.gauss(0, 0.05))
     bits = 3.05 - experts - 0.12 * (attention * (1 - attention)) ** 0.5 + luck.gauss(0, 0.02)
-    twin_ms = 4 + 6 * attention + luck.random()
+    proxy_ms = 4 + 6 * attention + luck.random()
     return Report(
         key=architecture.key,
         measurements=(
@@ -115,7 +115,7 @@ def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random)
             *latency(architecture, target, workload),
             _measured("bits_per_byte", bits, 0.008),
             _measured("recall", recall, 0.03),
-            _measured("twin_prefill_ms", twin_ms, 0.2),
+            _measured("proxy_prefill_ms", proxy_ms, 0.2),
         ),
         facts={"corpus": "python-3.11", "seed": "0", "seeds": "3", "torch": "2.12.0"},
     )

@@ -4,14 +4,14 @@ import pandas as pd
 import pytest
 
 from archfront.dashboard import charts
+from archfront.dashboard.layer_diagram import strip
 from archfront.dashboard.queries import Quantity
-from archfront.dashboard.strip import strip
 from archfront.search_space.architecture import Architecture
 
 AXES = {
     "x": Quantity(label="decode_ms", unit="ms", better="lower", source="estimated · ±9%"),
     "y": Quantity(label="recall", unit="", better="higher", source="measured · ±2%"),
-    "colour": Quantity(label="weight_gib", unit="GiB", better="lower", source="counted · exact"),
+    "color": Quantity(label="weight_gib", unit="GiB", better="lower", source="counted · exact"),
 }
 
 
@@ -28,10 +28,10 @@ def points() -> pd.DataFrame:
             "feasible": [True, True, True, True, False],
             "x_value": [30.0, 10.0, 1.0, 20.0, 40.0],
             "y_value": [0.9, 0.8, 0.1, 0.5, 0.95],
-            "colour_value": [4.0, 2.0, 1.0, 3.0, 5.0],
+            "color_value": [4.0, 2.0, 1.0, 3.0, 5.0],
         }
     )
-    for axis in ("x", "y", "colour"):
+    for axis in ("x", "y", "color"):
         frame[f"{axis}_low"] = 0.9 * frame[f"{axis}_value"]
         frame[f"{axis}_high"] = 1.2 * frame[f"{axis}_value"]
     return frame
@@ -55,7 +55,7 @@ def test_the_knee_is_a_diamond_with_its_name(points):
 
 
 def test_on_a_logarithmic_axis_the_knee_is_named_in_decades(points):
-    figure, _ = drawn(points, logs={"x", "colour"})
+    figure, _ = drawn(points, logs={"x", "color"})
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.annotations[0].x == 1.0
 

@@ -20,7 +20,7 @@ def study(store: Store):
 
 def test_the_overview_counts_each_study(store: Store):
     rows = queries.overview(store.studies()).set_index("study")
-    assert rows.loc["tiny-1", ["done", "failed", "refused"]].tolist() == [38, 3, 4]
+    assert rows.loc["tiny-1", ["done", "failed", "rejected"]].tolist() == [38, 3, 4]
     assert rows.loc["waiting", "done"] == 0
 
 
@@ -58,7 +58,7 @@ def test_a_quantity_tells_provenance_and_error(store: Store, study, label: str, 
 
 def test_points_carry_the_interval_of_each_axis(store: Store, study):
     candidates, readings = queries.candidates(store, study), queries.readings(store, study)
-    axes = {"x": "recall", "y": "decode_ms@chat-4k", "colour": "weight_gib"}
+    axes = {"x": "recall", "y": "decode_ms@chat-4k", "color": "weight_gib"}
     points = queries.points(candidates, readings, axes)
     first = points.iloc[0]
     report = store.report("tiny-1", int(first["number"]))

@@ -10,20 +10,22 @@ from torch.nn import functional as F
 
 from archfront.kernels.attention import cache, op, reference
 from archfront.kernels.attention.configs import HALF, TABLE, config_for
-from archfront.kernels.laws import Unsupported
+from archfront.kernels.requirements import Unsupported
 
 # texts of 300 tokens take three blocks of the torch form, the last of them cut
 B, T, H, G = 2, 300, 4, 2
-DOCUMENTS = torch.tensor([[0] * 10 + [3] * 200 + [4] * 90, [1] * 299 + [2]], dtype=torch.int32)
+USE_SEGMENT_IDS = torch.tensor(
+    [[0] * 10 + [3] * 200 + [4] * 90, [1] * 299 + [2]], dtype=torch.int32
+)
 RULES = {
     "causal": {},
     "all": {"causal": False},
     "narrow window": {"window": 20},
     "window": {"window": 100},
     "wide window": {"window": 1000},
-    "documents": {"documents": DOCUMENTS},
-    "documents in a window": {"documents": DOCUMENTS, "window": 20},
-    "whole documents": {"documents": DOCUMENTS, "causal": False},
+    "segment_ids": {"segment_ids": USE_SEGMENT_IDS},
+    "documents in a window": {"segment_ids": USE_SEGMENT_IDS, "window": 20},
+    "whole documents": {"segment_ids": USE_SEGMENT_IDS, "causal": False},
     "soft cap": {"softcap": 2.0, "scale": 0.5},
 }
 
@@ -68,13 +70,13 @@ def test_the_output_alone_means_the_reference(rule, widths):
     torch.testing.assert_close(ours, truth)
 
 
-@pytest.mark.parametrize("documents", [None, DOCUMENTS])
+@pytest.mark.parametrize("segment_ids", [None, USE_SEGMENT_IDS])
 @pytest.mark.parametrize("block", [16, 128])
-def test_the_torch_form_of_blocks_means_the_reference(block, documents):
+def test_the_torch_form_of_blocks_means_the_reference(block, segment_ids):
     inputs = heads(dtype=torch.float64)
     blocks = lists(block=block)
     blocks[..., 0] = torch.arange(T) // block  # so that all have an lse
-    rule = {"blocks_BGTN": blocks, "block": block, "documents": documents}
+    rule = {"blocks_BGTN": blocks, "block": block, "segment_ids": segment_ids}
     ours = with_gradients(partial(op.attend_blocks, **rule), inputs)
     torch.testing.assert_close(
         ours, with_gradients(partial(reference.attend_blocks, **rule), inputs)
@@ -150,10 +152,10 @@ def test_what_was_appended_is_read_back(pages, shared):
         assert ours[0, 7:].count_nonzero() == 0
 
 
-def test_the_largest_of_a_quantised_row_meets_the_edge():
+def test_the_largest_of_a_quantized_row_meets_the_edge():
     x = torch.tensor([[1.0, -3.0, 0.5], [0.0, 0.0, 0.0]])
     for dtype, edge in cache.LARGEST.items():
-        values, scale = cache.quantise_rows(x, dtype)
+        values, scale = cache.quantize_rows(x, dtype)
         assert values[0, 1].float() == -edge
         torch.testing.assert_close(scale[0] * edge, torch.tensor(3.0))
         assert values[1].float().count_nonzero() == 0
@@ -183,14 +185,14 @@ def test_decoding_gives_the_last_rows_of_the_text(window):
 def test_a_meta_tensor_asks_for_shapes(backend):
     q = meta(2, 9, 4, 32, dtype=torch.bfloat16).requires_grad_()
     k, v = (meta(2, 9, 2, width, dtype=torch.bfloat16).requires_grad_() for width in (32, 16))
-    documents, blocks = meta(2, 9, dtype=torch.int32), meta(2, 2, 9, 3, dtype=torch.int32)
+    segment_ids, blocks = meta(2, 9, dtype=torch.int32), meta(2, 2, 9, 3, dtype=torch.int32)
     held = cache.allocate(
         batch=2, tokens=9, kv_heads=2, k_dim=32, v_dim=16, dtype=torch.int8, device="meta"
     )
     with torch.no_grad():
         decoded = op.attend_cached(q, held, backend=backend)
     for o, lse in (
-        op.attend(q, k, v, window=3, documents=documents, backend=backend),
+        op.attend(q, k, v, window=3, segment_ids=segment_ids, backend=backend),
         op.attend_blocks(q, k, v, blocks, block=16, backend=backend),
         decoded,
     ):
@@ -225,7 +227,7 @@ REFUSED = {
         (*text()[:2], meta(2, 9, 16, 2).transpose(2, 3)),
         {},
     ),
-    r"documents must be \(2, 9\) torch.int32": lambda: (text(), {"documents": meta(2, 9)}),
+    r"documents must be \(2, 9\) torch.int32": lambda: (text(), {"segment_ids": meta(2, 9)}),
     "scale must be > 0": lambda: (text(), {"scale": -1.0}),
     "softcap must be > 0": lambda: (text(), {"softcap": 0.0}),
 }

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from archfront.kernels.experts import op, reference
-from archfront.kernels.laws import Unsupported
+from archfront.kernels.requirements import Unsupported
 
 
 def meta(*shape, dtype=torch.bfloat16):

@@ -53,7 +53,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 def test_linear_attention() -> None:
     q, k, v, _ = inputs()
     theirs, _ = naive_recurrent_linear_attn(q, k, v)
-    assert_same(op.mix(q, k, v, scale=SCALE)[0], theirs)
+    assert_same(op.linear_recurrence(q, k, v, scale=SCALE)[0], theirs)
 
 
 def test_retention() -> None:
@@ -61,13 +61,13 @@ def test_retention() -> None:
     v = torch.randn(B, T, H, K)
     rates = torch.log1p(-torch.exp2(-5.0 - torch.arange(H)))
     (theirs,) = heads_first(naive_retention(*heads_first(q, k, v)))
-    assert_same(op.mix(q, k, v, rates, scale=SCALE)[0], theirs)
+    assert_same(op.linear_recurrence(q, k, v, rates, scale=SCALE)[0], theirs)
 
 
 def test_a_decay_for_each_head_and_token() -> None:
     q, k, v, before = inputs()
     g = decay()
-    o, state = op.mix(q, k, v, g, state_BHKV=before, scale=SCALE)
+    o, state = op.linear_recurrence(q, k, v, g, state_BHKV=before, scale=SCALE)
     theirs = naive_recurrent_simple_gla(q, k, v, g, initial_state=before, **STATE)
     assert_same(o, theirs[0])
     assert_same(state, theirs[1])
@@ -76,7 +76,7 @@ def test_a_decay_for_each_head_and_token() -> None:
 def test_gla() -> None:
     q, k, v, before = inputs()
     g = decay(K)
-    o, state = op.mix(q, k, v, g, state_BHKV=before, scale=SCALE)
+    o, state = op.linear_recurrence(q, k, v, g, state_BHKV=before, scale=SCALE)
     theirs = naive_recurrent_gla(q, k, v, g, initial_state=before, **STATE)
     assert_same(o, theirs[0])
     assert_same(state, theirs[1])
@@ -85,7 +85,7 @@ def test_gla() -> None:
 def test_the_delta_rule() -> None:
     q, k, v, before = inputs()
     beta = torch.rand(B, T, H)
-    o, state = op.mix(q, k, v, None, beta, before, scale=SCALE)
+    o, state = op.linear_recurrence(q, k, v, None, beta, before, scale=SCALE)
     theirs = delta_rule_recurrence(*heads_first(q, k, v, beta), initial_state=before)
     assert_same(o, theirs[0].transpose(1, 2))
     assert_same(state, theirs[1])
@@ -94,7 +94,7 @@ def test_the_delta_rule() -> None:
 def test_the_gated_delta_rule() -> None:
     q, k, v, before = inputs()
     beta, g = torch.rand(B, T, H), decay()
-    o, state = op.mix(q, k, v, g, beta, before, scale=SCALE)
+    o, state = op.linear_recurrence(q, k, v, g, beta, before, scale=SCALE)
     theirs = naive_recurrent_gated_delta_rule(q, k, v, beta, g, initial_state=before, **STATE)
     assert_same(o, theirs[0])
     assert_same(state, theirs[1])
@@ -103,7 +103,7 @@ def test_the_gated_delta_rule() -> None:
 def test_kda() -> None:
     q, k, v, before = inputs()
     beta, g = torch.rand(B, T, H), decay(K)
-    o, state = op.mix(q, k, v, g, beta, before, scale=SCALE)
+    o, state = op.linear_recurrence(q, k, v, g, beta, before, scale=SCALE)
     theirs = naive_recurrent_kda(q, k, v, g, beta, initial_state=before, **STATE)
     assert_same(o, theirs[0])
     assert_same(state, theirs[1])
@@ -113,7 +113,7 @@ def test_rwkv7() -> None:
     q, k, v, before = inputs()
     w, gate = decay(K), torch.rand(B, T, H, K)
     a, b = -k, k * gate
-    o, state = op.mix_rwkv7(q * SCALE, w, k, v, a, b, before)
+    o, state = op.rwkv7_recurrence(q * SCALE, w, k, v, a, b, before)
     theirs = dplr_recurrence(*heads_first(q, k, v, a, b, w), initial_state=before)
     assert_same(o, theirs[0].transpose(1, 2))
     assert_same(state, theirs[1])
@@ -122,7 +122,7 @@ def test_rwkv7() -> None:
 def test_a_number_for_each_channel() -> None:
     x, g = torch.randn(B, T, K), F.logsigmoid(torch.randn(B, T, K))
     before = torch.randn(B, K)
-    h, state = op.scan_channels(x, g, before)
+    h, state = op.channel_scan(x, g, before)
     theirs = naive_recurrent_hgrn(x, g, initial_state=before, **STATE)
     assert_same(h, theirs[0])
     assert_same(state, theirs[1])

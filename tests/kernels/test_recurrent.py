@@ -8,12 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from archfront.kernels.configs import ARCHS
-from archfront.kernels.laws import Unsupported
 from archfront.kernels.recurrent import configs, op, reference
+from archfront.kernels.requirements import Unsupported
 
 # 150 tokens are three chunks, the last of them cut; documents end in a chunk and with one
 B, T, G, H, K, V = 2, 150, 2, 4, 6, 5
-DOCUMENTS = torch.tensor(
+USE_SEGMENT_IDS = torch.tensor(
     [[0] * 64 + [1] + [4] * 85, [0] * 10 + [1] * 118 + [2] * 22], dtype=torch.int32
 )
 # decay: none, one for all time, one for a token, one for each of its channels; and the delta rule
@@ -49,17 +49,17 @@ def given(form, tokens=T):
         removed, share = keys(B, tokens, H), torch.rand(B, tokens, H, K, dtype=torch.float64)
         r, w, k = wide(3, B, tokens, H, K)
         v = wide(B, tokens, H, V)
-        return "mix_rwkv7", (r, -w.abs(), k, v, -removed, removed * share, wide(B, H, K, V))
+        return "rwkv7_recurrence", (r, -w.abs(), k, v, -removed, removed * share, wide(B, H, K, V))
     if form == "channels":
         x, decay = wide(2, B, tokens, 7)
-        return "scan_channels", (x, -decay.abs(), wide(B, 7))
+        return "channel_scan", (x, -decay.abs(), wide(B, 7))
     if form == "mamba-1":
         (x, dt), A = wide(2, B, tokens, 7), -wide(7, 3).abs()
         of_states = wide(B, tokens, 3), wide(B, tokens, 3)
         return "selective_scan", (x, dt.abs(), A, *of_states, wide(7), wide(B, 7, 3))
-    erase = 2 * torch.rand(B, tokens, H, dtype=torch.float64) if FORMS[form][1] else None
+    beta = 2 * torch.rand(B, tokens, H, dtype=torch.float64) if FORMS[form][1] else None
     q, k, v = wide(B, tokens, G, K), keys(B, tokens, G), wide(B, tokens, H, V)
-    return "mix", (q, k, v, decay_of(form, tokens), erase, wide(B, H, K, V))
+    return "linear_recurrence", (q, k, v, decay_of(form, tokens), beta, wide(B, H, K, V))
 
 
 def with_gradients(function, inputs, **settings):
@@ -71,17 +71,17 @@ def with_gradients(function, inputs, **settings):
     return *outputs, *torch.autograd.grad(outputs, asked, cotangents)
 
 
-def assert_means(form, tokens=T, documents=None, **settings):
+def assert_means(form, tokens=T, segment_ids=None, **settings):
     name, inputs = given(form, tokens)
-    ours = with_gradients(getattr(op, name), inputs, documents=documents, **settings)
-    meant = with_gradients(getattr(reference, name), inputs, documents=documents)
+    ours = with_gradients(getattr(op, name), inputs, segment_ids=segment_ids, **settings)
+    meant = with_gradients(getattr(reference, name), inputs, segment_ids=segment_ids)
     torch.testing.assert_close(ours, meant)
 
 
-@pytest.mark.parametrize("documents", [None, DOCUMENTS])
+@pytest.mark.parametrize("segment_ids", [None, USE_SEGMENT_IDS])
 @pytest.mark.parametrize("form", RECURRENCES)
-def test_the_torch_form_means_the_reference(form, documents):
-    assert_means(form, documents=documents)
+def test_the_torch_form_means_the_reference(form, segment_ids):
+    assert_means(form, segment_ids=segment_ids)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
@@ -120,7 +120,7 @@ def test_two_halves_are_the_whole(form):
 def test_steps_walk_the_text_that_mix_takes_at_once(form):
     name, (*inputs, state) = given(form, 9)
     whole, last = getattr(op, name)(*inputs, state)
-    step = op.step_rwkv7 if form == "rwkv-7" else op.step
+    step = op.rwkv7_recurrence_step if form == "rwkv-7" else op.linear_recurrence_step
     reads = []
     for t in range(9):
         token = [x[:, t] if x is not None and x.shape[:2] == (B, 9) else x for x in inputs]
@@ -130,11 +130,13 @@ def test_steps_walk_the_text_that_mix_takes_at_once(form):
 
 @pytest.mark.parametrize("form", ["mamba-2", "gated deltanet", "gla", "kda"])
 def test_extreme_decays_cost_no_precision(form):
-    _, (q, k, v, decay, erase, state) = given(form)
+    _, (q, k, v, decay, beta, state) = given(form)
     decay[:, ::3], decay[:, 1::3], decay[:, 50] = 0, -1e4, -torch.inf
-    inputs = (q, k, v, decay, erase, state)
+    inputs = (q, k, v, decay, beta, state)
     short = [None if x is None else x.float() for x in inputs]
-    for ours, truth in zip(op.mix(*short), reference.mix(*inputs), strict=True):
+    for ours, truth in zip(
+        op.linear_recurrence(*short), reference.linear_recurrence(*inputs), strict=True
+    ):
         assert (ours - truth).norm() < 1e-4 * truth.norm()
 
 
@@ -142,9 +144,9 @@ def test_bfloat16_keeps_its_dtype_and_a_wide_state():
     for form in ("gated deltanet", "kda"):
         _, inputs = given(form)
         short = [None if x is None else x.to(torch.bfloat16) for x in inputs]
-        o, state = op.mix(*short[:3], *inputs[3:5])
+        o, state = op.linear_recurrence(*short[:3], *inputs[3:5])
         assert (o.dtype, state.dtype) == (torch.bfloat16, torch.float32)
-        meant, _ = reference.mix(*(x.double() for x in short[:3]), *inputs[3:5])
+        meant, _ = reference.linear_recurrence(*(x.double() for x in short[:3]), *inputs[3:5])
         assert (o - meant).norm() < 4e-3 * meant.norm()
 
 
@@ -155,14 +157,14 @@ def meta(*shape, dtype=torch.float32):
 @pytest.mark.parametrize("backend", ["torch", "triton", None])
 def test_a_meta_tensor_asks_for_shapes(backend):
     q, k = meta(2, 9, 2, 16).requires_grad_(), meta(2, 9, 2, 16)
-    v, decay, erase = meta(2, 9, 4, 32), meta(2, 9, 4), meta(2, 9, 4)
-    o, state = op.mix(q, k, v, decay, erase, backend=backend)
+    v, decay, beta = meta(2, 9, 4, 32), meta(2, 9, 4), meta(2, 9, 4)
+    o, state = op.linear_recurrence(q, k, v, decay, beta, backend=backend)
     (o.sum() + state.sum()).backward()
     assert (o.shape, state.shape, q.grad.shape) == ((2, 9, 4, 32), (2, 4, 16, 32), q.shape)
     with torch.no_grad():
-        token = [x[:, 0] for x in (q, k, v, decay, erase)]
-        assert op.step(*token, state, backend=backend).shape == (2, 4, 32)
-    y, last = op.scan_channels(meta(2, 9, 5), meta(2, 9, 5), backend=backend)
+        token = [x[:, 0] for x in (q, k, v, decay, beta)]
+        assert op.linear_recurrence_step(*token, state, backend=backend).shape == (2, 4, 32)
+    y, last = op.channel_scan(meta(2, 9, 5), meta(2, 9, 5), backend=backend)
     assert (y.shape, last.shape) == ((2, 9, 5), (2, 5))
 
 
@@ -183,7 +185,7 @@ REFUSED = {
     r"v must be of shape \(2, 0, 4, 32\), not empty": lambda: text((2, 0, 2, 16), (2, 0, 4, 32)),
     "a row of v must lie together": lambda: (*text()[:2], meta(2, 9, 32, 4).mT),
     "decay must have a shape of": lambda: (*text(), meta(2, 9, 3)),
-    r"erase must be of shape \(2, 9, 4\)": lambda: (*text(), None, meta(2, 9, 2)),
+    r"beta must be of shape \(2, 9, 4\)": lambda: (*text(), None, meta(2, 9, 2)),
     r"state must be contiguous, torch.float32": lambda: (*text(), None, None, meta(2, 4, 16, 16)),
 }
 
@@ -191,12 +193,12 @@ REFUSED = {
 @pytest.mark.parametrize("law", REFUSED)
 def test_a_recurrence_refuses_by_its_law(law):
     with pytest.raises(Unsupported, match=law):
-        op.mix(*REFUSED[law](), backend="triton")
+        op.linear_recurrence(*REFUSED[law](), backend="triton")
 
 
 def test_a_chunk_is_one_of_three():
     with pytest.raises(Unsupported, match=r"chunk must be one of \(16, 32, 64\), got chunk=48"):
-        op.mix(*text(), chunk=48, backend="triton")
+        op.linear_recurrence(*text(), chunk=48, backend="triton")
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from archfront.kernels.laws import Unsupported
+from archfront.kernels.requirements import Unsupported
 from archfront.kernels.rows import loss, op, reference
 
 EPS = 1e-6
@@ -74,8 +74,8 @@ def test_a_tail_continues_a_sequence_and_a_document_begins_anew():
     whole = op.short_conv(x, weight, activation="silu")
     rest = op.short_conv(x[:, 5:], weight, activation="silu", tail_BWN=x[:, 2:5])
     torch.testing.assert_close(rest, whole[:, 5:])
-    documents = torch.tensor([[0] * 5 + [1] * 12] * 2, dtype=torch.int32)
-    packed = op.short_conv(x, weight, activation="silu", documents=documents)
+    segment_ids = torch.tensor([[0] * 5 + [1] * 12] * 2, dtype=torch.int32)
+    packed = op.short_conv(x, weight, activation="silu", segment_ids=segment_ids)
     alone = [op.short_conv(part, weight, activation="silu") for part in (x[:, :5], x[:, 5:])]
     torch.testing.assert_close(packed, torch.cat(alone, 1))
 
@@ -229,7 +229,7 @@ OTHERS_REFUSED = {
         X, meta(60, 4), activation=None, tail_BWN=meta(2, 3, 60).requires_grad_(), backend="triton"
     ),
     r"documents must be contiguous, int32, of shape \(2, 5\)": lambda: op.short_conv(
-        X, meta(60, 4), activation="silu", documents=meta(2, 5), backend="triton"
+        X, meta(60, 4), activation="silu", segment_ids=meta(2, 5), backend="triton"
     ),
     "a step has no gradient": lambda: op.short_conv_step(
         X[0], meta(5, 3, 60), meta(60, 4).requires_grad_(), activation="silu", backend="triton"

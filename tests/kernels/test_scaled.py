@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from archfront.builders import precision
-from archfront.kernels.laws import Unsupported
+from archfront.kernels.requirements import Unsupported
 from archfront.kernels.scaled import op, reference
 from archfront.kernels.scaled.configs import config_for
 from archfront.kernels.scaled.reference import ROW, SQUARE, STRIP, TENSOR, TILES
@@ -28,27 +28,27 @@ def uneven(*shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_and_scales_are_those_of_the_builders_simulation(shape, tile, dtype):
     x = uneven(*shape).to(dtype)
-    decoded = reference.decode(*op.quantise(x, tile), torch.float32)
-    assert torch.equal(decoded.to(dtype), precision.quantised(x, tile))
+    decoded = reference.decode(*op.quantize(x, tile), torch.float32)
+    assert torch.equal(decoded.to(dtype), precision.quantized(x, tile))
 
 
 def test_a_tile_has_one_scale_that_takes_its_largest_value_to_the_largest_number():
     x = torch.ones(2, 200)
     x[0, 7], x[1, 150] = -896.0, 4.48
-    values, scales = op.quantise(x, STRIP)
+    values, scales = op.quantize(x, STRIP)
     torch.testing.assert_close(scales, torch.tensor([[2.0, 1 / 448], [1 / 448, 0.01]]))
     assert (values[0, 7].float(), values[1, 150].float()) == (-448.0, 448.0)
 
 
 def test_zeros_stay_zeros():
-    values, scales = op.quantise(torch.zeros(3, 130), SQUARE)
+    values, scales = op.quantize(torch.zeros(3, 130), SQUARE)
     assert scales.min() > 0
     assert values.float().count_nonzero() == 0
 
 
 def test_columns_in_strips_are_the_rows_of_the_transposed_matrix():
     x = uneven(130, 60)
-    values, scales = op.quantise(x.T, STRIP)
+    values, scales = op.quantize(x.T, STRIP)
     assert (values.shape, scales.shape) == ((60, 130), (60, 2))
     assert torch.equal(scales[:, 1], x[128:].abs().amax(0).clamp(min=1e-12) / 448.0)
 
@@ -56,16 +56,16 @@ def test_columns_in_strips_are_the_rows_of_the_transposed_matrix():
 @pytest.mark.parametrize(("of_a", "of_b"), [*TILES.values(), (STRIP, STRIP), (ROW, SQUARE)])
 def test_a_product_is_that_of_the_decoded_matrices(of_a, of_b):
     a, b = torch.randn(17, 300), torch.randn(140, 300)
-    y = op.scaled_matmul(*op.quantise(a, of_a), *op.quantise(b, of_b), out_dtype=torch.float32)
-    assert torch.equal(y, precision.quantised(a, of_a) @ precision.quantised(b, of_b).T)
+    y = op.scaled_matmul(*op.quantize(a, of_a), *op.quantize(b, of_b), out_dtype=torch.float32)
+    assert torch.equal(y, precision.quantized(a, of_a) @ precision.quantized(b, of_b).T)
 
 
 @pytest.mark.parametrize("recipe", TILES)
 def test_a_linear_layer_is_the_builders_simulation(recipe):
     x, weight = torch.randn(2, 9, 200, dtype=torch.bfloat16), torch.randn(60, 200).bfloat16()
     of_x, of_weight = precision.TILES[recipe]
-    rounded = precision.quantised(x.flatten(0, 1).float(), of_x)
-    simulated = rounded @ precision.quantised(weight.float(), of_weight).T
+    rounded = precision.quantized(x.flatten(0, 1).float(), of_x)
+    simulated = rounded @ precision.quantized(weight.float(), of_weight).T
     y = op.scaled_linear(x, weight, recipe)
     assert torch.equal(y, simulated.bfloat16().view(2, 9, 60))
 
@@ -75,7 +75,7 @@ def test_both_gradients_are_products_of_rounded_factors(recipe):
     x, weight = (torch.randn(shape, requires_grad=True) for shape in ((150, 60), (40, 60)))
     dy = torch.randn(150, 40)
     of_x, of_weight = TILES[recipe]
-    rounded = precision.quantised
+    rounded = precision.quantized
     dx = rounded(dy, of_x) @ rounded(weight.T, of_weight).T
     dweight = rounded(dy.T, of_x) @ rounded(x.T, of_x).T
     ours = torch.autograd.grad(op.scaled_linear(x, weight, recipe), (x, weight), dy)
@@ -105,16 +105,16 @@ def product(a=(17, 256), b=(40, 256), of_a=(17, 2), of_b=(1, 2), dtype=torch.flo
 
 
 REFUSED = {
-    r"the tile one of \(1, 128\).*tile=\(2, 128\)": lambda: op.quantise(
+    r"the tile one of \(1, 128\).*tile=\(2, 128\)": lambda: op.quantize(
         meta(4, 8), (2, 128), backend="triton"
     ),
-    r"x must be a matrix with elements.*shape=\(0, 8\)": lambda: op.quantise(
+    r"x must be a matrix with elements.*shape=\(0, 8\)": lambda: op.quantize(
         meta(0, 8), STRIP, backend="triton"
     ),
-    "x must be float32, bfloat16 or float16.*float64": lambda: op.quantise(
+    "x must be float32, bfloat16 or float16.*float64": lambda: op.quantize(
         meta(4, 8, dtype=torch.float64), STRIP, backend="triton"
     ),
-    "needs a CUDA tensor.*device=cpu": lambda: op.quantise(
+    "needs a CUDA tensor.*device=cpu": lambda: op.quantize(
         torch.empty(4, 8), STRIP, backend="triton"
     ),
     "matrices of float8_e4m3fn.*bfloat16": lambda: product(dtype=torch.bfloat16),

@@ -64,9 +64,9 @@ class TestAfterASearch:
         assert again["key"] == stored["key"] == key
         exact = ("counted", "estimated")
         assert numbers(again, exact) == numbers(stored, exact)
-        learnt = ("bits_per_byte", "recall")
-        assert {n: v for n, v in numbers(again).items() if n[0] in learnt} == {
-            n: v for n, v in numbers(stored).items() if n[0] in learnt
+        timings = ("bits_per_byte", "recall")
+        assert {n: v for n, v in numbers(again).items() if n[0] in timings} == {
+            n: v for n, v in numbers(stored).items() if n[0] in timings
         }
 
     def test_export_never_replaces_a_file_unasked(self, searched: Path) -> None:
@@ -168,7 +168,7 @@ def test_space_check_says_what_is_searched_and_what_refuses(
     (tmp_path / "tiny.yaml").write_text(tiny_space)
     told = plain("space", "check", "tiny.yaml", cwd=tmp_path)
     assert told["legal"] > 150
-    assert "moe.top_k * 4 <= moe.n_experts" in told["refused"]
+    assert "moe.top_k * 4 <= moe.n_experts" in told["rejected"]
     assert "blocks.L.kv_lora_rank" in told["choices"]
 
 
@@ -185,7 +185,7 @@ def test_version_is_fast_and_loads_nothing_heavy() -> None:
     ]
     code = (
         "import sys; sys.argv = ['archfront', '--version']\n"
-        "from archfront.orchestrator.cli import app\n"
+        "from archfront.orchestrator.cli.app import app\n"
         "try: app()\nexcept SystemExit: pass\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )

@@ -75,7 +75,7 @@ def test_a_lost_node_costs_no_trial(cluster: Cluster, tmp_path: Path, small_spac
         ended = run_study(store, study, space, run, view, trainable=trainable)
     assert view.killed.is_set()
     assert ended.status == "finished"
-    assert dict(ended.counts) | {"refused": 0} == {"complete": TRIALS, "refused": 0}
+    assert dict(ended.counts) | {"rejected": 0} == {"complete": TRIALS, "rejected": 0}
 
 
 NAMES = ("bits_per_byte", "recall", "decode_ms")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from archfront.orchestrator.cli import app
-from archfront.profilers.calibrate import SHAPES, points_of
-from archfront.profilers.calibration import Calibration
+from archfront.orchestrator.cli.app import app
 from archfront.profilers.cost.shipped import shipped
 from archfront.profilers.device import device
+from archfront.profilers.timing.calibrate import SHAPES, points_of
+from archfront.profilers.timing.calibration import Calibration
 from archfront.search_space.document import InputError
 
 SMALL = """

@@ -117,7 +117,7 @@ class TestFaults:
 
         study = searched(store, space, 12, answering(fault_of), workers=2)
         trials = {trial.number: trial for trial in store.trials("s")}
-        of_number = {n: trials[n].kind for n in range(len(faults)) if trials[n].state != "refused"}
+        of_number = {n: trials[n].kind for n in range(len(faults)) if trials[n].state != "rejected"}
         kinds = ["nan", "missing", "missing", "error", "crash", "lost", None, None]
         assert of_number == {n: kinds[n] for n in of_number}
         assert len(of_number) >= 6

@@ -25,7 +25,7 @@ def test_a_choice_without_a_kernel_is_told_with_its_law(tmp_path: Path, small_sp
     law = "decode_split in float8_e4m3fn does not run on sm_80, got K=32, V=32"
     assert f"precision.fp8 ['kv_cache'] cannot run on sm_80 (decode): {law}" in told
     (plain,) = json.loads(check(tmp_path, cached, "--json"))["without_kernel"]
-    assert (plain["choice"], plain["arch"], plain["laws"]) == (
+    assert (plain["choice"], plain["arch"], plain["constraints"]) == (
         "precision.fp8",
         "sm_80",
         {"decode": law},

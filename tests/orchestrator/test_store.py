@@ -26,8 +26,8 @@ from archfront.orchestrator import store as store_module
 from archfront.orchestrator.database import alembic_options
 from archfront.orchestrator.store import Objective, open_store
 from archfront.orchestrator.tables import SCHEMA, Base
-from archfront.profilers.blocks.measure import Timed
 from archfront.profilers.report import Failure, Measurement, Report
+from archfront.profilers.timing.measure import Timed
 from archfront.search_space.document import InputError
 from archfront.search_space.operators import Point
 
@@ -125,11 +125,11 @@ class TestStudies:
     def test_studies_are_listed_newest_first_with_their_counts(self, store, tiny):
         finish(store, tiny(0), 0, [1.0, 0.5])
         finish(store, tiny(1), 1, [2.0, 0.4])
-        store.refuse_trial("first", 2, {}, "too wide", None)
+        store.reject_trial("first", 2, {}, "too wide", None)
         another_study(store, "second")
         second, first = store.studies()
         assert (second.name, second.counts, second.front_size) == ("second", {}, 0)
-        assert (first.counts, first.front_size) == ({"complete": 2, "refused": 1}, 1)
+        assert (first.counts, first.front_size) == ({"complete": 2, "rejected": 1}, 1)
 
     def test_a_taken_name_is_refused(self, store):
         with pytest.raises(InputError, match="study 'first' exists already: resume it"):
@@ -199,10 +199,10 @@ class TestTrials:
         assert store.hypervolume_history("first") == []
 
     def test_a_refusal_is_kept_with_or_without_an_architecture(self, store, tiny):
-        store.refuse_trial("first", 0, {"heads": 7}, "num_heads must divide d_model", None)
-        store.refuse_trial("first", 1, {"heads": 8}, "a duplicate of trial 0", tiny(1))
+        store.reject_trial("first", 0, {"heads": 7}, "num_heads must divide d_model", None)
+        store.reject_trial("first", 1, {"heads": 8}, "a duplicate of trial 0", tiny(1))
         illegal, duplicate = store.trials("first")
-        assert (illegal.state, illegal.key, illegal.pattern) == ("refused", None, None)
+        assert (illegal.state, illegal.key, illegal.pattern) == ("rejected", None, None)
         assert (duplicate.key, duplicate.reason) == (tiny(1).key, "a duplicate of trial 0")
 
     def test_a_report_comes_back_equal_and_in_order(self, store, tiny):
@@ -230,7 +230,7 @@ class TestTrials:
             trials_wanted=1,
         )
         assert (another.space_yaml, another.target, another.objectives[0].label) == (NASTY,) * 3
-        store.refuse_trial("nasty", 0, {NASTY: NASTY}, NASTY, tiny(0))
+        store.reject_trial("nasty", 0, {NASTY: NASTY}, NASTY, tiny(0))
         (trial,) = store.trials("nasty")
         assert (trial.parameters, trial.reason) == ({NASTY: NASTY}, NASTY)
         for ask in (store.study, store.architecture, store.trials_of):
@@ -284,20 +284,20 @@ class TestTrials:
 
 class TestArchitectures:
     def test_an_architecture_is_found_by_any_unique_prefix(self, store, tiny):
-        store.refuse_trial("first", 0, {}, "no", tiny(0))
+        store.reject_trial("first", 0, {}, "no", tiny(0))
         key = tiny(0).key
         for prefix in (key, key[:5], key.upper()[:8]):
             assert store.architecture(prefix) == tiny(0)
 
     def test_an_unknown_key_is_refused(self, store, tiny):
-        store.refuse_trial("first", 0, {}, "no", tiny(0))
+        store.reject_trial("first", 0, {}, "no", tiny(0))
         for key in ("zzz", "%", "_", tiny(0).key + "0"):
             with pytest.raises(InputError, match="no architecture has a key that begins with"):
                 store.architecture(key)
 
     def test_an_ambiguous_key_is_refused_with_its_candidates(self, store, tiny):
         for number in range(40):
-            store.refuse_trial("first", number, {}, "no", tiny(number))
+            store.reject_trial("first", number, {}, "no", tiny(number))
         with pytest.raises(
             InputError, match=r"'' is ambiguous, give more digits: \w{12}, .*\.\.\.$"
         ):
@@ -307,11 +307,11 @@ class TestArchitectures:
         another_study(store, "second")
         finish(store, tiny(0), 4, [1.0, 0.5])
         finish(store, tiny(1), 5, [1.0, 0.5])
-        store.refuse_trial("second", 0, {}, "no", tiny(0))
+        store.reject_trial("second", 0, {}, "no", tiny(0))
         found = store.trials_of(tiny(0).key[:8])
         assert [(t.study, t.number, t.state) for t in found] == [
             ("first", 4, "complete"),
-            ("second", 0, "refused"),
+            ("second", 0, "rejected"),
         ]
 
 
@@ -412,7 +412,7 @@ class TestTheDriver:
         store.claim("first", "me")
         for renew in (
             lambda: store.claim("first", "me"),
-            lambda: store.refuse_trial("first", store.next_number("first"), {}, "no", None),
+            lambda: store.reject_trial("first", store.next_number("first"), {}, "no", None),
         ):
             old = datetime(2020, 1, 1, tzinfo=UTC)
             sql(store_url, "UPDATE archfront_studies SET heartbeat = '2020-01-01 00:00:00.000000'")
@@ -620,9 +620,9 @@ class TestOpening:
 @pytest.mark.parametrize("readonly", [False, True])
 def test_a_url_that_leads_nowhere_is_refused_in_one_line(url, law, readonly, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=law) as refusal:
+    with pytest.raises(InputError, match=law) as rejection:
         open_store(url, readonly=readonly)
-    message = str(refusal.value)
+    message = str(rejection.value)
     assert "\n" not in message
     assert "ter2" not in message
     assert list(tmp_path.iterdir()) == []
@@ -800,9 +800,9 @@ class TestPostgres:
                 (f"GRANT USAGE ON SCHEMA public TO {role}", "permission denied for schema public"),
             ):
                 sql(postgres_url, grant)
-                with pytest.raises(InputError, match=law) as refusal:
+                with pytest.raises(InputError, match=law) as rejection:
                     open_store(url.render_as_string(hide_password=False))
-                assert "hunter2" not in str(refusal.value)
+                assert "hunter2" not in str(rejection.value)
         finally:
             sql(postgres_url, f"DROP OWNED BY {role}")
             sql(postgres_url, f"DROP ROLE {role}")

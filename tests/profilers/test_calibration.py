@@ -1,4 +1,4 @@
-"""Operators timed on the device that is here: which, how they run, what is kept and learnt."""
+"""Operators timed on the device that is here: which, how they run, what is kept and timings."""
 
 import json
 from dataclasses import replace
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from archfront.profilers.calibrate import MEMORY_SHARE, POINTS, SHAPES, calibrate, points_of
-from archfront.profilers.calibration import Calibration, model_of
 from archfront.profilers.cost.shipped import shipped
 from archfront.profilers.cost.work import cost_class
 from archfront.profilers.device import device
-from archfront.profilers.local import as_reported, host, local_device
-from archfront.profilers.operator_runs import NotRunnable, run_of
+from archfront.profilers.local_device import as_reported, host, local_device
+from archfront.profilers.timing.calibrate import MEMORY_SHARE, POINTS, SHAPES, calibrate, points_of
+from archfront.profilers.timing.calibration import Calibration, model_of
+from archfront.profilers.timing.operators import NotRunnable, run_of
 from archfront.search_space.document import InputError
 from archfront.search_space.operators import Gemm
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from archfront.profilers.cost.calibration import calibrated
+from archfront.profilers.cost.local_fit import calibrated
 from archfront.profilers.cost.model import Model, spread_of_sum
 from archfront.profilers.cost.shipped import read, shipped, write
 from archfront.profilers.cost.tables import Timing
@@ -160,7 +160,7 @@ def test_an_estimate_and_a_calibration_load_no_library_of_the_fit():
 
 
 def test_a_fit_without_tables_ends_with_one_line_and_code_two(tmp_path: Path):
-    command = [sys.executable, "-P", "-m", "archfront.profilers.cost.fit", "--tables"]
+    command = [sys.executable, "-P", "-m", "archfront.profilers.cost.__main__", "--tables"]
     ended = subprocess.run(
         [*command, str(tmp_path / "none")], capture_output=True, text=True, check=False
     )

@@ -29,7 +29,7 @@ def joined(*tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
-def refused(table: dict[str, np.ndarray]) -> str:
+def rejected(table: dict[str, np.ndarray]) -> str:
     """Why the only slice is refused."""
     kept, lines = check("gemm_bf16", table)
     assert not len(kept["m"])
@@ -45,24 +45,24 @@ def test_sound_rows_are_kept_without_a_word():
 
 def test_times_of_the_hosts_launch_are_refused():
     table = products()
-    assert "the host's launch" in refused({**table, "latency_us": table["latency_us"] + 80})
+    assert "the host's launch" in rejected({**table, "latency_us": table["latency_us"] + 80})
 
 
 def test_times_that_do_not_follow_the_work_are_refused():
     small = {**products(), "k": np.full(COUNT, 256)}
     unrelated = np.random.default_rng(1).uniform(25, 50, COUNT)
-    assert "rank correlation" in refused({**small, "latency_us": unrelated})
+    assert "rank correlation" in rejected({**small, "latency_us": unrelated})
 
 
 def test_more_than_the_memory_can_move_is_refused():
     wide = {**products("a100_sxm"), "n": np.full(COUNT, 1 << 16)}
     impossible = 1e6 * 2.0 * wide["n"] * wide["k"] / 3.4e12
-    assert "faster than a100_sxm_80gb can be" in refused({**wide, "latency_us": impossible})
+    assert "faster than a100_sxm_80gb can be" in rejected({**wide, "latency_us": impossible})
 
 
 def test_rows_from_another_device_are_refused():
     table = products("b300_sxm")
-    assert "NVIDIA GB300" in refused({**table, "device": np.full(COUNT, "NVIDIA GB300")})
+    assert "NVIDIA GB300" in rejected({**table, "device": np.full(COUNT, "NVIDIA GB300")})
 
 
 def test_a_copy_of_another_devices_times_is_refused():
@@ -84,7 +84,7 @@ def test_a_version_far_slower_than_another_is_refused():
 def test_repeats_that_differ_are_refused():
     table = products()
     again = {**table, "latency_us": 1.4 * table["latency_us"]}
-    assert "repeats of a shape differ" in refused(joined(table, again))
+    assert "repeats of a shape differ" in rejected(joined(table, again))
 
 
 def test_empty_and_repeated_rows_are_dropped_alone():

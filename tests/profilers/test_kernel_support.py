@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from archfront.profilers.blocks.pieces import pieces
-from archfront.profilers.kernel_support import Lack, broken_laws, lacks
+from archfront.profilers.kernel_support import Lack, lacks, unsupported_uses
+from archfront.profilers.timing.units import pieces
 from archfront.search_space import published
 from archfront.search_space.architecture import Architecture
 from archfront.search_space.check import check_space
@@ -49,7 +49,7 @@ def space(folder: Path, **changed: object) -> SearchSpace:
     "piece", pieces(Architecture.model_validate(ALL_BLOCKS["architecture"])), ids=lambda p: p.symbol
 )
 def test_every_block_runs_on_hopper(piece):
-    assert broken_laws(piece, "sm_90") == {}
+    assert unsupported_uses(piece, "sm_90") == {}
 
 
 def test_the_choice_at_fault_is_named_for_each_gpu(tmp_path):
@@ -59,11 +59,11 @@ def test_the_choice_at_fault_is_named_for_each_gpu(tmp_path):
         choice="blocks.M.d_state",
         value=256,
         arch="sm_80",
-        laws={"prefill": law, "training": law},
+        constraints={"prefill": law, "training": law},
     )
     (cache,) = found[1:]
     assert (cache.choice, cache.value, cache.arch) == ("precision.fp8", ["kv_cache"], "sm_80")
-    assert list(cache.laws) == ["decode"]
+    assert list(cache.constraints) == ["decode"]
 
 
 def test_a_block_that_no_choice_decides_is_named_itself(tmp_path):
@@ -102,7 +102,7 @@ def test_fp8_experts_run_at_widths_that_no_block_of_scales_divides():
         "precision": {"fp8": ["experts"], "recipe": "blockwise"},
     }
     for piece in pieces(Architecture.model_validate(data)):
-        assert broken_laws(piece, "sm_90") == {}
+        assert unsupported_uses(piece, "sm_90") == {}
 
 
 @pytest.mark.slow
@@ -112,6 +112,6 @@ def test_every_published_decoder_runs_on_hopper():
         architecture = published.entry(name).architecture
         if not architecture.encoder:
             for piece in pieces(architecture):
-                found |= {(name, *broken_laws(piece, "sm_90").values())}
+                found |= {(name, *unsupported_uses(piece, "sm_90").values())}
     law = "one program holds a whole row: width <= 8192, got width=16384, gradient=True"
     assert {broken for broken in found if len(broken) > 1} == {("llama3.1_405b", law)}

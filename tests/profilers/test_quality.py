@@ -165,7 +165,7 @@ def test_one_seed_gives_every_number_but_no_interval(architecture, corpus):
     found = quality.quality(architecture("(G-G-*-)x2"), plan, corpus, seed=0, **ON_CPU)
     by_name = {m.name: m for m in found}
     assert by_name.keys() == {
-        "bits_per_byte", "recall", "recall_cache_bytes", "twin_step_ms", "twin_parameters"
+        "bits_per_byte", "recall", "recall_cache_bytes", "proxy_step_ms", "proxy_parameters"
     }  # fmt: skip
     assert by_name.keys() <= METRICS.keys()
     for m in found:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from archfront.search_space.accounting import flops_per_token, parameters, placed_weights
+from archfront.search_space.accounting import flops_per_token, located_weights, parameters
 from archfront.search_space.architecture import Architecture, architecture_from, to_yaml
 from archfront.search_space.document import InputError, parse_document
 
@@ -74,7 +74,7 @@ def test_the_precision_plan_keeps_first_last_and_what_feeds_attention(architectu
     )
 
 
-def test_a_misspelt_field_is_told_with_its_line_and_nearest_name() -> None:
+def test_a_misspelled_field_is_told_with_its_line_and_nearest_name() -> None:
     text = "d_model: 64\nvocab_size: 256\npattern: '-'\nblocks:\n  '-': {kind: ffn, widht: 64}\n"
     with pytest.raises(
         InputError, match=r"a.yaml:5: blocks.-.widht: .*did you mean 'width'"
@@ -97,7 +97,7 @@ def test_a_shared_block_is_counted_once_and_worked_each_time(architecture: Make)
     a_block = 3 * 64 * 96
     assert parameters(alone).total - parameters(shared).total == 2 * a_block
     assert flops_per_token(alone, 100) == flops_per_token(shared, 100)
-    placed = sum(p.weight.total_count for p in placed_weights(shared))
+    placed = sum(p.weight.total_count for p in located_weights(shared))
     assert placed == parameters(shared).total
 
 

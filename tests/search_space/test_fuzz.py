@@ -39,12 +39,12 @@ def test_a_spelt_pattern_unrolls_to_what_it_spells(groups: tuple[str, ...]) -> N
 
 @given(notation)
 def test_a_pattern_unrolls_or_is_refused_in_one_line(pattern: str) -> None:
-    refused = ""
+    rejected = ""
     try:
         assert unroll(compress(groups := unroll(pattern))) == groups
     except PatternError as error:
-        refused = str(error)
-    assert len(refused.splitlines()) <= 1
+        rejected = str(error)
+    assert len(rejected.splitlines()) <= 1
 
 
 @given(st.text(max_size=200))
@@ -75,11 +75,11 @@ def test_a_published_model_with_one_field_changed_reads_back_or_is_refused(data:
 
 
 def _reads_back_or_is_refused(text: str) -> None:
-    refused = ""
+    rejected = ""
     try:
         made = architecture_from(parse_document(text, source="x.yaml"))
         again = architecture_from(parse_document(to_yaml(made.plain()), source="y.yaml"))
         assert again.key == made.key
     except InputError as error:
-        refused = str(error)
-    assert all(line.startswith("x.yaml:") for line in refused.splitlines())
+        rejected = str(error)
+    assert all(line.startswith("x.yaml:") for line in rejected.splitlines())

@@ -41,7 +41,7 @@ def read(config: object) -> Imported:
     return read_config(json.dumps(config), source="config.json")
 
 
-def refusal(config: object) -> str:
+def rejection(config: object) -> str:
     """What is said about a config that is refused: one line that names the file."""
     text = config if isinstance(config, str) else json.dumps(config)
     with pytest.raises(InputError) as caught:
@@ -739,7 +739,7 @@ def test_an_encoder_and_a_decoder_are_read() -> None:
     ],
 )
 def test_a_bad_config_is_refused_in_one_line(config: object, told: str) -> None:
-    assert told in refusal(config)
+    assert told in rejection(config)
 
 
 def test_a_model_type_of_each_kind_is_listed() -> None:
@@ -828,13 +828,13 @@ def test_a_precision_without_a_field_is_refused(plan: dict[str, Any]) -> None:
         },
     ],
 )
-def test_a_quantisation_that_has_no_place_is_told(plan: dict[str, Any]) -> None:
+def test_a_quantization_that_has_no_place_is_told(plan: dict[str, Any]) -> None:
     imported = read(llama(quantization_config=plan))
     assert imported.architecture.precision == Precision()
     assert imported.not_expressed[0].startswith("quantization_config")
 
 
-def test_modules_left_out_of_the_quantisation_are_told() -> None:
+def test_modules_left_out_of_the_quantization_are_told() -> None:
     plan = BLOCKWISE | {"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.down_proj"]}
     (told,) = read(llama(quantization_config=plan)).not_expressed
     assert told.startswith("quantization_config.modules_to_not_convert=")
@@ -861,8 +861,8 @@ FUZZ = settings(max_examples=300, deadline=None, derandomize=True, database=None
 def reads_or_refuses(text: str) -> None:
     try:
         told = read_config(text, source="config.json").architecture.key
-    except InputError as refused:
-        told = str(refused).removeprefix("config.json: ")
+    except InputError as rejected:
+        told = str(rejected).removeprefix("config.json: ")
     assert re.fullmatch(r".+", told)
 
 

@@ -10,7 +10,7 @@ from archfront.search_space.architecture import Architecture
 from archfront.search_space.check import load_space
 from archfront.search_space.pattern import compress, unroll
 from archfront.search_space.plan import Proxy
-from archfront.search_space.proxy import shrink_depth, twin
+from archfront.search_space.proxy import proxy_architecture, shrink_depth
 from archfront.search_space.space import sample
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -41,7 +41,7 @@ def test_experts_keep_their_sparsity_and_activated_width(
 ) -> None:
     moe = {"kind": "moe", "n_experts": 64, "top_k": 8, "d_expert": 128, "n_shared": 1}
     big = architecture("*E", d_model=512, blocks={"E": moe})
-    small = twin(big, Proxy(d_model=128, layers=4), context_share=1).blocks["E"]
+    small = proxy_architecture(big, Proxy(d_model=128, layers=4), context_fraction=1).blocks["E"]
     assert small.kind == "moe"
     assert small.top_k / small.n_experts == 8 / 64
     assert small.top_k * small.d_expert == 8 * 128 // 4
@@ -51,7 +51,7 @@ def test_experts_keep_their_sparsity_and_activated_width(
 def test_a_window_keeps_its_share_of_the_context(architecture: Callable[..., Architecture]) -> None:
     wide = {"kind": "attn", "heads": 4, "kv_heads": 1, "head_dim": 16, "window": 1024}
     big = architecture("W-", blocks={"W": wide})
-    small = twin(big, Proxy(), context_share=128 / 4096).blocks["W"]
+    small = proxy_architecture(big, Proxy(), context_fraction=128 / 4096).blocks["W"]
     assert small.kind == "attn"
     assert small.window == 32
 
@@ -60,7 +60,7 @@ def test_a_window_keeps_its_share_of_the_context(architecture: Callable[..., Arc
 def test_every_candidate_of_a_space_has_a_small_twin(name: str) -> None:
     space = load_space(EXAMPLES / f"{name}.yaml")
     for candidate in sample(space, 40, seed=3).legal:
-        small = twin(candidate, space.plan.proxy, context_share=128 / 4096)
+        small = proxy_architecture(candidate, space.plan.proxy, context_fraction=128 / 4096)
         assert small.d_model == space.plan.proxy.d_model
         assert parameters(small).active < 5_000_000
         kinds = {symbol[0] for symbol in candidate.symbols}

@@ -29,7 +29,7 @@ def test_the_placed_tensors_are_the_counted_ones(name: str) -> None:
     architecture = published.entry(name).architecture
     if architecture.encoder:
         pytest.skip("the tensors of an encoder are counted, not placed")
-    placed = sum(p.weight.total_count for p in accounting.placed_weights(architecture))
+    placed = sum(p.weight.total_count for p in accounting.located_weights(architecture))
     assert placed == accounting.parameters(architecture).total
 
 
@@ -84,7 +84,7 @@ def test_the_fp8_scales_of_deepseek_v3_are_those_of_its_checkpoint() -> None:
     scales = [
         placed.weight.copies * accounting.scales(placed.weight.shape, v3.precision)
         for architecture in (v3, module)
-        for placed in accounting.placed_weights(architecture)
+        for placed in accounting.located_weights(architecture)
         if placed.format == "fp8"
     ]
     assert sum(scales) == 41_540_496

@@ -54,7 +54,7 @@ def test_where_nothing_near_is_legal_the_refusal_is_told(space: SearchSpace) -> 
     none = replace(space, file=space.file.model_copy(update={"budget": cramped}))
     start = start_near(none, "llama3_8b")
     assert start.architecture is None
-    assert "budget" in (start.refusal or "")
+    assert "budget" in (start.rejection or "")
 
 
 def test_a_space_names_its_starts(small_space: str) -> None:

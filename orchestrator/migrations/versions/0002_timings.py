@@ -1,4 +1,4 @@
-"""Timed blocks, and what was learnt of devices."""
+"""Timed blocks, and what was timings of devices."""
 
 import sqlalchemy as sa
 from alembic import op

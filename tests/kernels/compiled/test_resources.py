@@ -8,7 +8,7 @@ import triton.language as tl
 from archfront.kernels.compiled import TARGETS, Resources, compile_for, launches, violations
 from archfront.kernels.configs import ARCHS
 from archfront.kernels.launch import Launch
-from archfront.kernels.laws import Unsupported
+from archfront.kernels.requirements import Unsupported
 from archfront.kernels.rows.configs import TABLE, config_for
 
 ROWS = [

@@ -48,7 +48,7 @@ def heads(B, T, H, G, K, V, dtype=BF16):
     return {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
 
 
-def documents_of(batch, tokens, length=237):
+def segment_ids_of(batch, tokens, length=237):
     document = torch.arange(tokens, dtype=torch.int32) // length
     return document.expand(batch, tokens).contiguous()
 
@@ -69,8 +69,8 @@ def test_wide_heads_mean_their_reference(assert_means, shape, rule):
 @pytest.mark.parametrize("rule", [{}, {"window": 100}, {"causal": False}])
 @pytest.mark.parametrize("shape", [*TEXTS[2:], *WIDE_TEXTS])
 def test_documents_do_not_see_each_other(assert_means, shape, rule):
-    documents = documents_of(*shape[:2])
-    assert_means("attention", "attend", heads(*shape), documents=documents, **rule)
+    segment_ids = segment_ids_of(*shape[:2])
+    assert_means("attention", "attend", heads(*shape), segment_ids=segment_ids, **rule)
 
 
 def test_slices_of_a_projection_are_read_where_they_lie(assert_means):
@@ -122,7 +122,7 @@ def test_elements_past_two_to_the_31_are_reached():
 def test_the_door_compiles_into_one_graph(assert_means, monkeypatch):
     monkeypatch.setattr(op, "attend", torch.compile(op.attend, fullgraph=True))
     inputs = heads(2, 1000, 8, 2, 64, 64)
-    assert_means("attention", "attend", inputs, documents=documents_of(2, 1000))
+    assert_means("attention", "attend", inputs, segment_ids=segment_ids_of(2, 1000))
 
 
 # new tokens, query heads, key/value heads, key width, value width, value in the key
@@ -177,9 +177,9 @@ SELECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("documents", [None, documents_of])
+@pytest.mark.parametrize("segment_ids", [None, segment_ids_of])
 @pytest.mark.parametrize("sizes", SELECTIONS)
-def test_listed_blocks_mean_the_reference(assert_means, sizes, documents):
+def test_listed_blocks_mean_the_reference(assert_means, sizes, segment_ids):
     H, G, K, V, block, n = sizes
     B, T = 2, 1000
     own = (torch.arange(T) // block).int()
@@ -188,6 +188,6 @@ def test_listed_blocks_mean_the_reference(assert_means, sizes, documents):
     rule = {
         "blocks_BGTN": torch.cat([own[:, None].expand(B, G, T, 1), others], -1),
         "block": block,
-        "documents": documents and documents(B, T),
+        "segment_ids": segment_ids and segment_ids(B, T),
     }
     assert_means("attention", "attend_blocks", heads(B, T, H, G, K, V), **rule)

@@ -52,7 +52,7 @@ def given(form, shape, dtype):
         "k_BTGK": F.normalize(torch.randn(B, T, G, K), dim=-1).to(dtype),
         "v_BTHV": torch.randn(B, T, H, V).to(dtype),
         "decay": decays[decay]() if decay else None,
-        "erase": 2 * torch.rand(B, T, H) if delta else None,
+        "beta": 2 * torch.rand(B, T, H) if delta else None,
         "state_BHKV": torch.randn(B, H, K, V),
     }
     return {name: x for name, x in inputs.items() if x is not None}
@@ -73,7 +73,7 @@ def given_rwkv7(shape, dtype):
     }
 
 
-def documents_of(batch, tokens, length=237):
+def segment_ids_of(batch, tokens, length=237):
     document = torch.arange(tokens, dtype=torch.int32) // length
     return document.expand(batch, tokens).contiguous()
 
@@ -94,7 +94,7 @@ def assert_means(name, inputs, scale=1.0, chunk=64, **settings):
     """float32 as everywhere; bfloat16 products of a chunk err by a few roundings."""
     bound = 1e-5 if inputs["v_BTHV"].dtype == torch.float32 else 1e-2
     wide = {key: x.double() for key, x in inputs.items()}
-    if name == "mix":
+    if name == "linear_recurrence":
         settings["scale"] = scale
     meant = results(getattr(reference, name), wide, **settings)
     ours = results(getattr(op, name), inputs, chunk=chunk, **settings)
@@ -106,40 +106,42 @@ def assert_means(name, inputs, scale=1.0, chunk=64, **settings):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_form_means_its_reference(form, shape, dtype):
-    assert_means("mix", given(form, shape, dtype), scale=shape[4] ** -0.5)
+    assert_means("linear_recurrence", given(form, shape, dtype), scale=shape[4] ** -0.5)
 
 
 @pytest.mark.parametrize("shape", WIDE_TEXTS)
 @pytest.mark.parametrize("form", ["mamba-2", "gated deltanet", "kda"])
 def test_heads_of_public_models_mean_their_reference(form, shape):
-    assert_means("mix", given(form, shape, BF16), scale=shape[4] ** -0.5)
+    assert_means("linear_recurrence", given(form, shape, BF16), scale=shape[4] ** -0.5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_documents_do_not_meet(form):
     shape = (2, 1000, 2, 4, 64, 64)
-    assert_means("mix", given(form, shape, BF16), documents=documents_of(*shape[:2]))
+    assert_means(
+        "linear_recurrence", given(form, shape, BF16), segment_ids=segment_ids_of(*shape[:2])
+    )
 
 
 @pytest.mark.parametrize("chunk", configs.CHUNKS)
 @pytest.mark.parametrize("form", ["gated deltanet", "kda"])
 def test_the_chunk_does_not_matter(form, chunk):
-    assert_means("mix", given(form, (1, 300, 2, 2, 64, 64), BF16), chunk=chunk)
+    assert_means("linear_recurrence", given(form, (1, 300, 2, 2, 64, 64), BF16), chunk=chunk)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 16, 16), (2, 500, 4, 4, 64, 64)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rwkv7_means_its_reference(shape, dtype):
     inputs = given_rwkv7(shape, dtype)
-    assert_means("mix_rwkv7", inputs)
-    assert_means("mix_rwkv7", inputs, documents=documents_of(*shape[:2]))
+    assert_means("rwkv7_recurrence", inputs)
+    assert_means("rwkv7_recurrence", inputs, segment_ids=segment_ids_of(*shape[:2]))
 
 
 @pytest.mark.parametrize("form", ["mamba-2", "kda"])
 def test_keys_of_256_run_where_there_are_warp_groups(form):
     if arch_of(torch.device("cuda", 0)) not in configs.WITH_WARP_GROUPS:
         pytest.skip("no warp groups on this device")
-    assert_means("mix", given(form, (1, 300, 1, 2, 256, 64), BF16), scale=1 / 16)
+    assert_means("linear_recurrence", given(form, (1, 300, 1, 2, 256, 64), BF16), scale=1 / 16)
 
 
 # texts, tokens, channels, states
@@ -147,13 +149,13 @@ SCANS = [(1, 1, 3, 1), (2, 17, 100, 5), (2, 1000, 1024, 16)]
 
 
 @pytest.mark.parametrize(("texts", "tokens", "channels", "states"), SCANS)
-@pytest.mark.parametrize("documents", [None, documents_of])
-def test_the_scans_of_channels_mean_their_reference(texts, tokens, channels, states, documents):
-    documents = documents and documents(texts, tokens)
+@pytest.mark.parametrize("segment_ids", [None, segment_ids_of])
+def test_the_scans_of_channels_mean_their_reference(texts, tokens, channels, states, segment_ids):
+    segment_ids = segment_ids and segment_ids(texts, tokens)
     x, gate = torch.randn(2, texts, tokens, channels)
     of_states = torch.randn(2, texts, tokens, states)
     calls = {
-        "scan_channels": {"x_BTN": x, "decay_BTN": -gate.abs(), "state_BN": x[:, 0]},
+        "channel_scan": {"x_BTN": x, "decay_BTN": -gate.abs(), "state_BN": x[:, 0]},
         "selective_scan": {
             "x_BTN": x,
             "dt_BTN": gate.abs(),
@@ -166,8 +168,8 @@ def test_the_scans_of_channels_mean_their_reference(texts, tokens, channels, sta
     }
     for name, inputs in calls.items():
         wide = {key: y.double() for key, y in inputs.items()}
-        meant = results(getattr(reference, name), wide, documents=documents)
-        ours = results(getattr(op, name), inputs, documents=documents)
+        meant = results(getattr(reference, name), wide, segment_ids=segment_ids)
+        ours = results(getattr(op, name), inputs, segment_ids=segment_ids)
         for key, y in ours.items():
             assert (y - meant[key]).norm() <= 1e-5 * meant[key].norm(), (name, key)
 
@@ -177,12 +179,16 @@ def test_steps_walk_the_text_that_mix_takes_at_once(form):
     tokens, shape = 9, (3, 9, 4, 4, 64, 64)
     rwkv7 = form == "rwkv-7"
     inputs = given_rwkv7(shape, torch.float32) if rwkv7 else given(form, shape, torch.float32)
-    mix, step = (op.mix_rwkv7, op.step_rwkv7) if rwkv7 else (op.mix, op.step)
+    recurrence, step = (
+        (op.rwkv7_recurrence, op.rwkv7_recurrence_step)
+        if rwkv7
+        else (op.linear_recurrence, op.linear_recurrence_step)
+    )
     state = inputs.pop("state_BHKV")
-    whole, last = mix(**inputs, state_BHKV=state)
+    whole, last = recurrence(**inputs, state_BHKV=state)
     given_in_order = list(inputs.values())
     if not rwkv7:
-        given_in_order = [*given_in_order[:3], inputs.get("decay"), inputs.get("erase")]
+        given_in_order = [*given_in_order[:3], inputs.get("decay"), inputs.get("beta")]
     reads = []
     for t in range(tokens):
         token = [x if x is None or x.dim() == 1 else x[:, t] for x in given_in_order]
@@ -209,9 +215,9 @@ def test_integers_are_summed_exactly():
 def test_three_runs_give_the_same_bits(form):
     shape = (2, 2000, 2, 16, 128, 128)
     if form == "rwkv-7":
-        function, inputs = op.mix_rwkv7, given_rwkv7((2, 2000, 16, 16, 64, 64), BF16)
+        function, inputs = op.rwkv7_recurrence, given_rwkv7((2, 2000, 16, 16, 64, 64), BF16)
     else:
-        function, inputs = op.mix, given(form, shape, BF16)
+        function, inputs = op.linear_recurrence, given(form, shape, BF16)
     first = results(function, inputs)
     for _ in range(2):
         again = results(function, inputs)
@@ -223,13 +229,15 @@ def test_elements_past_two_to_the_31_are_reached():
     q, k, v = (torch.randn(B, T, H, K, dtype=BF16) for _ in range(3))
     decay = torch.full((B, T, H), -1.0)  # 300 tokens on, nothing is left of the past
     k /= K**0.5
-    o, state = op.mix(q, k, v, decay)
+    o, state = op.linear_recurrence(q, k, v, decay)
     tail = [x[-1:, -300:, -1:].double() for x in (q, k, v, decay)]
-    meant, last = reference.mix(*tail)
+    meant, last = reference.linear_recurrence(*tail)
     assert (o[-1:, -50:, -1:] - meant[:, -50:]).norm() < 1e-2 * meant[:, -50:].norm()
     assert (state[-1:, -1:] - last).norm() < 1e-2 * last.norm()
 
 
 def test_the_door_compiles_into_one_graph(monkeypatch):
-    monkeypatch.setattr(op, "mix", torch.compile(op.mix, fullgraph=True))
-    assert_means("mix", given("gated deltanet", (2, 300, 2, 4, 64, 64), BF16))
+    monkeypatch.setattr(
+        op, "linear_recurrence", torch.compile(op.linear_recurrence, fullgraph=True)
+    )
+    assert_means("linear_recurrence", given("gated deltanet", (2, 300, 2, 4, 64, 64), BF16))

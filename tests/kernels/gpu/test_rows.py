@@ -30,7 +30,7 @@ def tables(*shape):
     return {"cos": angle.cos(), "sin": angle.sin()}
 
 
-def documents_of(batch, tokens):
+def segment_ids_of(batch, tokens):
     return (torch.arange(tokens, dtype=torch.int32) // 37).expand(batch, tokens).contiguous()
 
 
@@ -102,7 +102,7 @@ def test_the_convolution_means_its_reference(assert_means, batch, tokens, channe
         "bias": torch.randn(channels, dtype=dtype),
     }
     past = {
-        "documents": documents_of(batch, tokens),
+        "segment_ids": segment_ids_of(batch, tokens),
         "tail_BWN": torch.randn(batch, taps - 1, channels, dtype=dtype),
     }
     for activation, settings in (("silu", {}), ("silu", past), (None, past)):
@@ -138,12 +138,12 @@ def test_whole_numbers_give_exact_results():
     weight, bias = torch.randint(-3, 4, (256, 4)).float(), torch.randint(-3, 4, (256,)).float()
     quarter = torch.randint(4, (999, 64))
     cos, sin = torch.tensor([[1.0, 0, -1, 0], [0, 1, 0, -1]])[:, quarter]
-    heads, documents = (2, 999, 2, 128), documents_of(2, 999)
+    heads, segment_ids = (2, 999, 2, 128), segment_ids_of(2, 999)
     leaves = [t.requires_grad_() for t in (x, up, weight, bias)]
 
     def run(backend):
         y = op.short_conv(
-            x, weight, bias, activation=None, documents=documents, backend=backend
+            x, weight, bias, activation=None, segment_ids=segment_ids, backend=backend
         ) + op.relu2(up, backend=backend)
         y = op.rope(y.view(heads), cos, sin, rotated=128, interleaved=True, backend=backend)
         return y, *torch.autograd.grad(y, leaves, dy.view(heads))

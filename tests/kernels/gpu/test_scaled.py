@@ -44,8 +44,8 @@ def uneven(*shape):
 def test_values_and_scales_are_the_cpus_to_the_bit(shape, tile, dtype):
     x = uneven(*shape).to(dtype)
     for view in (x, x.T):
-        values, scales = op.quantise(view, tile)
-        meant_values, meant_scales = reference.quantise(view.cpu(), tile)
+        values, scales = op.quantize(view, tile)
+        meant_values, meant_scales = reference.quantize(view.cpu(), tile)
         assert torch.equal(values.cpu().view(torch.uint8), meant_values.view(torch.uint8))
         assert torch.equal(scales.cpu(), meant_scales)
 
@@ -54,7 +54,7 @@ def test_values_and_scales_are_the_cpus_to_the_bit(shape, tile, dtype):
 @pytest.mark.parametrize(("of_a", "of_b"), [*TILES.values(), (STRIP, STRIP)])
 def test_a_product_means_its_reference(shape, of_a, of_b):
     M, N, K = shape
-    factors = *op.quantise(torch.randn(M, K), of_a), *op.quantise(torch.randn(N, K), of_b)
+    factors = *op.quantize(torch.randn(M, K), of_a), *op.quantize(torch.randn(N, K), of_b)
     truth = reference.scaled_matmul(*factors, out_dtype=torch.float64)
     y = op.scaled_matmul(*factors, out_dtype=torch.float32)
     # Hopper sums a block in 13 bits below the largest of its products (arXiv 2412.19437, 3.5.2)

@@ -3,7 +3,7 @@ import torch
 
 from archfront.kernels.attention import dense, op, reference
 
-DOCUMENTS = torch.tensor([[0] * 3 + [2] * 40 + [5] * 21, [1] * 63 + [2]], dtype=torch.int32)
+USE_SEGMENT_IDS = torch.tensor([[0] * 3 + [2] * 40 + [5] * 21, [1] * 63 + [2]], dtype=torch.int32)
 
 
 def heads(B, T, H, G, K, V, dtype=torch.float32):
@@ -29,7 +29,9 @@ def test_a_window_holds_the_last_tokens(assert_means, window):
 
 @pytest.mark.parametrize("rule", [{}, {"window": 9}, {"causal": False}])
 def test_documents_do_not_see_each_other(assert_means, rule):
-    assert_means("attention", "attend", heads(2, 64, 1, 1, 16, 16), documents=DOCUMENTS, **rule)
+    assert_means(
+        "attention", "attend", heads(2, 64, 1, 1, 16, 16), segment_ids=USE_SEGMENT_IDS, **rule
+    )
 
 
 @pytest.mark.parametrize("softcap", [1.0, 30.0])
@@ -47,9 +49,9 @@ def test_a_short_dtype_errs_no_more_than_its_rounding(assert_means, tokens, dtyp
 
 @pytest.mark.parametrize("rule", [{"window": 260}, {"causal": False}])
 def test_full_tiles_lie_between_masked_ones(assert_means, rule):
-    documents = torch.tensor([[0] * 20 + [1] * 380], dtype=torch.int32)
+    segment_ids = torch.tensor([[0] * 20 + [1] * 380], dtype=torch.int32)
     inputs = heads(1, 400, 1, 1, 32, 32, torch.bfloat16)
-    assert_means("attention", "attend", inputs, documents=documents, **rule)
+    assert_means("attention", "attend", inputs, segment_ids=segment_ids, **rule)
 
 
 # a key in two parts; a value so wide that dk and dv part; both at once
@@ -92,7 +94,7 @@ def test_integers_come_out_exact():
 
 def test_the_operators_keep_torchs_own_rules():
     q, k, v = heads(1, 7, 2, 1, 16, 16).values()
-    bounds = dense.document_bounds(DOCUMENTS[:1, :7])
+    bounds = dense.document_bounds(USE_SEGMENT_IDS[:1, :7])
     rule = True, 5, 0.3, None
     o, lse = dense.attend_op(q, k, v, *bounds, *rule)
     gradients = torch.randn_like(o), torch.randn_like(lse)
@@ -105,4 +107,4 @@ def test_the_door_compiles_into_one_graph(assert_means, monkeypatch):
     compiled = torch.compile(op.attend, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(op, "attend", compiled)
     inputs = heads(2, 64, 2, 1, 16, 16)
-    assert_means("attention", "attend", inputs, documents=DOCUMENTS, window=20)
+    assert_means("attention", "attend", inputs, segment_ids=USE_SEGMENT_IDS, window=20)

@@ -32,8 +32,8 @@ def test_each_key_head_has_lists_of_its_own(assert_means):
 
 
 def test_documents_do_not_see_each_other(assert_means):
-    documents = torch.tensor([[0] * 5 + [2] * 25], dtype=torch.int32)
-    rule = {"blocks_BGTN": lists(1, 1, 30, block=16, n=2), "block": 16, "documents": documents}
+    segment_ids = torch.tensor([[0] * 5 + [2] * 25], dtype=torch.int32)
+    rule = {"blocks_BGTN": lists(1, 1, 30, block=16, n=2), "block": 16, "segment_ids": segment_ids}
     assert_means("attention", "attend_blocks", heads(1, 30, 2, 1, 16, 16), **rule)
 
 

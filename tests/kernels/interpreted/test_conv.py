@@ -34,18 +34,18 @@ def test_a_tail_stands_before_the_first_token(assert_means, tokens):
 
 @pytest.mark.parametrize("taps", [2, 4])
 def test_no_tap_reaches_into_another_document(assert_means, taps):
-    documents = torch.randint(0, 2, (2, 33), dtype=torch.int32).cumsum(1, dtype=torch.int32)
-    settings = {"activation": "silu", "documents": documents}
+    segment_ids = torch.randint(0, 2, (2, 33), dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    settings = {"activation": "silu", "segment_ids": segment_ids}
     settings["tail_BWN"] = torch.randn(2, taps - 1, 20)
     assert_means("rows", "short_conv", inputs_of(2, 33, 20, taps), **settings)
 
 
 def test_packed_documents_give_what_each_gives_alone():
     inputs = inputs_of(1, 30, 20, 4)
-    documents = torch.tensor([0] * 11 + [1] * 2 + [2] * 17, dtype=torch.int32)[None]
+    segment_ids = torch.tensor([0] * 11 + [1] * 2 + [2] * 17, dtype=torch.int32)[None]
     x, weight, bias = inputs.values()
     settings = {"activation": "silu", "backend": "triton"}
-    packed = op.short_conv(x, weight, bias, documents=documents, **settings)
+    packed = op.short_conv(x, weight, bias, segment_ids=segment_ids, **settings)
     alone = [op.short_conv(part, weight, bias, **settings) for part in x.split([11, 2, 17], 1)]
     assert torch.equal(packed, torch.cat(alone, 1))
 
@@ -77,8 +77,8 @@ def test_no_tokens_give_no_tokens_and_no_weight_gradient():
 
 def test_the_operators_keep_torchs_own_rules():
     x, weight, bias = inputs_of(2, 5, 6, 2).values()
-    tail, documents = torch.randn(2, 1, 6), torch.zeros(2, 5, dtype=torch.int32)
-    operands = x, weight, bias, tail, documents, True
+    tail, segment_ids = torch.randn(2, 1, 6), torch.zeros(2, 5, dtype=torch.int32)
+    operands = x, weight, bias, tail, segment_ids, True
     torch.library.opcheck(conv.short_conv_backward_op, (torch.randn_like(x), *operands))
     torch.library.opcheck(conv_step.short_conv_step_op, (x[:, 0], tail, weight, None, True))
     for leaf in (x, weight, bias):

@@ -27,7 +27,7 @@ def test_a_short_dtype_errs_no_more_than_its_rounding(assert_means, dtype, activ
 
 
 @pytest.mark.parametrize("gate_first", [False, True])
-def test_each_group_is_normalised_by_itself(assert_means, gate_first):
+def test_each_group_is_normalized_by_itself(assert_means, gate_first):
     settings = {"eps": EPS, "gate_first": gate_first, "groups": 3}
     assert_means("rows", "gated_rms_norm", inputs_of(100, 60), **settings)
 

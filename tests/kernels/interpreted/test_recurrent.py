@@ -1,4 +1,4 @@
-"""`mix` and `mix_rwkv7` by their chunk kernels."""
+"""`linear_recurrence` and `rwkv7_recurrence` by their chunk kernels."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def inputs(form, B=1, T=70, G=2, H=2, K=20, V=12, dtype=torch.float32):
         "k_BTGK": F.normalize(torch.randn(B, T, G, K), dim=-1).to(dtype),
         "v_BTHV": torch.randn(B, T, H, V).to(dtype),
         "decay": decays.get(decay),
-        "erase": 2 * torch.rand(B, T, H) if delta else None,
+        "beta": 2 * torch.rand(B, T, H) if delta else None,
         "state_BHKV": torch.randn(B, H, K, V),
     }
     return {name: x for name, x in given.items() if x is not None}
@@ -51,7 +51,7 @@ def inputs_rwkv7(B=1, T=70, H=2, K=20, V=12, dtype=torch.float32):
     }
 
 
-def documents_of(B, T):
+def segment_ids_of(B, T):
     """Some end inside a chunk, some with it, some are one token long."""
     ends = torch.tensor([1, 16, 32, 33, 60])
     return torch.bucketize(torch.arange(T), ends, right=True).int().expand(B, T).contiguous()
@@ -67,7 +67,7 @@ def assert_mix(assert_means, monkeypatch):
     """assert_mix(inputs, **settings): the contract, where some inputs are left out."""
 
     def check(given, chunk=32, **settings):
-        name = "mix_rwkv7" if "r_BTHK" in given else "mix"
+        name = "rwkv7_recurrence" if "r_BTHK" in given else "linear_recurrence"
 
         def by_name(function, **more):
             return lambda *xs, **s: function(**dict(zip(given, xs, strict=True)), **s, **more)
@@ -85,7 +85,7 @@ def errors(given, **settings):
     results = []
     for module, dtype in ((reference, torch.float64), (op, None)):
         leaves = {name: x.to(dtype or x.dtype).requires_grad_() for name, x in given.items()}
-        function = getattr(module, "mix_rwkv7" if "r_BTHK" in given else "mix")
+        function = getattr(module, "rwkv7_recurrence" if "r_BTHK" in given else "linear_recurrence")
         more = {} if module is reference else {"backend": "triton"}
         outputs = function(**leaves, **settings, **more)
         torch.manual_seed(1)
@@ -106,7 +106,7 @@ def test_each_form_means_its_reference(assert_mix, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_documents_do_not_meet(assert_mix, form):
-    assert_mix(inputs(form, G=1), documents=documents_of(1, 70))
+    assert_mix(inputs(form, G=1), segment_ids=segment_ids_of(1, 70))
 
 
 @pytest.mark.parametrize("tokens", [1, 17, 64, 100])
@@ -142,11 +142,11 @@ def test_bfloat16_errs_by_a_few_roundings(form):
     assert max(found.values()) < 1e-2, found
 
 
-@pytest.mark.parametrize("erase", [1.0, 2.0])
-def test_the_ends_of_the_delta_rule(assert_mix, erase):
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_the_ends_of_the_delta_rule(assert_mix, beta):
     given = inputs("deltanet")
-    given["erase"] = torch.full_like(given["erase"], erase)
-    given["erase"][:, ::3] = 0
+    given["beta"] = torch.full_like(given["beta"], beta)
+    given["beta"][:, ::3] = 0
     assert_mix(given)
 
 
@@ -179,8 +179,8 @@ def test_inputs_are_read_where_they_lie(assert_mix):
 def test_a_token_of_each_text_is_read_where_it_lies():
     given = inputs("gated deltanet", B=3, T=5)
     tokens = {name: x[:, 2:3] for name, x in given.items() if name != "state_BHKV"}
-    o, _ = op.mix(**tokens, backend="triton")
-    expected, _ = reference.mix(**tokens)
+    o, _ = op.linear_recurrence(**tokens, backend="triton")
+    expected, _ = reference.linear_recurrence(**tokens)
     torch.testing.assert_close(o, expected)
 
 
@@ -195,17 +195,19 @@ def test_one_output_may_go_unused():
     given = inputs("gated deltanet", T=20)
     for used in (0, 1):
         leaf, same = (given["k_BTGK"].clone().requires_grad_() for _ in range(2))
-        op.mix(**given | {"k_BTGK": leaf}, backend="triton")[used].sum().backward()
-        reference.mix(**given | {"k_BTGK": same})[used].sum().backward()
+        op.linear_recurrence(**given | {"k_BTGK": leaf}, backend="triton")[used].sum().backward()
+        reference.linear_recurrence(**given | {"k_BTGK": same})[used].sum().backward()
         torch.testing.assert_close(leaf.grad, same.grad)
 
 
 def test_a_call_without_gradients_keeps_nothing():
     given = inputs("gated deltanet", T=20)
-    q, k, v, decay, erase, state = given.values()
-    outputs = chunks.mix_op(q, k, v, decay, erase, None, None, state, None, 1.0, 16, False)
+    q, k, v, decay, beta, state = given.values()
+    outputs = chunks.linear_recurrence_op(
+        q, k, v, decay, beta, None, None, state, None, 1.0, 16, False
+    )
     assert [y.numel() for y in outputs[-2:]] == [0, 0]
-    torch.testing.assert_close(outputs[0], reference.mix(**given)[0])
+    torch.testing.assert_close(outputs[0], reference.linear_recurrence(**given)[0])
 
 
 class TestRwkv7:
@@ -214,7 +216,7 @@ class TestRwkv7:
         assert_mix(inputs_rwkv7(T=tokens))
 
     def test_documents_do_not_meet(self, assert_mix):
-        assert_mix(inputs_rwkv7(H=1), documents=documents_of(1, 70))
+        assert_mix(inputs_rwkv7(H=1), segment_ids=segment_ids_of(1, 70))
 
     @pytest.mark.parametrize(("K", "V"), [(16, 64), (48, 40)])
     def test_heads_of_any_width(self, assert_mix, K, V):
@@ -230,10 +232,10 @@ def operands(form):
     """What the operators behind the door take, at a size for torch's own checks."""
     if form == "rwkv-7":
         r, w, k, v, a, b, state = inputs_rwkv7(T=9, H=1).values()
-        tensors = [r, k, v, w, None, -a, b, state, documents_of(1, 9)]
+        tensors = [r, k, v, w, None, -a, b, state, segment_ids_of(1, 9)]
     else:
         given = inputs(form, T=9, G=1, H=1)
-        names = ("q_BTGK", "k_BTGK", "v_BTHV", "decay", "erase")
+        names = ("q_BTGK", "k_BTGK", "v_BTHV", "decay", "beta")
         tensors = [given.get(name) for name in names]
         tensors += [None, None, given["state_BHKV"], None]
     return tensors
@@ -242,13 +244,15 @@ def operands(form):
 @pytest.mark.parametrize("form", ["linear attention", "gated deltanet", "rwkv-7"])
 def test_the_operators_keep_torchs_own_rules(form):
     tensors = operands(form)
-    o, final, *kept = chunks.mix_op(*tensors, 1.0, 16, True)
-    torch.library.opcheck(chunks.mix_backward_op, (o, final, *kept, *tensors, 1.0, 16))
+    o, final, *kept = chunks.linear_recurrence_op(*tensors, 1.0, 16, True)
+    torch.library.opcheck(
+        chunks.linear_recurrence_backward_op, (o, final, *kept, *tensors, 1.0, 16)
+    )
     leaves = [x.requires_grad_() if x is not None and x.is_floating_point() else x for x in tensors]
-    torch.library.opcheck(chunks.mix_op, (*leaves, 1.0, 16, True))
+    torch.library.opcheck(chunks.linear_recurrence_op, (*leaves, 1.0, 16, True))
 
 
 def test_the_door_compiles_into_one_graph(assert_mix, monkeypatch):
-    compiled = torch.compile(op.mix, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(op, "mix", compiled)
+    compiled = torch.compile(op.linear_recurrence, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(op, "linear_recurrence", compiled)
     assert_mix(inputs("kda", T=20))

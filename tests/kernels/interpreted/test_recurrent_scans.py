@@ -26,14 +26,14 @@ def inputs_selective(B=1, T=20, N=40, S=5, dtype=torch.float32):
     }
 
 
-def documents_of(B, T):
+def segment_ids_of(B, T):
     ends = torch.tensor([1, 8, 9, T - 1])
     return torch.bucketize(torch.arange(T), ends, right=True).int().expand(B, T).contiguous()
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 17, 50])
 def test_scan_channels_means_its_reference(assert_means, tokens):
-    assert_means("recurrent", "scan_channels", inputs(T=tokens))
+    assert_means("recurrent", "channel_scan", inputs(T=tokens))
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 17])
@@ -43,28 +43,28 @@ def test_selective_scan_means_its_reference(assert_means, tokens):
 
 @pytest.mark.parametrize("tokens", [9, 20])
 def test_documents_do_not_meet(assert_means, tokens):
-    documents = documents_of(2, tokens)
-    assert_means("recurrent", "scan_channels", inputs(T=tokens), documents=documents)
+    segment_ids = segment_ids_of(2, tokens)
+    assert_means("recurrent", "channel_scan", inputs(T=tokens), segment_ids=segment_ids)
     given = inputs_selective(T=tokens, N=10)
-    assert_means("recurrent", "selective_scan", given, documents=documents[:1])
+    assert_means("recurrent", "selective_scan", given, segment_ids=segment_ids[:1])
 
 
 def test_bfloat16_errs_no_more_than_its_rounding(assert_means):
-    assert_means("recurrent", "scan_channels", inputs(dtype=BF16))
+    assert_means("recurrent", "channel_scan", inputs(dtype=BF16))
     assert_means("recurrent", "selective_scan", inputs_selective(dtype=BF16))
 
 
 def test_a_state_that_is_left_out_is_zero(assert_means):
     given, selected = inputs(), inputs_selective()
     del given["state"], selected["state"]
-    assert_means("recurrent", "scan_channels", given)
+    assert_means("recurrent", "channel_scan", given)
     assert_means("recurrent", "selective_scan", selected)
 
 
 def test_inputs_are_read_where_they_lie(assert_means):
     x, decay = torch.randn(2, 20, 80).split(40, dim=-1)
     given = inputs(N=40) | {"x": x, "decay": -decay.abs()}
-    assert_means("recurrent", "scan_channels", given)
+    assert_means("recurrent", "channel_scan", given)
     x, B_BTS, C_BTS = torch.randn(1, 20, 50).split([40, 5, 5], dim=-1)
     given = inputs_selective() | {"x": x, "B": B_BTS, "C": C_BTS}
     assert_means("recurrent", "selective_scan", given)
@@ -73,16 +73,16 @@ def test_inputs_are_read_where_they_lie(assert_means):
 def test_a_channel_forgets_at_once(assert_means):
     given = inputs()
     given["decay"][:, ::3] = -1e4
-    assert_means("recurrent", "scan_channels", given)
+    assert_means("recurrent", "channel_scan", given)
 
 
 def test_the_operators_keep_torchs_own_rules():
     x, decay, state = inputs(T=3, N=5).values()
     dx, dstate = torch.randn_like(x), torch.randn_like(state)
-    documents = documents_of(2, 3)
-    torch.library.opcheck(channels.scan_backward_op, (dx, dstate, x, decay, state, documents))
+    segment_ids = segment_ids_of(2, 3)
+    torch.library.opcheck(channels.scan_backward_op, (dx, dstate, x, decay, state, segment_ids))
     leaves = [y.requires_grad_() for y in (x, decay, state)]
-    torch.library.opcheck(channels.scan_op, (*leaves, documents))
+    torch.library.opcheck(channels.scan_op, (*leaves, segment_ids))
 
 
 def test_the_selective_operators_keep_torchs_own_rules():
@@ -93,9 +93,9 @@ def test_the_selective_operators_keep_torchs_own_rules():
     torch.library.opcheck(selective.selective_op, (*leaves, None, True))
 
 
-@pytest.mark.parametrize("name", ["scan_channels", "selective_scan"])
+@pytest.mark.parametrize("name", ["channel_scan", "selective_scan"])
 def test_the_doors_compile_into_one_graph(assert_means, monkeypatch, name):
     compiled = torch.compile(getattr(op, name), backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(op, name, compiled)
-    given = {"scan_channels": inputs, "selective_scan": inputs_selective}[name](T=5)
+    given = {"channel_scan": inputs, "selective_scan": inputs_selective}[name](T=5)
     assert_means("recurrent", name, given)

@@ -50,7 +50,7 @@ def test_a_step_means_its_reference(decay, delta, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 def test_a_step_of_rwkv7_means_its_reference(dtype):
     torch.manual_seed(0)
-    assert_close(*both("step_rwkv7", token_rwkv7(dtype), torch.randn(B, H, K, V)))
+    assert_close(*both("rwkv7_recurrence_step", token_rwkv7(dtype), torch.randn(B, H, K, V)))
 
 
 def test_a_bfloat16_state_is_rounded_only_where_it_is_kept():
@@ -80,13 +80,13 @@ def test_steps_walk_the_text_that_mix_takes_at_once(form):
     T, state = 5, torch.zeros(B, H, K, V)
     if form == "rwkv-7":
         tokens = [token_rwkv7() for _ in range(T)]
-        mix, step = op.mix_rwkv7, op.step_rwkv7
+        recurrence, step = op.rwkv7_recurrence, op.rwkv7_recurrence_step
     else:
         tokens = [(*token(), -torch.rand(B, H), torch.rand(B, H)) for _ in range(T)]
-        mix, step = op.mix, op.step
+        recurrence, step = op.linear_recurrence, op.linear_recurrence_step
     reads = [step(*inputs, state, backend="triton") for inputs in tokens]
     text = [torch.stack(x, 1) for x in zip(*tokens, strict=True)]
-    o, last = mix(*text, backend="triton")
+    o, last = recurrence(*text, backend="triton")
     torch.testing.assert_close(torch.stack(reads, 1), o, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-4)
 
@@ -96,4 +96,6 @@ def test_the_operators_keep_torchs_own_rules():
     inputs = (*token(), -torch.rand(B, H), torch.rand(B, H), state, 0.3)
     tests = ("test_schema", "test_faketensor")  # a step has no gradient
     torch.library.opcheck(one_token.step_op, inputs, test_utils=tests)
-    torch.library.opcheck(one_token.step_rwkv7_op, (*token_rwkv7(), state), test_utils=tests)
+    torch.library.opcheck(
+        one_token.rwkv7_recurrence_step_op, (*token_rwkv7(), state), test_utils=tests
+    )

@@ -3,7 +3,7 @@ import torch
 
 from archfront.kernels.scaled import op, reference
 from archfront.kernels.scaled.matmul import scaled_matmul_op
-from archfront.kernels.scaled.quantise import quantise_op
+from archfront.kernels.scaled.quantize import quantize_op
 from archfront.kernels.scaled.reference import ROW, SQUARE, STRIP, TENSOR, TILES
 
 TILE_NAMES = {"strips": STRIP, "squares": SQUARE, "row": ROW, "tensor": TENSOR}
@@ -21,7 +21,7 @@ def uneven(*shape):
 
 
 def assert_same_bits(x, tile):
-    ours, meant = op.quantise(x, tile, backend="triton"), reference.quantise(x, tile)
+    ours, meant = op.quantize(x, tile, backend="triton"), reference.quantize(x, tile)
     assert torch.equal(bits(ours[0]), bits(meant[0]))
     assert torch.equal(ours[1], meant[1])
 
@@ -48,7 +48,7 @@ def test_an_expanded_gradient_is_read_where_it_lies():
 )
 def test_a_product_means_its_reference(shape, of_a, of_b):
     M, N, K = shape
-    factors = *reference.quantise(uneven(M, K), of_a), *reference.quantise(torch.randn(N, K), of_b)
+    factors = *reference.quantize(uneven(M, K), of_a), *reference.quantize(torch.randn(N, K), of_b)
     truth = reference.scaled_matmul(*factors, out_dtype=torch.float64)
     y = op.scaled_matmul(*factors, out_dtype=torch.float32, backend="triton")
     assert (y - truth).norm() <= 1e-6 * truth.norm()
@@ -80,8 +80,8 @@ def test_leading_dimensions_are_rows():
 def test_the_operators_keep_torchs_own_rules():
     x = torch.randn(17, 130)
     for tile in TILE_NAMES.values():  # the schema's check multiplies, which e4m3 has not
-        torch.library.opcheck(quantise_op, (x, *tile), test_utils=["test_faketensor"])
-    factors = *quantise_op(x, *STRIP), *quantise_op(x, *SQUARE)
+        torch.library.opcheck(quantize_op, (x, *tile), test_utils=["test_faketensor"])
+    factors = *quantize_op(x, *STRIP), *quantize_op(x, *SQUARE)
     arguments = *factors, torch.bfloat16
     torch.library.opcheck(scaled_matmul_op, arguments, test_utils=["test_faketensor"])
 

@@ -1,0 +1,212 @@
+"""`archfront profile` without a twin: what an architecture costs on a target, and where it goes."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ...profilers.cluster import Cluster
+from ...profilers.cost.work import cost_class
+from ...profilers.memory import GIB, MARGIN, Verdict, verdict
+from ...profilers.pricing import (
+    Cost,
+    TargetTimings,
+    best_split,
+    decode_cost,
+    prefill_cost,
+    tokens_a_step,
+    train_cost,
+)
+from ...profilers.report import Report
+from ...profilers.timing.calibration import Calibration
+from ...search_space.architecture import Architecture
+from ...search_space.workload import Workload
+from .render import find, number
+
+SMALLEST_SHARE = 0.005  # of a pass that has a line of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """One pass of a workload: what for, and its cost with where it goes."""
+
+    workload: str
+    what: str
+    cost: Cost
+
+    def plain(self) -> dict[str, Any]:
+        cost = self.cost
+        return {
+            "workload": self.workload,
+            "pass": self.what,
+            "seconds": cost.seconds,
+            "low": cost.low,
+            "high": cost.high,
+            "provenance": cost.provenance,
+            "split": str(cost.split),
+            "shares": [vars(share) for share in cost.shares],
+        }
+
+
+def explained(
+    architecture: Architecture,
+    target: Cluster,
+    workloads: Sequence[Workload],
+    timings: TargetTimings,
+) -> list[Explained]:
+    """Every pass of every workload."""
+    target, found = timings.target(target), list[Explained]()
+    for workload in workloads:
+        split = best_split(architecture, target, workload, timings)
+        passes: dict[str, Callable[..., Cost]] = {
+            f"prefill of {workload.prefill_batch} x {workload.prefill_tokens:,}": prefill_cost,
+            f"decoding step of {workload.decode_batch} at {workload.decode_context:,}": decode_cost,
+        }
+        if workload.train_batch is not None:
+            what = f"training step of {workload.train_batch} x {workload.train_tokens:,}"
+            passes[what] = train_cost
+        for what, price in passes.items():
+            cost = price(architecture, target, workload, timings, split)
+            found.append(Explained(workload=workload.name, what=what, cost=cost))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Whether a workload's memory fits each of the target's devices."""
+
+    workload: str
+    verdict: Verdict
+    peak_gib: float
+    high_gib: float
+    device_gib: float
+
+
+def fits(report: Report, target: Cluster, workloads: Sequence[Workload]) -> list[Fit]:
+    """The verdict of each workload, by its peak as measured or estimated."""
+    found = []
+    for workload in workloads:
+        peak = find(report, f"peak_gib@{workload.name}")
+        assert peak is not None, "every workload has a peak"
+        found.append(
+            Fit(
+                workload=workload.name,
+                verdict=verdict(peak, target.device.memory_gb),
+                peak_gib=peak.value,
+                high_gib=peak.high or peak.value,
+                device_gib=MARGIN * target.device.memory_gb * 1e9 / GIB,
+            )
+        )
+    return found
+
+
+def fits_text(found: Sequence[Fit], target: Cluster) -> RenderableType:
+    """A line for each workload."""
+    styles = {"fits": "green", "tight": "yellow", "does not fit": "red"}
+    each = " each" if target.count > 1 else ""
+    return Group(
+        *(
+            Text.assemble(
+                (fit.verdict, styles[fit.verdict]),
+                f" {target.name} at {fit.workload}: {number(fit.peak_gib)} GiB (at most "
+                f"{number(fit.high_gib)}) of {number(fit.device_gib)} usable{each}",
+            )
+            for fit in found
+        )
+    )
+
+
+def explanation(
+    architecture: Architecture,
+    target: Cluster,
+    workloads: Sequence[Workload],
+    found: Sequence[Explained],
+) -> RenderableType:
+    """Where the time of each pass goes, by layer kind and operator family, and what it stands on."""
+    tokens = {w.name: tokens_a_step(architecture, w) for w in workloads}
+    return Group(*(_one(architecture, target, part, tokens[part.workload]) for part in found))
+
+
+def _one(
+    architecture: Architecture, target: Cluster, part: Explained, tokens: float
+) -> RenderableType:
+    cost = part.cost
+    head = (
+        f"{part.workload}: {part.what} on {target.name}"
+        + (f" ({cost.split})" if target.count > 1 else "")
+        + f": {number(1e3 * cost.seconds)} ms, 90% within {number(1e3 * cost.low)} to "
+        + f"{number(1e3 * cost.high)}, {cost.provenance}"
+    )
+    if tokens > 1 and part.what.startswith("decoding"):
+        head += f"; gives {tokens:.2f} tokens a sequence"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("layers", "kind", "operators"):
+        table.add_column(title, no_wrap=True)
+    for title in ("ms", "%"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("stands on", no_wrap=True)
+    hidden = 0.0
+    for share in sorted(cost.shares, key=lambda share: -share.seconds):
+        of_all = share.seconds / cost.seconds
+        if of_all < SMALLEST_SHARE:
+            hidden += share.seconds
+            continue
+        table.add_row(
+            Text(share.place),
+            _kind(architecture, share.place),
+            share.family,
+            number(1e3 * share.seconds),
+            f"{100 * of_all:.1f}",
+            share.known.replace("_", "-"),
+        )
+    if hidden:
+        table.add_row("…", "", "", number(1e3 * hidden), f"{100 * hidden / cost.seconds:.1f}", "")
+    sums: dict[str, float] = defaultdict(float)
+    for share in cost.shares:
+        sums[share.known] += share.seconds / cost.seconds
+    foot = "stands on: " + ", ".join(
+        f"{100 * part:.0f}% {SAID[known]}"
+        for known, part in sorted(sums.items(), key=lambda s: -s[1])
+    )
+    return Group(Text(head, style="bold"), table, Text(foot, style="dim"), Text())
+
+
+SAID = {
+    "timed": "blocks measured on it",
+    "calibrated": "operators measured on it (calibrated)",
+    "fitted": "public timings of this GPU (fitted)",
+    "family": "public timings of its GPU family (family)",
+    "transferred": "public timings of other families (transferred)",
+    "stand_in": "operators alike, none of this kind was timed (stand-in)",
+}
+
+
+def _kind(architecture: Architecture, place: str) -> str:
+    block = architecture.blocks.get(place)
+    return block.kind if block else "group" if place.startswith("[") else ""
+
+
+def calibration_summary(found: Calibration) -> dict[str, dict[str, float]]:
+    """Of each class of operators: how many points, and the range of their times in ms."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for call, seconds in found.timings:
+        times[cost_class(call)].append(1e3 * seconds)
+    return {
+        name: {"points": len(part), "least_ms": min(part), "most_ms": max(part)}
+        for name, part in times.items()
+    }
+
+
+def calibrated_text(found: Calibration, summary: dict[str, dict[str, float]]) -> RenderableType:
+    """The same as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("operators", "points", "least ms", "most ms"):
+        table.add_column(title, justify="left" if title == "operators" else "right")
+    for name, part in summary.items():
+        table.add_row(name, str(part["points"]), number(part["least_ms"]), number(part["most_ms"]))
+    head = f"{found.device.name} calibrated on {len(found.timings)} points"
+    return Group(Text(head, style="bold"), table)

@@ -1,0 +1,167 @@
+"""One job of timing in a process of its own: JSON in on stdin, JSON out on stdout.
+
+python -m archfront.profilers.timing.worker < job.json
+
+A piece is built at full size with random weights in bfloat16, its caches filled at random up to the
+context, and timed. Out of memory is an answer; a broken device ends the process, not the caller.
+"""
+
+import copy
+import json
+import platform
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...builders.body import Pass, text_positions
+from ...builders.caches import TokenCache
+from ...builders.model import HybridLM, build
+from ...search_space.architecture import Architecture
+from ...search_space.operators import Point
+from .measure import PROTOCOL
+from .protocol import Timing, sets_needed, timed
+
+PARITY_TOKENS, PARITY_LIMIT = 64, 4e-2  # relative error of bfloat16 kernels against fp32 torch
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    torch.set_num_threads(job["threads"])
+    try:
+        answer = run(job)
+    except (torch.OutOfMemoryError, MemoryError) as fault:
+        answer = _out_of_memory(fault)
+    except RuntimeError as fault:
+        if "can't allocate memory" not in str(fault):  # as a CPU says it
+            raise
+        answer = _out_of_memory(fault)
+    sys.stdout.write(json.dumps(answer))
+
+
+def _out_of_memory(fault: Exception) -> dict[str, Any]:
+    return {"failure": "oom", "reason": (str(fault) or "out of memory").splitlines()[0]}
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """{"seconds", "low", "high", ...} of a piece or of a whole model at a point."""
+    architecture = Architecture.model_validate(job["architecture"])
+    device, point = torch.device(job["device"]), Point(**job["point"])
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        _check_parity(architecture, device)
+    with torch.inference_mode():
+        found = _time(architecture, job["part"], point, device, dtype)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {**vars(found), "peak_bytes": peak, "facts": facts(device)}
+
+
+def _time(
+    architecture: Architecture, part: str, point: Point, device: torch.device, dtype: torch.dtype
+) -> Timing:
+    first = build(architecture, device=device, dtype=dtype).eval()
+    touched = sum(p.numel() * p.element_size() for p in first.parameters())
+    calls = []
+    for _ in range(sets_needed(touched, device)):
+        model = copy.deepcopy(first) if calls else first
+        calls.append(_call(model, part, point, dtype))
+    return timed(calls, device, graph=point.decode)
+
+
+def _call(model: HybridLM, part: str, point: Point, dtype: torch.dtype) -> Callable[[], object]:
+    device, architecture = model.embedding.weight.device, model.architecture
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (point.batch, point.tokens)
+    tokens = torch.randint(architecture.vocab_size, shape, generator=generator, device=device)
+    if part == "ends":
+        return lambda: model.logits(model.norm(model.embed(tokens))[:, -1])
+    if part == "whole" and not point.decode:
+        return lambda: model.prefill(tokens)
+    before = point.context - point.tokens
+    if part == "whole":
+        caches = model.fill_random(point.batch, before)
+        return _repeatable(lambda: model.step(tokens[:, 0], caches), caches.blocks)
+    x = torch.randn(*shape, architecture.d_model, generator=generator, device=device, dtype=dtype)
+    run = Pass(
+        positions_BT=text_positions(point.batch, point.tokens, device) + before,
+        tokens_BT=tokens,
+        embedded_BTD=x,
+        reads_texts=not point.decode,
+    )
+    streams = architecture.hyper_connections
+    if streams is not None:
+        x = x[:, :, None].expand(-1, -1, streams.streams, -1)
+    *earlier, block = model.blocks
+    held = model.fill_random(point.batch, before).blocks if point.decode else None
+    for index, other in enumerate(earlier):  # what the timed one reads of it stays in the pass
+        other(x, run, held[index] if held else None)
+    left = dict(run.left)
+
+    def call() -> object:
+        run.left = dict(left)
+        return block(x, run, held[-1] if held else block.new_cache(point.batch))
+
+    return _repeatable(call, held[-1:]) if held else call
+
+
+def _repeatable(call: Callable[[], object], caches: list[Any]) -> Callable[[], object]:
+    """The call as if for the first time: its token is forgotten again."""
+    kept = [cache for cache in caches if isinstance(cache, TokenCache)]
+
+    def once() -> object:
+        found = call()
+        for cache in kept:
+            cache.lengths = [length - 1 for length in cache.lengths]
+        return found
+
+    return once
+
+
+def _check_parity(architecture: Architecture, device: torch.device) -> None:
+    """Raises ArithmeticError when the device's kernels do not compute what torch does in fp32."""
+    model = build(architecture, device=device, dtype=torch.bfloat16).eval()
+    exact = build(architecture, dtype=torch.float32).eval()
+    exact.load_state_dict(model.state_dict())
+    tokens = torch.randint(architecture.vocab_size, (1, PARITY_TOKENS))
+    with torch.inference_mode():
+        expected = exact(tokens)
+        found = model(tokens.to(device)).float().cpu()
+    error = ((found - expected).norm() / expected.norm()).item()
+    if not error < PARITY_LIMIT:
+        raise ArithmeticError(f"kernels differ from their reference by {error:.1%}")
+
+
+def facts(device: torch.device) -> dict[str, str]:
+    """What a timing holds under: its cache key beside block and point."""
+    found = {
+        "protocol": str(PROTOCOL),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels": kernel_sources(),
+        "threads": str(torch.get_num_threads()),
+    }
+    if device.type == "cuda":
+        import triton
+
+        found |= {"triton": triton.__version__, "cuda": str(torch.version.cuda)}
+    return found
+
+
+def kernel_sources() -> str:
+    """A hash of all our kernels: another source is another kernel."""
+    import hashlib
+    from importlib.resources import files
+
+    digest = hashlib.sha256()
+    for family in sorted(files("archfront.kernels").iterdir(), key=lambda p: p.name):
+        if family.is_dir():
+            for file in sorted(family.iterdir(), key=lambda p: p.name):
+                if file.name.endswith(".py"):
+                    digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Operators as a GPU that is not here would run them."""
+
+import pytest
+import torch
+
+from archfront.kernels.backend import chosen
+from archfront.kernels.meta_dry_run import on_absent
+from archfront.kernels.recurrent import op
+from archfront.kernels.requirements import Unsupported
+
+
+def keys_and_values(K):
+    q, k = torch.empty(2, 1, 9, 2, K, dtype=torch.bfloat16, device="meta").requires_grad_().unbind()
+    return q, k, torch.empty(1, 9, 4, 64, dtype=torch.bfloat16, device="meta")
+
+
+def test_a_meta_tensor_has_kernels_only_where_it_stands_for_a_gpu():
+    x = torch.empty(1, device="meta")
+    with on_absent("sm_90"):
+        assert chosen(None, x) == "triton"
+        assert chosen(None, torch.empty(1)) == "torch"
+    assert chosen(None, x) == "torch"
+
+
+def test_a_gpus_tables_answer_forward_and_backward():
+    with on_absent("sm_90"):
+        o, _ = op.linear_recurrence(*keys_and_values(256))
+        o.sum().backward()
+    with on_absent("sm_80"), pytest.raises(Unsupported, match=r"128 wide on sm_80 .* got K=256"):
+        op.linear_recurrence(*keys_and_values(256))
+    with on_absent("sm_80"):
+        op.linear_recurrence(*keys_and_values(128))
+
+
+def test_an_unknown_gpu_is_refused():
+    law = r"the architecture must be one of sm_80, .* got sm_70"
+    with pytest.raises(Unsupported, match=law), on_absent("sm_70"):
+        pass
