@@ -301,14 +301,11 @@ def test_the_door_does_not_import_triton():
 
 
 def test_listed_keys_in_torch_equal_the_reference():
-    q, k = (
-        torch.randn(2, 7, 3, 20, dtype=torch.float64),
-        torch.randn(2, 30, 20, dtype=torch.float64),
-    )
+    shapes = (2, 7, 3, 20), (2, 30, 20)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     index = torch.rand(2, 7, 30).topk(11).indices.int()
     index = index.masked_fill(torch.rand(index.shape) < 0.3, -1)
     rule = {"index_BTN": index, "v_dim": 12, "scale": 0.3}
-    ours = with_gradients(partial(op.attend_selected, backend="torch", **rule), (q, k))
-    torch.testing.assert_close(
-        ours, with_gradients(partial(reference.attend_selected, **rule), (q, k))
-    )
+    ours = with_gradients(partial(op.attend_selected, backend="torch", **rule), inputs)
+    theirs = with_gradients(partial(reference.attend_selected, **rule), inputs)
+    torch.testing.assert_close(ours, theirs)
