@@ -96,6 +96,10 @@ class CompressedAttention(Body):
                 scale=self.scale,
                 segment_ids=run.segment_ids_BT,
             )
+        elif held.newest:
+            position_B = run.positions_BT[:, 0]
+            pages = held.pages("kv", None, position_B + 1, value_dim=block.head_dim)
+            part = attention.attend_cached(q_BTHK, pages, scale=self.scale)
         else:
             seen_BTC = before(run.positions_BT, held.positions_BC, window=block.window)
             part = attend_where(
