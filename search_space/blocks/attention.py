@@ -226,17 +226,6 @@ class Attention(Block):
             return self.block_sparse.top_k * self.block_sparse.block
         return self.window and self.window + self.global_tokens
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        return 2 * self.heads * (self.head_dim + self.value_dim) * visible  # Q K^T and P V
-
-    def index_flops(self, context: float) -> float:
-        sparse = self.block_sparse
-        if sparse is None:
-            return 0.0
-        if sparse.index_heads:
-            return 2 * sparse.index_heads * sparse.index_dim * context
-        return 2 * self.heads * self.head_dim * context / sparse.block
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

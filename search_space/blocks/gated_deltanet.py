@@ -76,12 +76,6 @@ class GatedDeltaNet(Block):
             conv_elements=(self.conv - 1) * self.conv_width,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, erase, write and read, and the convolution."""
-        return (
-            8 * self.v_heads * self.k_head_dim * self.v_head_dim + 2 * self.conv * self.conv_width
-        )
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

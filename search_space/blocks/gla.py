@@ -70,10 +70,6 @@ class GLA(Block):
             conv_elements=max(0, self.conv - 1) * self.conv_width,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, write and read of the state, and the convolution."""
-        return 6 * self.heads * self.k_head_dim * self.v_head_dim + 2 * self.conv * self.conv_width
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

@@ -42,10 +42,6 @@ class Lightning(Block):
     def cache(self, d_model: int) -> Cache:
         return Cache(state_elements=self.heads * self.head_dim**2)
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, write and read of the state."""
-        return 6 * self.heads * self.head_dim**2
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

@@ -52,10 +52,6 @@ class Mamba1(Block):
             conv_elements=(self.conv - 1) * self.d_inner,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, write and read of the state, and the convolution."""
-        return self.d_inner * (6 * self.d_state + 2 * self.conv)
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

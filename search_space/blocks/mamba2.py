@@ -70,10 +70,6 @@ class Mamba2(Block):
             conv_elements=(self.conv - 1) * self.conv_width,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, write and read of the state, and the convolution."""
-        return 6 * self.d_inner * self.d_state + 2 * self.conv * self.conv_width
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ..document import Terse
 from ..operators import (
+    AttentionDecode,
     IndexScores,
     MLADecode,
     MLAPrefill,
@@ -29,10 +30,6 @@ class Indexer(Terse):
     heads: PositiveInt
     head_dim: PositiveInt
     top_k: PositiveInt
-
-    def flops(self, keys: float) -> float:
-        """FLOPs a token to score so many index keys."""
-        return 2 * self.heads * self.head_dim * keys
 
     def scores(self, point: Point, *, every: int = 1) -> IndexScores:
         """The call that scores one key for `every` tokens of the context."""
@@ -141,13 +138,6 @@ class MLA(Block):
             selected=self.indexer.top_k if self.indexer else None,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """In the expanded form, as trained; the absorbed form of decoding is in `operators`."""
-        return 2 * self.heads * (self.qk_head_dim + self.v_head_dim) * visible
-
-    def index_flops(self, context: float) -> float:
-        return self.indexer.flops(context) if self.indexer else 0.0
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
@@ -175,6 +165,21 @@ class MLA(Block):
             )
         if self.out_gate:
             yield Rows(rows=point.rows, elements=3 * self.heads * self.v_head_dim)
+
+    def operator_flops(self, d_model: int, context: int) -> float:
+        """In the expanded form of training and prefill; decoding runs the absorbed form."""
+        scored = 0.0
+        if self.indexer:
+            scored = self.indexer.scores(Point(batch=1, tokens=1, context=context)).flops
+        expanded = AttentionDecode(
+            batch=1,
+            context=visible(context, self.indexer.top_k if self.indexer else None),
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_dim=self.qk_head_dim,
+            v_head_dim=self.v_head_dim,
+        )
+        return scored + expanded.flops
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         v_head_dim = grained(self.v_head_dim * share)

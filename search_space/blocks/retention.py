@@ -53,10 +53,6 @@ class Retention(Block):
     def cache(self, d_model: int) -> Cache:
         return Cache(state_elements=self.heads * self.k_head_dim * self.v_head_dim)
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, write and read of the state."""
-        return 6 * self.heads * self.k_head_dim * self.v_head_dim
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

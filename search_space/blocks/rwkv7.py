@@ -63,10 +63,6 @@ class RWKV7(Block):
     def cache(self, d_model: int) -> Cache:
         return Cache(state_elements=self.heads * self.head_dim**2, conv_elements=d_model)
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, erase, write and read of the state."""
-        return 10 * self.heads * self.head_dim**2
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

@@ -71,9 +71,6 @@ class SharedBlock(Block):
             kv_scales=2 * self.kv_heads,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        return 4 * self.heads * self.head_dim * visible
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

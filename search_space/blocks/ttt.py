@@ -55,10 +55,6 @@ class TTTLinear(Block):
             conv_elements=(self.conv - 1) * 3 * self.width,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """Prediction, its gradient, the update and the read."""
-        return 8 * self.heads * self.head_dim**2 + 2 * self.conv * 3 * self.width
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
@@ -73,6 +69,10 @@ class TTTLinear(Block):
             writes=2,
         )
         yield Rows(rows=point.rows, elements=9 * self.width)
+
+    def operator_flops(self, d_model: int, context: int) -> float:
+        """Less the decay of the state that a recurrence counts: W does not decay."""
+        return super().operator_flops(d_model, context) - 2 * self.heads * self.head_dim**2
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
