@@ -18,6 +18,7 @@ from ..operators import (
     visible,
 )
 from .block import Block, Cache, Weight, biases, grained, grouped, linear, vector
+from .heads import HeadLayout, head_columns, head_rows
 from .rope import Rope
 
 
@@ -202,6 +203,16 @@ class Attention(Block):
             vector("index.q_norm.weight", sparse.index_dim),
             vector("index.k_norm.weight", sparse.index_dim),
         )
+
+    def head_layout(self) -> dict[str, HeadLayout]:
+        gate = self.value_dim if self.out_gate == "elementwise" else 1
+        return {
+            "q_proj": head_rows(q=(self.heads, self.head_dim)),
+            "k_proj": head_rows(k=(self.kv_heads, self.head_dim)),
+            "v_proj": head_rows(v=(self.kv_heads, self.value_dim)),
+            "gate_proj": head_rows(z=(self.heads, gate)),
+            "o_proj": head_columns(o=(self.heads, self.value_dim)),
+        }
 
     def cache(self, d_model: int) -> Cache:
         if self.kv_reuse or self.cross:  # another block's, or of the encoder's fixed length

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ..document import Terse
 from ..operators import NumberFormat, Operator, Point
+from .heads import HeadLayout
 
 PrecisionRole = Literal[
     "attention.qkv",
@@ -122,6 +123,13 @@ class Block(Terse):
     def weights(self, d_model: int) -> tuple[Weight, ...]:
         """Every parameter of the block, its norms around the residual excluded."""
         raise NotImplementedError
+
+    def head_layout(self) -> dict[str, HeadLayout]:
+        """The weights that are made of heads, by name without ".weight"; all others are plain.
+
+        A block need not have every weight that is named here.
+        """
+        return {}
 
     def cache(self, d_model: int) -> Cache:
         """What one sequence caches; nothing unless a kind says so."""

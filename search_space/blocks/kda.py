@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, grained, linear, vector
+from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import convolution, recurrence
 
 
@@ -67,6 +68,15 @@ class KDA(Block):
             vector("norm.weight", self.v_head_dim),
             linear("out_proj", d_model, self.v_width, "mixer.out"),
         )
+
+    def head_layout(self) -> dict[str, HeadLayout]:
+        keys, values = (self.heads, self.k_head_dim), (self.heads, self.v_head_dim)
+        return linear_mixer_heads(keys, values) | {
+            "decay_b_proj": head_rows(decay=keys),
+            "dt_bias": head_rows(dt=keys),
+            "gate_proj": head_rows(z=values),
+            "gate_b_proj": head_rows(z=values),
+        }
 
     def cache(self, d_model: int) -> Cache:
         return Cache(

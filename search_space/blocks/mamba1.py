@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt
 
 from ..operators import ChannelScan, NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .heads import HeadLayout, head_rows
 from .recurrent import convolution
 
 
@@ -45,6 +46,13 @@ class Mamba1(Block):
             *(vector(f"{name}.weight", size) for name, size in norms.items() if self.inner_norms),
             linear("out_proj", d_model, self.d_inner, "mixer.out"),
         )
+
+    def head_layout(self) -> dict[str, HeadLayout]:
+        channels, state = (1, self.d_inner), (1, self.d_state)
+        return {
+            "in_proj": head_rows(x=channels, gate=channels),
+            "x_proj": head_rows(rate=(1, self.dt_rank), B=state, C=state),
+        }
 
     def cache(self, d_model: int) -> Cache:
         return Cache(

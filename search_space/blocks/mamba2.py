@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .heads import HeadLayout, head_columns, head_rows
 from .recurrent import convolution, recurrence
 
 
@@ -63,6 +64,15 @@ class Mamba2(Block):
             *((vector("norm.weight", self.d_inner),) if self.gated_norm else ()),
             linear("out_proj", d_model, self.d_inner, "mixer.out"),
         )
+
+    def head_layout(self) -> dict[str, HeadLayout]:
+        values, shared = (self.heads, self.head_dim), (self.groups, self.d_state)
+        return {
+            "in_proj": head_rows(z=values, v=values, k=shared, q=shared, dt=(self.heads, 1)),
+            "conv": head_rows(conv_v=values, conv_k=shared, conv_q=shared),
+            "norm": head_rows(norm=values),
+            "out_proj": head_columns(o=values),
+        }
 
     def cache(self, d_model: int) -> Cache:
         return Cache(

@@ -18,6 +18,7 @@ from ..operators import (
     visible,
 )
 from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .heads import HeadLayout, head_columns, head_rows
 from .rope import Rope
 
 
@@ -129,6 +130,19 @@ class MLA(Block):
             *biases({"indexer.k_norm": index.head_dim}),
             linear("indexer.head_proj", index.heads, d_model, "gate"),
         )
+
+    def head_layout(self) -> dict[str, HeadLayout]:
+        queries = head_rows(latent_q=(self.heads, self.qk_head_dim))
+        values = (self.heads, self.v_head_dim)
+        expanded = (self.heads, self.qk_nope_head_dim + self.v_head_dim)
+        return {
+            "q_proj": queries,
+            "q_b_proj": queries,
+            "kv_a_proj": head_rows(latent=(1, self.kv_lora_rank), rope=(1, self.qk_rope_head_dim)),
+            "kv_b_proj": head_rows(latent_kv=expanded),
+            "gate_proj": head_rows(latent_z=values),
+            "o_proj": head_columns(latent_o=values),
+        }
 
     def cache(self, d_model: int) -> Cache:
         return Cache(

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import convolution, recurrence
 
 
@@ -47,6 +48,10 @@ class TTTLinear(Block):
             linear("gate_proj", self.width, d_model, "mixer.in"),
             linear("out_proj", d_model, self.width, "mixer.out"),
         )
+
+    def head_layout(self) -> dict[str, HeadLayout]:
+        size = (self.heads, self.head_dim)
+        return linear_mixer_heads(size, size) | {"gate_proj": head_rows(z=size)}
 
     def cache(self, d_model: int) -> Cache:
         """W and its gradient within the open mini-batch, and the convolution's tail."""
