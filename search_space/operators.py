@@ -306,8 +306,7 @@ class ChannelScan(Operator):
 
     @property
     def flops(self) -> float:
-        """Weighted by 16: these run outside the tensor cores, at about that share of the peak."""
-        return 16 * 6.0 * self.batch * self.tokens * self.channels * self.states
+        return 6.0 * self.batch * self.tokens * self.channels * self.states
 
     @property
     def bytes(self) -> float:

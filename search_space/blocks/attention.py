@@ -18,6 +18,7 @@ from ..operators import (
     visible,
 )
 from .block import Block, Cache, Weight, biases, grained, grouped, linear, vector
+from .heads import HeadLayout, head_columns, head_rows
 from .rope import Rope
 
 
@@ -203,6 +204,16 @@ class Attention(Block):
             vector("index.k_norm.weight", sparse.index_dim),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        gate = self.value_dim if self.out_gate == "elementwise" else 1
+        return {
+            "q_proj": head_rows(q=(self.heads, self.head_dim)),
+            "k_proj": head_rows(k=(self.kv_heads, self.head_dim)),
+            "v_proj": head_rows(v=(self.kv_heads, self.value_dim)),
+            "gate_proj": head_rows(z=(self.heads, gate)),
+            "o_proj": head_columns(o=(self.heads, self.value_dim)),
+        }
+
     def cache(self, d_model: int) -> Cache:
         if self.kv_reuse or self.cross:  # another block's, or of the encoder's fixed length
             return Cache()
@@ -225,17 +236,6 @@ class Attention(Block):
         if self.block_sparse:
             return self.block_sparse.top_k * self.block_sparse.block
         return self.window and self.window + self.global_tokens
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        return 2 * self.heads * (self.head_dim + self.value_dim) * visible  # Q K^T and P V
-
-    def index_flops(self, context: float) -> float:
-        sparse = self.block_sparse
-        if sparse is None:
-            return 0.0
-        if sparse.index_heads:
-            return 2 * sparse.index_heads * sparse.index_dim * context
-        return 2 * self.heads * self.head_dim * context / sparse.block
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat

@@ -108,12 +108,6 @@ class CompressedAttention(Block):
             selected=self.indexer.top_k if self.indexer else None,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        return 4 * self.heads * self.head_dim * visible
-
-    def index_flops(self, context: float) -> float:
-        return self.indexer.flops(context / (self.compress or 1)) if self.indexer else 0.0
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:

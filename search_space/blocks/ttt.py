@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import convolution, recurrence
 
 
@@ -48,16 +49,16 @@ class TTTLinear(Block):
             linear("out_proj", d_model, self.width, "mixer.out"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        size = (self.heads, self.head_dim)
+        return linear_mixer_heads(size, size) | {"gate_proj": head_rows(z=size)}
+
     def cache(self, d_model: int) -> Cache:
         """W and its gradient within the open mini-batch, and the convolution's tail."""
         return Cache(
             state_elements=2 * self.heads * self.head_dim**2,
             conv_elements=(self.conv - 1) * 3 * self.width,
         )
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """Prediction, its gradient, the update and the read."""
-        return 8 * self.heads * self.head_dim**2 + 2 * self.conv * 3 * self.width
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
@@ -73,6 +74,10 @@ class TTTLinear(Block):
             writes=2,
         )
         yield Rows(rows=point.rows, elements=9 * self.width)
+
+    def operator_flops(self, d_model: int, context: int) -> float:
+        """Less the decay of the state that a recurrence counts: W does not decay."""
+        return super().operator_flops(d_model, context) - 2 * self.heads * self.head_dim**2
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
