@@ -30,6 +30,7 @@ from ...search_space.operators import (
     RecurrentStep,
     Rows,
     Scan,
+    SelectedAttention,
     Waiting,
 )
 from ..device import Device
@@ -300,6 +301,7 @@ SHAPES: dict[type[Operator], Callable[[Columns, Device], list[np.ndarray]]] = {
     ChannelScan: _channels,
     Experts: _experts,
     IndexScores: _plain,
+    SelectedAttention: _plain,
     Rows: _plain,
     Waiting: _plain,
 }
@@ -320,6 +322,7 @@ SMOOTH: dict[type[Operator], int] = {
         ChannelScan: 3,
         Experts: 10,
         IndexScores: 0,
+        SelectedAttention: 0,
         Rows: 0,
         Waiting: 0,
     }.items()

@@ -15,6 +15,7 @@ from ..operators import (
     Operator,
     Point,
     Rows,
+    masked_attention,
     visible,
 )
 from .block import Block, Cache, Weight, biases, grained, grouped, linear, vector
@@ -256,21 +257,32 @@ class Attention(Block):
                 heads=sparse.index_heads or self.heads,
                 head_dim=sparse.index_dim if sparse.index_heads else self.head_dim,
             )
-        if point.decode:
-            seen = visible(point.context, self.chunk or self._selected)
-            yield AttentionDecode(batch=point.batch, context=seen, kv=kv, **size)
+        held = visible(point.context, self._held or self.chunk)
+        if not point.decode:
+            yield from self._prefill(point, kv, size)
+        elif self.dilation > 1:
+            yield from masked_attention(batch=point.batch, tokens=1, keys=held, **size)
         else:
-            tokens, window = point.tokens, self._selected
-            chunks = ceil(tokens / self.chunk) if self.chunk else 1
-            yield AttentionPrefill(
-                batch=point.batch * chunks,
-                tokens=ceil(tokens / chunks),
-                window=window if window and window < tokens else None,
-                kv=kv,
-                **size,
-            )
+            seen = visible(held, self._selected)
+            yield AttentionDecode(batch=point.batch, context=seen, kv=kv, **size)
         if self.out_gate != "none":
             yield Rows(rows=point.rows, elements=3 * self.o_width)
+
+    def _prefill(self, point: Point, kv: NumberFormat, size: dict[str, int]) -> Iterator[Operator]:
+        """Texts are cut into chunks, or into `dilation` interleaved ones, that attend alone."""
+        texts = ceil(point.tokens / self.chunk) if self.chunk else self.dilation
+        tokens = ceil(point.tokens / texts)
+        window = self._selected if self.block_sparse else self.window
+        yield AttentionPrefill(
+            batch=point.batch * texts,
+            tokens=tokens,
+            window=window if window and window < tokens else None,
+            kv=kv,
+            **size,
+        )
+        if self.global_tokens:
+            first = min(self.global_tokens, point.tokens)
+            yield from masked_attention(batch=point.batch, tokens=point.tokens, keys=first, **size)
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)

@@ -15,6 +15,7 @@ from ..operators import (
     Operator,
     Point,
     Rows,
+    SelectedAttention,
     visible,
 )
 from .block import Block, Cache, Weight, biases, grained, linear, vector
@@ -155,14 +156,23 @@ class MLA(Block):
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
-        selected = self.indexer.top_k if self.indexer else None
         yield Rows(rows=point.rows, elements=2 * (self.kv_lora_rank + (self.q_lora_rank or 0)))
         if self.indexer:
             yield self.indexer.scores(point)
-        if point.decode:
+        if self.indexer and self.indexer.top_k < point.context:
+            yield SelectedAttention(
+                batch=point.batch,
+                rows=point.tokens,
+                keys=point.context,
+                selected=self.indexer.top_k,
+                heads=self.heads,
+                head_dim=self.kv_lora_rank + self.qk_rope_head_dim,
+                v_head_dim=self.kv_lora_rank,
+            )
+        elif point.decode:
             yield MLADecode(
                 batch=point.batch,
-                context=visible(point.context, selected),
+                context=point.context,
                 heads=self.heads,
                 kv_lora_rank=self.kv_lora_rank,
                 qk_rope_head_dim=self.qk_rope_head_dim,
@@ -175,7 +185,6 @@ class MLA(Block):
                 heads=self.heads,
                 qk_head_dim=self.qk_head_dim,
                 v_head_dim=self.v_head_dim,
-                window=selected if selected and selected < point.tokens else None,
             )
         if self.out_gate:
             yield Rows(rows=point.rows, elements=3 * self.heads * self.v_head_dim)

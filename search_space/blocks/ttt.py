@@ -1,14 +1,15 @@
 """Test-time training: a mixer whose state is a linear model, trained on each token it reads."""
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from ..operators import NumberFormat, Operator, Point, Rows
+from ..operators import Gemm, NumberFormat, Operator, Point, Rows, Waiting
 from .block import Block, Cache, Weight, biases, grained, linear, vector
 from .heads import HeadLayout, head_rows, linear_mixer_heads
-from .recurrent import convolution, recurrence
+from .recurrent import convolution
 
 
 class TTTLinear(Block):
@@ -64,20 +65,20 @@ class TTTLinear(Block):
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
         yield convolution(point, 3 * self.width, self.conv)
-        yield recurrence(
-            point,
-            k_heads=self.heads,
-            heads=self.heads,
-            k_dim=self.head_dim,
-            v_dim=self.head_dim,
-            delta=True,
-            writes=2,
-        )
+        rows, K = point.rows * self.heads, self.head_dim
+        batches = ceil(point.tokens / self.mini_batch)
+        for _ in ("prediction", "gradient of W", "read"):
+            yield Gemm(m=rows, n=K, k=K)
+        if not point.decode:  # what the gradients of a mini-batch add to its own reads
+            within = min(self.mini_batch, point.tokens)
+            yield Gemm(m=rows, n=within, k=K)
+            yield Gemm(m=rows, n=K, k=within)
+            yield Waiting(steps=batches, n=self.width, k=K)
         yield Rows(rows=point.rows, elements=9 * self.width)
 
     def operator_flops(self, d_model: int, context: int) -> float:
-        """Less the decay of the state that a recurrence counts: W does not decay."""
-        return super().operator_flops(d_model, context) - 2 * self.heads * self.head_dim**2
+        """With the update of W, which runs as a sum and not as a product."""
+        return super().operator_flops(d_model, context) + 2 * self.heads * self.head_dim**2
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)
