@@ -36,12 +36,11 @@ def proxy_latency(
         prefill = time_calls(lambda: model.prefill(tokens_BT), device)
         decode = time_calls(lambda: model.step(tokens_BT[:, -1], caches), device)
     return tuple(
-        Measurement(
-            name=name,
-            value=1e3 * median,
+        Measurement.measured(
+            name,
+            1e3 * median,
             low=1e3 * low,
             high=1e3 * high,
-            provenance="measured",
             device=local_device_name(device),
         )
         for name, (median, low, high) in (

@@ -14,6 +14,7 @@ from ..search_space.proxy import proxy_architecture
 from . import quality
 from .corpus import Corpus, load_corpus
 from .latency import proxy_latency
+from .out_of_memory import is_out_of_memory, out_of_memory_reason
 from .report import Failure, FailureKind, Report
 from .training import NotFinite, OutOfTime
 
@@ -47,14 +48,12 @@ def profile(architecture: Architecture, plan: Plan, *, seed: int) -> Report | Fa
         return failure("nan", str(fault))
     except OutOfTime as fault:
         return failure("hang", str(fault))
-    except torch.OutOfMemoryError as fault:
-        return failure("oom", str(fault).splitlines()[0])
     except (Unbuilt, Uncountable) as fault:
         return failure("error", str(fault))
     except (RuntimeError, MemoryError) as fault:
-        if isinstance(fault, RuntimeError) and "can't allocate memory" not in str(fault):
+        if not is_out_of_memory(fault):
             raise
-        return failure("oom", str(fault).splitlines()[0] if str(fault) else "out of memory")
+        return failure("oom", out_of_memory_reason(fault))
     return Report(
         key=architecture.key, measurements=tuple(measurements), facts=facts(plan, corpus, seed)
     )

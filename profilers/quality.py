@@ -79,9 +79,9 @@ def quality(
     return (
         _measured("bits_per_byte", [text.bits_per_byte for text in texts], device),
         _measured("recall", recalls, device),
-        _counted("recall_cache_bytes", cache_bytes_at(recaller, plan.recall.context)),
+        Measurement.counted("recall_cache_bytes", cache_bytes_at(recaller, plan.recall.context)),
         _measured("proxy_step_ms", [1e3 * text.seconds_per_step for text in texts], device),
-        _counted("proxy_parameters", parameters(reader).total),
+        Measurement.counted("proxy_parameters", parameters(reader).total),
     )
 
 
@@ -256,15 +256,6 @@ def _measured(name: str, values: list[float], device: torch.device) -> Measureme
     if len(values) > 1:
         reach = student_95(len(values) - 1) * stdev(values) / math.sqrt(len(values))
         low, high = mean(values) - reach, mean(values) + reach
-    return Measurement(
-        name=name,
-        value=mean(values),
-        provenance="measured",
-        device=local_device_name(device),
-        low=low,
-        high=high,
+    return Measurement.measured(
+        name, mean(values), device=local_device_name(device), low=low, high=high, rung=0
     )
-
-
-def _counted(name: str, value: float) -> Measurement:
-    return Measurement(name=name, value=value, low=value, high=value, provenance="counted")
