@@ -124,18 +124,18 @@ class Report:
         return replace(self, measurements=before + self.measurements)
 
     def plain(self) -> dict[str, Any]:
-        """Plain data for a message or a file; `from_plain` reads it."""
-        return asdict(self)
+        """Plain data for a message or a file; a rung at its default is left out."""
+        data = asdict(self)
+        for record, default in ((data, 0), *((m, None) for m in data["measurements"])):
+            if record["rung"] == default:
+                del record["rung"]
+        return data
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
+        """Read what `plain` gives."""
         measurements = tuple(Measurement(**m) for m in data["measurements"])
-        return cls(
-            key=data["key"],
-            measurements=measurements,
-            facts=data["facts"],
-            rung=data["rung"],
-        )
+        return cls(**{**data, "measurements": measurements})
 
 
 @dataclass(frozen=True, kw_only=True)

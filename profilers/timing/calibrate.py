@@ -94,8 +94,8 @@ def _timed(call: Operator, local: torch.device) -> float | str:
         return "no kernel here"
     except Drifted:
         return "the device's speed changed"
-    except RuntimeError as fault:
-        if not is_out_of_memory(fault):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         return "out of memory"
 
