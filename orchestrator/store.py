@@ -364,6 +364,8 @@ class Store:
                 facts=report.facts,
             )
             measurements = [{"trial_id": trial_id, **asdict(m)} for m in report.measurements]
+            for row in measurements:
+                del row["rung"]
             if measurements:
                 connection.execute(insert(MeasurementRow), measurements)
             if feasible:

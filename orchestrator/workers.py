@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..search_space.plan import Plan
 # Beyond the plan's own limit, which ends a slow training in good order.
 GRACE_S, GRACE_SHARE = 5, 0.1
 TASK, ANSWER = "task", "answer"
-Profile = Callable[[Architecture, Plan, int], Report | Failure]
+Profile = Callable[[Architecture, Plan, int], Iterator[Report | Failure]]
 
 
 def trial(config: dict[str, Any]) -> None:
@@ -31,7 +31,7 @@ def trial(config: dict[str, Any]) -> None:
     attempt(config, _profile)
 
 
-def _profile(architecture: Architecture, plan: Plan, seed: int) -> Report | Failure:
+def _profile(architecture: Architecture, plan: Plan, seed: int) -> Iterator[Report | Failure]:
     from ..profilers.profile import profile  # torch loads on the worker, not in the driver
 
     return profile(architecture, plan, seed=seed)
@@ -52,7 +52,8 @@ def attempt(config: dict[str, Any], profile: Profile) -> None:
     watchdog.daemon = True
     watchdog.start()
     try:
-        report(profile(architecture, plan, task["seed"]).plain())
+        for answer in profile(architecture, plan, task["seed"]):
+            report(answer.plain())
     except Exception as fault:  # noqa: BLE001 - the one place where a program error becomes an answer
         report(_failed(architecture.key, fault))
     finally:

@@ -41,6 +41,7 @@ from ...search_space.operators import (
 from ..cost.work import tensor_core_flops
 from ..device import Device
 from ..local_device import local_device
+from ..out_of_memory import is_out_of_memory
 from .calibration import Calibration
 from .operators import NotRunnable, run_of
 from .protocol import Drifted, sets_needed, timed
@@ -92,12 +93,10 @@ def _timed(call: Operator, local: torch.device) -> float | str:
         return timed(runs, local, graph=isinstance(call, _DECODING)).seconds
     except NotRunnable:
         return "no kernel here"
-    except torch.OutOfMemoryError:
-        return "out of memory"
     except Drifted:
         return "the device's speed changed"
-    except RuntimeError as fault:
-        if "can't allocate memory" not in str(fault):  # as a CPU says it
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         return "out of memory"
 
