@@ -38,7 +38,7 @@ def _profile(
 ) -> Iterator[Report | Failure]:
     from ..profilers.profile import profile  # torch loads on the worker, not in the driver
 
-    yield profile(architecture, plan, seed=seed)
+    return profile(architecture, plan, seed=seed, metrics=metrics)
 
 
 def attempt(config: dict[str, Any], profile: Profile) -> None:

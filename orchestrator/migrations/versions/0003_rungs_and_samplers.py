@@ -67,7 +67,7 @@ def _metric(label: str) -> str:
 
 
 def _space(text: str) -> str:
-    text = re.sub(r"^(['\"]?)laws\1(\s*:)", r"architecture_constraints\2", text, flags=re.M)
+    text = re.sub(r"^(['\"]?)laws\1(\s*:)", r"architecture_constraints\2", text, flags=re.MULTILINE)
     return _metric(text)
 
 
