@@ -11,7 +11,7 @@ from ..orchestrator.cli.render import interval, number, unit_text
 from ..orchestrator.export import as_yaml, best_known, exported
 from ..orchestrator.measuring import target_timings
 from ..orchestrator.pareto import knee
-from ..orchestrator.store import FrontStep, Reading, Store, Study, Trial, open_store
+from ..orchestrator.store import FrontStep, Store, Study, Trial, TrialMeasurement, open_store
 from ..profilers.static_metrics import static_metrics
 from ..search_space import published
 from ..search_space.architecture import Architecture
@@ -117,7 +117,7 @@ def faults(_store: Store, study: Study) -> pd.DataFrame:
 def readings(_store: Store, study: Study) -> pd.DataFrame:
     """Every measurement of the study with its `label`: `decode_ms@chat-4k`."""
     rows = _store.measurements(study.name)
-    frame = pd.DataFrame(rows, columns=list(Reading._fields))
+    frame = pd.DataFrame(rows, columns=list(TrialMeasurement._fields))
     frame[["value", "low", "high"]] = frame[["value", "low", "high"]].astype(float)
     at = [str(MetricRef(row.name, row.workload)) for row in rows]
     return frame.assign(label=pd.Series(at, dtype=object))
