@@ -10,7 +10,7 @@ import streamlit as st
 from ..orchestrator.export import as_yaml, best_known, exported
 from ..orchestrator.format import interval, number, unit_text
 from ..orchestrator.queries import PublishedMetric, knee_index, published_metrics
-from ..orchestrator.store import FrontStep, Reading, Store, Study, Trial, open_store
+from ..orchestrator.store import FrontStep, Store, Study, Trial, TrialMeasurement, open_store
 from ..search_space.architecture import Architecture
 from ..search_space.metrics import METRICS, split
 
@@ -69,6 +69,7 @@ def overview(studies: list[Study]) -> pd.DataFrame:
             "rejected": study.counts.get("rejected", 0),
             "front": study.front_size,
             "target": study.target,
+            "sampler": study.sampler,
             "objectives": ", ".join(o.label for o in study.objectives),
             "created": study.created,
         }
@@ -112,7 +113,7 @@ def faults(_store: Store, study: Study) -> pd.DataFrame:
 def measurements(_store: Store, study: Study) -> pd.DataFrame:
     """Every measurement of the study with its `label`: `decode_ms@chat-4k`."""
     rows = _store.measurements(study.name)
-    frame = pd.DataFrame(rows, columns=list(Reading._fields))
+    frame = pd.DataFrame(rows, columns=list(TrialMeasurement._fields))
     frame[["value", "low", "high"]] = frame[["value", "low", "high"]].astype(float)
     at = [f"{row.name}@{row.workload}" if row.workload else row.name for row in rows]
     return frame.assign(label=pd.Series(at, dtype=object))

@@ -38,6 +38,10 @@ OfStudy = Annotated[
     ),
 ]
 
+Sampler = Annotated[
+    Literal["tpe", "random", "nsga2"] | None,
+    typer.Option(help="Sampler of candidates (default: from the space file)"),
+]
 Seconds = Annotated[
     float | None, typer.Option(min=1, help="Time budget in seconds (default: no limit)")
 ]

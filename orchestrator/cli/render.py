@@ -94,6 +94,7 @@ def plain_study(study: Study) -> dict[str, Any]:
         "status": study.status,
         "target": study.target,
         "seed": study.seed,
+        "sampler": study.sampler,
         "trials_wanted": study.trials_wanted,
         "trials": dict(study.counts),
         "front_size": study.front_size,
@@ -111,7 +112,7 @@ def studies(found: Sequence[Study]) -> RenderableType:
         table.add_column(title)
     for title in ("complete", "failed", "rejected", "front"):
         table.add_column(title, justify="right")
-    for title in ("target", "objectives", "age"):
+    for title in ("target", "sampler", "objectives", "age"):
         table.add_column(title)
     for study in found:
         age = datetime.now(UTC) - study.created
@@ -123,6 +124,7 @@ def studies(found: Sequence[Study]) -> RenderableType:
             str(study.counts.get("rejected", 0)),
             str(study.front_size),
             study.target,
+            study.sampler,
             ", ".join(o.label for o in study.objectives),
             str(age).split(".")[0],
         )

@@ -40,6 +40,7 @@ from ...search_space.operators import (
 )
 from ..device import Device
 from ..local_device import local_device
+from ..out_of_memory import is_out_of_memory
 from .calibration import Calibration
 from .operators import NotRunnable, run_of
 from .protocol import Drifted, sets_needed, timed
@@ -91,12 +92,10 @@ def _timed(call: Operator, local: torch.device) -> float | str:
         return timed(runs, local, graph=isinstance(call, _DECODING)).seconds
     except NotRunnable:
         return "no kernel here"
-    except torch.OutOfMemoryError:
-        return "out of memory"
     except Drifted:
         return "the device's speed changed"
     except RuntimeError as fault:
-        if "can't allocate memory" not in str(fault):  # as a CPU says it
+        if not is_out_of_memory(fault):
             raise
         return "out of memory"
 

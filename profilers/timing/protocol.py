@@ -16,13 +16,31 @@ import numpy as np
 import torch
 
 WARM_UPS = 3
-MIN_SAMPLES, MAX_SAMPLES = 20, 200
-SAMPLE_S, BUDGET_S = 2e-3, 2.0  # what a sample takes at least, what all may take
+SAMPLE_S = 2e-3  # what a sample takes at least
 DISCARDED = 0.2  # the share of samples before the clock has settled
 WANTED_HALF_WIDTH = 0.01
 MAX_SETS = 64
 DRIFT_LIMIT = 0.05
 ANCHOR_SIZE, ANCHOR_BYTES = 8192, 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How many samples are taken, and whether the device's speed is checked around them.
+
+    Sampling ends when the budget is spent or the interval is narrow enough, but not before `fewest`
+    samples, and within the budget not before `usual` of them.
+    """
+
+    fewest: int
+    usual: int
+    most: int
+    budget_s: float
+    check_drift: bool
+
+
+FULL = Effort(fewest=1, usual=20, most=200, budget_s=2.0, check_drift=True)
+BRIEF = Effort(fewest=7, usual=20, most=40, budget_s=0.15, check_drift=False)
 
 Call = Callable[[], object]
 
@@ -52,15 +70,19 @@ def sets_needed(touched_bytes: float, device: torch.device) -> int:
     return max(1, min(MAX_SETS, fitting, math.ceil(3 * cache / max(1.0, touched_bytes))))
 
 
-def timed(calls: Sequence[Call], device: torch.device, *, graph: bool) -> Timing:
+def timed(
+    calls: Sequence[Call], device: torch.device, *, graph: bool, effort: Effort = FULL
+) -> Timing:
     """The time of one call, from calls of the same work on sets of their own."""
     if device.type != "cuda":
-        return _sampled(lambda: _by_clock(calls[0]), 1)
+        return _sampled(lambda: _by_clock(calls[0]), 1, effort)
     run = _graph_of(calls, device) if graph else lambda: [call() for call in calls]
     once = _by_events(run, 1) / len(calls)
     repeats = max(1, math.ceil(SAMPLE_S / (once * len(calls))))
-    before = _anchors(device)
-    found = _sampled(lambda: _by_events(run, repeats) / (repeats * len(calls)), WARM_UPS)
+    before = _anchors(device) if effort.check_drift else ()
+    found = _sampled(lambda: _by_events(run, repeats) / (repeats * len(calls)), WARM_UPS, effort)
+    if not before:
+        return found
     drift = max(abs(b / a - 1) for a, b in zip(before, _anchors(device), strict=True))
     if drift > DRIFT_LIMIT:
         raise Drifted(f"the device's speed changed by {drift:.1%} during the run")
@@ -69,18 +91,19 @@ def timed(calls: Sequence[Call], device: torch.device, *, graph: bool) -> Timing
     )
 
 
-def _sampled(sample: Callable[[], float], warm_ups: int) -> Timing:
+def _sampled(sample: Callable[[], float], warm_ups: int, effort: Effort) -> Timing:
     for _ in range(warm_ups):
         sample()
     samples: list[float] = []
     gc.disable()
     try:
-        while len(samples) < MAX_SAMPLES:
+        while len(samples) < effort.most:
             samples.append(sample())
-            if len(samples) < MIN_SAMPLES and sum(samples) < BUDGET_S:
+            spent = sum(samples) > effort.budget_s
+            if len(samples) < (effort.fewest if spent else effort.usual):
                 continue
             low, median, high = _interval(samples)
-            if sum(samples) > BUDGET_S or (high - low) / 2 <= WANTED_HALF_WIDTH * median:
+            if spent or (high - low) / 2 <= WANTED_HALF_WIDTH * median:
                 break
     finally:
         gc.enable()

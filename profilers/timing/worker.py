@@ -20,6 +20,7 @@ from ...builders.caches import TokenCache
 from ...builders.model import HybridLM, build
 from ...search_space.architecture import Architecture
 from ...search_space.operators import Point
+from ..out_of_memory import is_out_of_memory, out_of_memory_reason
 from .measure import PROTOCOL
 from .protocol import Timing, sets_needed, timed
 
@@ -31,17 +32,11 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     try:
         answer = run(job)
-    except (torch.OutOfMemoryError, MemoryError) as fault:
-        answer = _out_of_memory(fault)
-    except RuntimeError as fault:
-        if "can't allocate memory" not in str(fault):  # as a CPU says it
+    except (RuntimeError, MemoryError) as fault:
+        if not is_out_of_memory(fault):
             raise
-        answer = _out_of_memory(fault)
+        answer = {"failure": "oom", "reason": out_of_memory_reason(fault)}
     sys.stdout.write(json.dumps(answer))
-
-
-def _out_of_memory(fault: Exception) -> dict[str, Any]:
-    return {"failure": "oom", "reason": (str(fault) or "out of memory").splitlines()[0]}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def test_details_are_those_of_the_selected_study(tmp_path: Path, study: str, tar
                 space_name=space.name,
                 objectives=[Objective(label="recall", better="higher")],
                 seed=0,
+                sampler="tpe",
                 target=gpu,
                 trials_wanted=1,
             )

@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
 import yaml
 from typer.testing import CliRunner
 
+from archfront.orchestrator.cli import options
 from archfront.orchestrator.cli.app import app
+from archfront.orchestrator.samplers.registry import SAMPLERS
 from archfront.orchestrator.search import create_study
 from archfront.orchestrator.store import open_store
 from archfront.orchestrator.store_url import DEFAULT_STORE, store_option
@@ -45,7 +47,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory, small_space: str) -> Path
     """A folder with a finished search of the small space in its default store."""
     folder = tmp_path_factory.mktemp("searched")
     (folder / "small.yaml").write_text(small_space)
-    ended = archfront("search", "small.yaml", "--trials", "3", "--seed", "1", cwd=folder)
+    arguments = ("--trials", "3", "--seed", "1", "--sampler", "nsga2")
+    ended = archfront("search", "small.yaml", *arguments, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     assert "next:  archfront show" in ended.stdout
     return folder
@@ -96,7 +99,8 @@ class TestAfterASearch:
         assert archfront("compare", *keys, "bare.yaml", cwd=searched).returncode == 0
 
     def test_a_finished_study_resumes_with_more_trials(self, searched: Path) -> None:
-        assert [s["name"] for s in plain("studies", cwd=searched)["studies"]] == ["small-1"]
+        (study,) = plain("studies", cwd=searched)["studies"]
+        assert (study["name"], study["sampler"]) == ("small-1", "nsga2")
         assert (
             plain("resume", "small-1", "--trials", "4", cwd=searched)["study"]["trials"]["complete"]
             == 4
@@ -212,7 +216,7 @@ RUN = {"seconds", "address", "workers", "gpus"}
 POINT = {"context", "batch"}
 CACHES = {*POINT, "kv", "state", "mtp", "as_json"}
 COMMANDS = {
-    "search": {"space", "target", "trials", "seed", "name", *RUN, *STORE},
+    "search": {"space", "target", "trials", "seed", "sampler", "name", *RUN, *STORE},
     "resume": {"study", "trials", *RUN, *STORE},
     "studies": STORE,
     "front": {"study", *STORE},
@@ -254,6 +258,11 @@ def test_every_command_and_parameter_has_a_help_text() -> None:
     for name, command in leaves(typer.main.get_command(app)):
         assert command.help, name
         assert all(p.help for p in command.params), name
+
+
+def test_the_choices_of_sampler_are_those_of_the_registry() -> None:
+    choices, _ = get_args(get_args(options.Sampler)[0])
+    assert set(get_args(choices)) == set(SAMPLERS)
 
 
 class TestStorePasswords:

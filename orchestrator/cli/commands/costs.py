@@ -192,13 +192,14 @@ def _measure_here(
 
 
 def _train(architecture: "Architecture", plan: "Plan", seed: int) -> "Report | Failure":
-    """Train the proxy model as a trial of a search does."""
+    """Train the proxy model as a trial of a search does; the last report, or a failure."""
     import torch
 
     from ....profilers.profile import profile
 
     torch.set_num_threads(1)  # as in a search: the result depends on it
-    return profile(architecture, plan, seed=seed)
+    *_, last = profile(architecture, plan, seed=seed)
+    return last
 
 
 def _local_device() -> str:

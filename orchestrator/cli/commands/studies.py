@@ -28,6 +28,7 @@ def search(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of sampling, data order and initial weights")
     ] = 0,
+    sampler: options.Sampler = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the study (default: SPACE-N, N = 1, 2, ...)")
     ] = None,
@@ -55,6 +56,7 @@ def search(
             target=checked.plan.target,
             trials=trials,
             seed=seed,
+            sampler=sampler,
         )
         run = _run_settings(address, workers, gpus, seconds)
         _run(opened, study, checked, store, run, as_json=as_json)
