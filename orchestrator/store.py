@@ -482,7 +482,7 @@ class Store:
 
     def timings(self, device: str) -> list[Timed]:
         """Every timing of a device, the newest last. Raises InputError for a damaged row."""
-        columns = [getattr(TimingRow, field.name) for field in fields(Timed)]
+        columns = [getattr(TimingRow, field.name).label(field.name) for field in fields(Timed)]
         with self._database.reading() as connection:
             rows = connection.execute(
                 select(TimingRow.key, *columns)

@@ -171,7 +171,7 @@ class TimingRow(Base):
     __tablename__ = f"{PREFIX}timings"
 
     key: Mapped[str] = mapped_column(primary_key=True)  # of all that the number holds under
-    piece: Mapped[str]
+    unit: Mapped[str] = mapped_column("piece")
     device: Mapped[str]
     point: Mapped[dict[str, Any]]
     seconds: Mapped[float]

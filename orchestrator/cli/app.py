@@ -410,13 +410,13 @@ def _measured_here(
             where=where,
             here=here,
             whole=whole,
-            tell=say,
+            report=say,
         )
     for failure in failures:
         say(f"{failure.stage}: {failure.kind}: {failure.reason}")
     for one in compositions:
         say(
-            f"{one.workload} {one.what}: blocks together {1e3 * one.pieces_s:.4g} ms, the whole "
+            f"{one.workload} {one.what}: blocks together {1e3 * one.units_s:.4g} ms, the whole "
             f"model {1e3 * one.whole_s:.4g} ms, composition error {one.error:+.1%}"
         )
     return plan.model_copy(update={"target": here.name})
@@ -543,7 +543,7 @@ def check(
 
     from ...profilers.cluster import cluster
     from ...profilers.corpus import load_corpus
-    from ...profilers.kernel_support import lacks
+    from ...profilers.kernel_support import kernel_archs, unsupported_choices
     from ...search_space.check import load_space
     from ...search_space.space import sample
     from . import render as text
@@ -552,9 +552,10 @@ def check(
     cluster(checked.plan.target)
     load_corpus(checked.plan.text.corpus).require(checked.plan.text.context)
     drawn = sample(checked, draws, seed=0)
-    lacking = lacks(checked) if find_spec("triton") else None
+    archs = kernel_archs([checked.plan.target])
+    lacking = unsupported_choices(checked, archs) if find_spec("triton") else None
     plain = text.plain_space(checked, drawn, lacking)
-    _out(plain, as_json, text.space(checked, drawn, lacking))
+    _out(plain, as_json, text.space(checked, drawn, lacking, archs))
 
 
 @app.command()

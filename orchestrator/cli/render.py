@@ -18,7 +18,7 @@ from ..pareto import knee
 from ..store import FrontStep, Store, Study, Trial
 
 if TYPE_CHECKING:
-    from ...profilers.kernel_support import Lack
+    from ...profilers.kernel_support import UnsupportedChoice
 
 COLOURS = {"measured": "green", "composed": "cyan", "estimated": "yellow", "counted": "blue"}
 MAX_FRONT_ROWS = 20
@@ -309,7 +309,12 @@ def _flat(data: Any, name: str = "") -> dict[str, str]:
     return {name.lstrip("."): str(data)}
 
 
-def space(checked: SearchSpace, drawn: Sample, lacking: "Sequence[Lack] | None") -> RenderableType:
+def space(
+    checked: SearchSpace,
+    drawn: Sample,
+    lacking: "Sequence[UnsupportedChoice] | None",
+    archs: Sequence[str],
+) -> RenderableType:
     """A space: its choices, how much of it is legal, what refuses the rest, what has no kernel
     (None: not looked for), one example."""
     total = len(drawn.legal) + drawn.rejected.total()
@@ -335,7 +340,7 @@ def space(checked: SearchSpace, drawn: Sample, lacking: "Sequence[Lack] | None")
             lines.append(Text(f"starts near {start.name}: {near}"))
         else:
             lines.append(Text(f"cannot start near {start.name}: {start.rejection}"))
-    lines += [Text(line) for line in _lacking(lacking)]
+    lines += [Text(line) for line in _lacking(lacking, archs)]
     if drawn.legal:
         example = drawn.legal[0]
         lines += [Text(), Text(f"for example {example.key}  {example.pattern}")]
@@ -343,13 +348,13 @@ def space(checked: SearchSpace, drawn: Sample, lacking: "Sequence[Lack] | None")
     return Group(*lines)
 
 
-def _lacking(lacking: "Sequence[Lack] | None") -> Iterator[str]:
-    from ...profilers.kernel_support import ARCHS  # here, since it brings torch
-
+def _lacking(lacking: "Sequence[UnsupportedChoice] | None", archs: Sequence[str]) -> Iterator[str]:
     if lacking is None:
         yield "kernels were not looked at: triton is not installed here"
+    elif not archs:
+        yield "kernels were not looked at: the target runs none of ours"
     elif not lacking:
-        yield f"every choice has a kernel on {', '.join(ARCHS)}"
+        yield f"every choice has a kernel on {', '.join(archs)}"
     for lack in lacking or ():
         value = "" if lack.value is None else f" {lack.value}"
         law = next(iter(lack.constraints.values()))
@@ -364,7 +369,7 @@ def _values(domain: Any) -> str:
 
 
 def plain_space(
-    checked: SearchSpace, drawn: Sample, lacking: "Sequence[Lack] | None"
+    checked: SearchSpace, drawn: Sample, lacking: "Sequence[UnsupportedChoice] | None"
 ) -> dict[str, Any]:
     """The same as plain data."""
     return {

@@ -86,7 +86,7 @@ class TestProfile:
         decode = next(m for m in told["measurements"] if m["name"] == "decode_ms")
         part = next(p for p in told["explain"] if p["pass"].startswith("decoding"))
         assert 1e3 * part["seconds"] == pytest.approx(decode["value"])
-        assert sum(s["seconds"] for s in part["shares"]) == pytest.approx(part["seconds"])
+        assert sum(s["seconds"] for s in part["terms"]) == pytest.approx(part["seconds"])
         assert (part["split"], decode["device"]) == ("tp8", "8xh200_sxm tp8")
         assert told["fits"][0]["verdict"] == "fits"
 
