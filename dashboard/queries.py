@@ -12,7 +12,7 @@ from ..orchestrator.format import interval, number, unit_text
 from ..orchestrator.queries import PublishedMetric, knee_index, published_metrics
 from ..orchestrator.store import FrontStep, Store, Study, Trial, TrialMeasurement, open_store
 from ..search_space.architecture import Architecture
-from ..search_space.metrics import METRICS, split
+from ..search_space.metrics import METRICS, MetricRef
 
 _CANDIDATE = ("number", "key", "pattern", "active_params", "feasible", "on_front")
 
@@ -115,7 +115,7 @@ def measurements(_store: Store, study: Study) -> pd.DataFrame:
     rows = _store.measurements(study.name)
     frame = pd.DataFrame(rows, columns=list(TrialMeasurement._fields))
     frame[["value", "low", "high"]] = frame[["value", "low", "high"]].astype(float)
-    at = [f"{row.name}@{row.workload}" if row.workload else row.name for row in rows]
+    at = [str(MetricRef(row.name, row.workload)) for row in rows]
     return frame.assign(label=pd.Series(at, dtype=object))
 
 
@@ -125,7 +125,8 @@ def quantities(_store: Store, study: Study) -> dict[str, Quantity]:
     found = measurements(_store, study)
     labels = list(found["label"].unique())
     wanted = [
-        next((x for x in labels if o.label in (x, split(x)[0])), None) for o in study.objectives
+        next((x for x in labels if o.label in (x, MetricRef.parse(x).name)), None)
+        for o in study.objectives
     ]
     order = dict.fromkeys([*(label for label in wanted if label), *labels])
     groups = dict(tuple(found.groupby("label")))
@@ -133,7 +134,7 @@ def quantities(_store: Store, study: Study) -> dict[str, Quantity]:
 
 
 def _quantity(label: str, read: pd.DataFrame) -> Quantity:
-    metric = METRICS[split(label)[0]]
+    metric = MetricRef.parse(label).metric
     return Quantity(
         label=label,
         unit=unit_text(metric.unit),
@@ -218,7 +219,7 @@ def details(_store: Store, study: Study, key: str) -> Details:
                 "provenance": [m.provenance],
                 "workload": m.workload or "",
                 "device": m.device or "",
-                "meaning": METRICS[m.name].meaning,
+                "meaning": METRICS[m.name].description,
             }
             for m in report.measurements
         ),

@@ -15,7 +15,7 @@ from typing import Any
 from ..profilers.report import Failure, FailureKind, Measurement, Report
 from ..profilers.static_metrics import static_metrics
 from ..search_space.architecture import Architecture
-from ..search_space.metrics import METRICS, split
+from ..search_space.metrics import MetricRef
 from ..search_space.space import SearchSpace
 from .measuring import target_timings
 from .progress import State, View
@@ -39,7 +39,7 @@ class Candidate:
 def objectives(space: SearchSpace) -> tuple[Objective, ...]:
     """The space's objectives with the better side of each, which is the metric's own."""
     return tuple(
-        Objective(label=label, better=METRICS[split(label)[0]].better or "lower")
+        Objective(label=label, better=MetricRef.parse(label).metric.better or "lower")
         for label in space.file.objectives
     )
 

@@ -10,7 +10,7 @@ from ..search_space import published
 from ..search_space.architecture import Architecture
 from ..search_space.check import check_space
 from ..search_space.document import parse_document
-from ..search_space.metrics import split
+from ..search_space.metrics import MetricRef
 from .measuring import target_timings
 from .pareto import knee
 from .store import Store, Study, Trial
@@ -29,11 +29,8 @@ class FrontEntry:
 
 def find_measurement(report: Report, label: str) -> Measurement | None:
     """The measurement of `name` or `name@workload`; without a workload, that of the first one."""
-    name, workload = split(label)
-    for m in report.measurements:
-        if m.name == name and workload in (None, m.workload):
-            return m
-    return None
+    wanted = MetricRef.parse(label)
+    return next((m for m in report.measurements if wanted.selects(m.ref)), None)
 
 
 def front_entries(store: Store, study: Study) -> list[FrontEntry]:

@@ -1,17 +1,14 @@
-"""Recognition of out-of-memory errors, which are results of a run and no program errors."""
+"""The one test for an out-of-memory error, on a GPU or on the host."""
 
 import torch
 
-CPU_MESSAGE = "can't allocate memory"  # of the RuntimeError that torch's CPU allocator raises
-
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out: on a GPU, in torch's CPU allocator, in Python."""
-    if isinstance(error, RuntimeError) and CPU_MESSAGE in str(error):
+    """Whether an error says that memory is exhausted.
+
+    A GPU raises `torch.OutOfMemoryError`, Python `MemoryError`, and the CPU allocator of torch a
+    plain `RuntimeError` that only its text tells from others.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
-def out_of_memory_reason(error: BaseException) -> str:
-    """The first line of an out-of-memory error's message, which may be empty."""
-    return (str(error) or "out of memory").splitlines()[0]
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

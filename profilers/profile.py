@@ -12,7 +12,7 @@ from ..search_space.accounting import Uncountable
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 from ..search_space.proxy import proxy_architecture
-from .out_of_memory import is_out_of_memory, out_of_memory_reason
+from .out_of_memory import is_out_of_memory
 from .proxy_latency import PROXY_LATENCY, proxy_latency
 from .quality.measure import measure
 from .quality.task import Task
@@ -68,7 +68,7 @@ def profile(
     except (RuntimeError, MemoryError) as fault:
         if not is_out_of_memory(fault):
             raise
-        yield failure("oom", out_of_memory_reason(fault))
+        yield failure("oom", (str(fault) or "out of memory").splitlines()[0])
 
 
 def _latency(

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ...profilers.report import Measurement, Report
 from ...search_space.architecture import Architecture
-from ...search_space.metrics import METRICS, split
+from ...search_space.metrics import MetricRef
 from ..format import FRONT_LEGEND, half_width, headline, interval, number, unit_text
 from ..palette import PROVENANCES
 from ..queries import FrontEntry, find_measurement, knee_index
@@ -40,7 +40,7 @@ def front(
     table.add_column("key", no_wrap=True)
     for objective in study.objectives:
         m = entries[0].measurement(objective.label)
-        unit = unit_text(METRICS[split(objective.label)[0]].unit)
+        unit = unit_text(MetricRef.parse(objective.label).metric.unit)
         arrow = "↓" if objective.better == "lower" else "↑"
         provenance = m.provenance if m else ""
         title = f"{objective.label} {arrow}\n{provenance} {unit}".rstrip()
@@ -203,7 +203,7 @@ def compare(columns: Sequence[Column]) -> RenderableType:
             table.add_row(name, *values)
     table.add_section()
     for label in dict.fromkeys(m.label for c in columns for m in c.report.measurements):
-        unit = unit_text(METRICS[split(label)[0]].unit)
+        unit = unit_text(MetricRef.parse(label).metric.unit)
         title = f"{label} [{unit}]" if unit else label
         table.add_row(
             Text(title), *(value_text(find_measurement(c.report, label)) for c in columns)

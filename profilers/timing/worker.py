@@ -20,7 +20,7 @@ from ...builders.caches import TokenCache
 from ...builders.model import HybridLM, build
 from ...search_space.architecture import Architecture
 from ...search_space.operators import Point
-from ..out_of_memory import is_out_of_memory, out_of_memory_reason
+from ..out_of_memory import is_out_of_memory
 from .measure import PROTOCOL
 from .protocol import Timing, sets_needed, timed
 
@@ -32,10 +32,11 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     try:
         answer = run(job)
-    except (RuntimeError, MemoryError) as fault:
-        if not is_out_of_memory(fault):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        answer = {"failure": "oom", "reason": out_of_memory_reason(fault)}
+        reason = (str(error) or "out of memory").splitlines()[0]
+        answer = {"failure": "oom", "reason": reason}
     sys.stdout.write(json.dumps(answer))
 
 

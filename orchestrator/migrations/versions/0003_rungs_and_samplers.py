@@ -46,20 +46,18 @@ def upgrade() -> None:
             .where(MEASUREMENTS.c.name.endswith(f"_{name}", autoescape=True))
             .values(name=f"proxy_{name}")
         )
-    _change(STUDIES.c.space_yaml, _space)
-    _change(STUDIES.c.objectives, _objectives)
-    _change(TRIALS.c.violation, _violation)
+    _change(STUDIES, "space_yaml", _space)
+    _change(STUDIES, "objectives", _objectives)
+    _change(TRIALS, "violation", _violation)
 
 
-def _change(column: sa.Column[Any], change: Callable[[Any], Any]) -> None:
-    """Replace a column's values where `change` gives another."""
-    connection, table = op.get_bind(), column.table
-    for row_id, value in connection.execute(sa.select(table.c.id, column)).all():
+def _change(table: sa.TableClause, name: str, change: Callable[[Any], Any]) -> None:
+    """Replace the values of a column where `change` gives another."""
+    connection = op.get_bind()
+    for row_id, value in connection.execute(sa.select(table.c.id, table.c[name])).all():
         changed = value if value is None else change(value)
         if changed != value:
-            connection.execute(
-                sa.update(table).where(table.c.id == row_id).values({column.name: changed})
-            )
+            connection.execute(sa.update(table).where(table.c.id == row_id).values({name: changed}))
 
 
 def _metric(label: str) -> str:
