@@ -60,6 +60,7 @@ def begin(store: Store, space: SearchSpace, name: str) -> None:
             for label in space.file.objectives
         ],
         seed=0,
+        sampler="tpe",
         target=space.plan.target,
         trials_wanted=100,
     )

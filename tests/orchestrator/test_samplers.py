@@ -151,7 +151,7 @@ class TestEverySampler:
         assert next_ones[0] == next_ones[1] == next_ones[2]
 
     @pytest.mark.parametrize("at_once", [1, 4])
-    @pytest.mark.parametrize("cut", [0, 3, 29, 64, 81])
+    @pytest.mark.parametrize("cut", [3, 29, 64])
     def test_a_restored_sampler_continues_as_the_uninterrupted_one(
         self, name: str, space: SearchSpace, at_once: int, cut: int
     ) -> None:
@@ -301,9 +301,7 @@ class TestModels:
             for number in range(60, 66):
                 suggestion = sampler.ask(number)
                 suggested.append(json.dumps(suggestion.parameters))
-                sampler.tell(
-                    Outcome(number=number, parameters=suggestion.parameters, state=state)
-                )
+                sampler.tell(Outcome(number=number, parameters=suggestion.parameters, state=state))
             return suggested[1:]
 
         assert after(60, "rejected") == after(30, "rejected")  # whatever was learned
