@@ -160,8 +160,8 @@ def resume(
     from ...search_space.document import parse_document
     from ..store import open_store
 
-    with _existing(store) as found, open_store(store) as opened:
-        known = found.study(study)
+    with open_store(store, create=False) as opened:
+        known = opened.study(study)
         space = check_space(parse_document(known.space_yaml, source=f"study {study}"))
         how = _how(address, workers, gpus, seconds)
         space = space.for_target(known.target)

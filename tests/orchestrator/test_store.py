@@ -640,10 +640,20 @@ class TestOpening:
             assert upgraded.timings("gpu") == [timed(2e-3)]
             assert upgraded.calibrations() == {"gpu": {"points": 30}}
 
-    def test_an_empty_database_is_not_filled_by_a_reader(self, store_url):
+    @pytest.mark.parametrize("options", [{"readonly": True}, {"create": False}])
+    def test_an_empty_database_is_filled_only_to_create_a_store(self, store_url, options):
         sql(store_url, "CREATE TABLE other (x INTEGER)")
         with pytest.raises(InputError, match="holds no archfront store yet"):
-            open_store(store_url, readonly=True)
+            open_store(store_url, **options)
+        open_store(store_url).close()
+        open_store(store_url, **options).close()
+
+    def test_an_older_store_is_upgraded_without_leave_to_create_one(self, store_url, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "SCHEMA", "0002")
+            open_store(store_url).close()
+        open_store(store_url, create=False).close()
+        open_store(store_url, readonly=True).close()
 
     def test_many_processes_open_a_new_store_at_once(self, store_url):
         urls = [f"{store_url}{n}" for n in range(8)] if "sqlite" in store_url else [store_url]
