@@ -39,6 +39,7 @@ def measure_blocks(
     *,
     where: str,
     here: Device,
+    software: dict[str, str],
     whole: bool,
     tell: Tell,
 ) -> tuple[list[Failure], list[Comparison]]:
@@ -46,11 +47,6 @@ def measure_blocks(
 
     What does not fit or breaks the device is a Failure, and the rest goes on.
     """
-    import torch
-
-    from ..profilers.timing.worker import facts
-
-    software = facts(torch.device(where))
     known = {timed.key: timed for timed in store.timings(here.name)}
     failures: list[Failure] = []
 
@@ -112,7 +108,7 @@ def target_timings(store: Store, target: str) -> TargetTimings:
     """Everything for one target: for several devices, what is known of one of them."""
     device = cluster(target).device.name
     timed = {
-        (answer.piece, answer.point): answer  # the newest is the last
+        (answer.unit, answer.point): answer  # the newest is the last
         for answer in store.timings(device)
         if answer.facts.get("protocol") == str(PROTOCOL)
     }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
-from ..search_space.metrics import METRICS
+from ..search_space.metrics import METRICS, MetricRef
 
 # measured: on the device named. composed: summed from timings of blocks. estimated: by the cost
 # model. counted: by formula, exact.
@@ -91,9 +91,14 @@ class Measurement:
         return METRICS[self.name].unit
 
     @property
+    def ref(self) -> MetricRef:
+        """The metric and workload that it is a value of."""
+        return MetricRef(self.name, self.workload)
+
+    @property
     def label(self) -> str:
         """The name as objectives have it: `decode_ms@chat-4k`."""
-        return f"{self.name}@{self.workload}" if self.workload else self.name
+        return str(self.ref)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +116,8 @@ class Report:
 
     def value(self, label: str) -> float | None:
         """The value of `name` or `name@workload`; without a workload, that of the first one."""
-        name, _, workload = label.partition("@")
-        for m in self.measurements:
-            if m.name == name and (not workload or m.workload == workload):
-                return m.value
-        return None
+        wanted = MetricRef.parse(label)
+        return next((m.value for m in self.measurements if wanted.selects(m.ref)), None)
 
     def beside(self, known: Sequence[Measurement]) -> Self:
         """The same report preceded by `known`, without the metrics that the report has itself."""

@@ -18,7 +18,7 @@ from ..parts import Parts, normed_without_weight
 from ..positions import rotation, tables
 from ..precision import decode, encode, quantized_cache
 from .masked_attention import Held, attend_where, before, merged
-from .mla import best, index_scores
+from .mla import best
 
 
 class CompressedCache(Memory):
@@ -96,6 +96,10 @@ class CompressedAttention(Body):
                 scale=self.scale,
                 segment_ids=run.segment_ids_BT,
             )
+        elif held.newest:
+            position_B = run.positions_BT[:, 0]
+            pages = held.pages("kv", None, position_B + 1, value_dim=block.head_dim)
+            part = attention.attend_cached(q_BTHK, pages, scale=self.scale)
         else:
             seen_BTC = before(run.positions_BT, held.positions_BC, window=block.window)
             part = attend_where(
@@ -333,9 +337,14 @@ class Compressor(Pooling):
         """(o_BTHK, lse_BHT) of attention over the entries that were closed before a query."""
         pools = cache.poolings if cache else {}
         entries_BNK, closed_BTN = self(x_BTD, run, pools.get("entries"))
+        index_BTS = None
         if self.indexer is not None:
             keys_BNK, _ = self.indexer(x_BTD, run, pools.get("index"))
-            closed_BTN = self.indexer.chosen(x_BTD, latent, keys_BNK, closed_BTN, run)
+            index_BTS = self.indexer.chosen(x_BTD, latent, keys_BNK, closed_BTN, run)
+        if index_BTS is not None:
+            return attention.attend_selected(
+                q_BTHK, entries_BNK, index_BTS, v_dim=entries_BNK.shape[-1], scale=scale
+            )
         if entries_BNK.shape[1] == 0:
             nothing = q_BTHK.new_full(q_BTHK.shape[:3], -torch.inf, dtype=torch.float32)
             return torch.zeros_like(q_BTHK), nothing.transpose(1, 2)
@@ -356,12 +365,12 @@ class EntryIndexer(Pooling):
     @torch.no_grad()
     def chosen(
         self, x_BTD: Tensor, latent: Tensor, keys_BNK: Tensor, closed_BTN: Tensor, run: Pass
-    ) -> Tensor:
-        """Of the closed entries the best `top_k` for each query."""
+    ) -> Tensor | None:
+        """index_BTS of the best `top_k` closed entries for each query; None if all are read."""
         index = self.block.indexer
         assert index is not None, "built only where entries are chosen"
         q_BTIK = turned(self.q_b_proj(latent).unflatten(-1, (index.heads, -1)), self.block, run)
-        score_BTN = index_scores(q_BTIK, keys_BNK[:, :, None], self.head_proj(x_BTD))
+        score_BTN = attention.index_scores(q_BTIK, keys_BNK, self.head_proj(x_BTD))
         return best(score_BTN, closed_BTN, index.top_k)
 
 

@@ -5,7 +5,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...kernels.attention import op as attention
 from ...search_space.blocks import mla as record
@@ -61,12 +60,14 @@ class MLA(Body):
             named |= self.indexer.keys(x_BTD, run)
         held = Held(cache, run, named)
         q_BTHN, q_BTHP = self._queries(query_latent, run)
+        index_BTN = None
         if self.indexer is not None:
             seen_BTC = before(run.positions_BT, held.positions_BC)
             if held.plain:
                 seen_BTC = same_document(run, seen_BTC)
-            seen_BTC = self.indexer.chosen(x_BTD, query_latent, held["index"], seen_BTC, run)
-            o_BTHV = self._absorbed(q_BTHN, q_BTHP, held, seen_BTC)
+            index_BTN = self.indexer.chosen(x_BTD, query_latent, held["index"], seen_BTC, run)
+        if index_BTN is not None:
+            o_BTHV = self._selected(q_BTHN, q_BTHP, held, index_BTN)
         elif held.plain:
             o_BTHV = self._expanded(q_BTHN, q_BTHP, held["latent"], run)
         elif held.newest and self.kv_b_proj.format == "bf16":
@@ -122,14 +123,31 @@ class MLA(Body):
 
     def _absorbed(self, q_BTHN: Tensor, q_BTHP: Tensor, held: Held, seen_BTC: Tensor) -> Tensor:
         """The up-projection of keys moves to the query, that of values to the output."""
-        latent_BC1R, k_BC1P = held["latent"].split(self._parts_of_kept, -1)
-        latent_BC1R, matrix = self.kv_b_proj.factors(latent_BC1R)
-        k_BC1L = torch.cat([latent_BC1R, k_BC1P.to(matrix.dtype)], -1)
+        k_BC1L, matrix = self._latent_keys(held)
         q_BTHL = self._inside_latent(q_BTHN, q_BTHP, matrix)
+        latent_BC1R = k_BC1L[..., : self.block.kv_lora_rank]
         o_BTHR, _ = attend_where(
             q_BTHL, k_BC1L, latent_BC1R, lambda t: seen_BTC[:, None, t], scale=self.scale
         )
         return self._out_of_latent(o_BTHR, matrix).to(q_BTHN.dtype)
+
+    def _selected(self, q_BTHN: Tensor, q_BTHP: Tensor, held: Held, index_BTN: Tensor) -> Tensor:
+        """Absorbed attention over the tokens that the indexer chose for each query."""
+        k_BC1L, matrix = self._latent_keys(held)
+        o_BTHR, _ = attention.attend_selected(
+            self._inside_latent(q_BTHN, q_BTHP, matrix),
+            k_BC1L.squeeze(2),
+            index_BTN,
+            v_dim=self.block.kv_lora_rank,
+            scale=self.scale,
+        )
+        return self._out_of_latent(o_BTHR, matrix).to(q_BTHN.dtype)
+
+    def _latent_keys(self, held: Held) -> tuple[Tensor, Tensor]:
+        """(k_BC1L, kv_b_proj's weight): cached latents with their rotated keys, as products see them."""
+        latent_BC1R, k_BC1P = held["latent"].split(self._parts_of_kept, -1)
+        latent_BC1R, matrix = self.kv_b_proj.factors(latent_BC1R)
+        return torch.cat([latent_BC1R.to(matrix.dtype), k_BC1P.to(matrix.dtype)], -1), matrix
 
     def _from_pages(self, q_BTHN: Tensor, q_BTHP: Tensor, held: Held, run: Pass) -> Tensor:
         """The same for one new token, straight from the cache."""
@@ -171,31 +189,28 @@ class TokenIndexer(nn.Module):
     @torch.no_grad()
     def chosen(
         self, x_BTD: Tensor, latent: Tensor, k_BC1K: Tensor, seen_BTC: Tensor, run: Pass
-    ) -> Tensor:
-        """Of the tokens in `seen_BTC` the best `top_k` for each query."""
+    ) -> Tensor | None:
+        """index_BTN of the best `top_k` tokens in `seen_BTC` for each query; None if all are read."""
         q_BTIK = self.q_b_proj(latent).unflatten(-1, (self.index.heads, -1))
-        score_BTC = index_scores(self._turned(q_BTIK, run), k_BC1K, self.head_proj(x_BTD))
+        score_BTC = attention.index_scores(
+            self._turned(q_BTIK, run), k_BC1K.squeeze(2), self.head_proj(x_BTD)
+        )
         return best(score_BTC, seen_BTC, self.index.top_k)
 
     def _turned(self, x_BTIK: Tensor, run: Pass) -> Tensor:
         return x_BTIK if self.rope is None else rotated(x_BTIK, self.rope, self.dims, run)
 
 
-def index_scores(q_BTIK: Tensor, k_BC1K: Tensor, weight_BTI: Tensor) -> Tensor:
-    """score_BTC of queries of several heads against one key a token."""
-    heads, width = q_BTIK.shape[2:]
-    match_BITC = q_BTIK.transpose(1, 2).float() @ k_BC1K.permute(0, 2, 3, 1).float()
-    weight_BIT1 = weight_BTI.float().transpose(1, 2)[..., None] * heads**-0.5
-    return (F.relu(match_BITC * width**-0.5) * weight_BIT1).sum(1)
+def best(score_BTC: Tensor, seen_BTC: Tensor, top_k: int) -> Tensor | None:
+    """index_BTN, int32, of the `top_k` highest scores among the keys seen; -1 past the last of them.
 
-
-def best(score_BTC: Tensor, seen_BTC: Tensor, top_k: int) -> Tensor:
-    """The `top_k` highest among those seen, as a mask."""
+    None where there are no more than `top_k` keys: then a query reads all that it sees.
+    """
     if top_k >= score_BTC.shape[-1]:
-        return seen_BTC
+        return None
     # ReLU leaves many zeros: of those the earliest, however many keys stand beside them
     index_C = torch.arange(score_BTC.shape[-1], device=score_BTC.device)
     score_BTC = torch.where(score_BTC == 0, -1e-30 * index_C, score_BTC)
     score_BTC = score_BTC.masked_fill(~seen_BTC, -torch.inf)
-    top = score_BTC.topk(top_k, -1).indices
-    return torch.zeros_like(seen_BTC).scatter_(-1, top, True) & seen_BTC
+    top_BTN = score_BTC.topk(top_k, -1).indices
+    return top_BTN.masked_fill(~seen_BTC.gather(-1, top_BTN), -1).int()

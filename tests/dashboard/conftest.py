@@ -24,7 +24,7 @@ FAILURES = {
     18: ("train", "nan", "loss is nan at step 40"),
     31: ("train", "nan", "loss is nan at step 40"),
 }
-MAX_MEMORY_GIB = 1.5  # a made-up constraint that some candidates break
+MAX_MEMORY_GIB = 1.5  # a made-up constraint that some candidates violate
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def store(store_url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def hostile() -> str:
-    """Why trial 7 failed: markup that must be shown letter by letter."""
+    """The reason why trial 7 failed: markup that must not be rendered."""
     return HOSTILE
 
 
@@ -60,13 +60,14 @@ def begin(store: Store, space: SearchSpace, name: str) -> None:
             for label in space.file.objectives
         ],
         seed=0,
+        sampler="tpe",
         target=space.plan.target,
         trials_wanted=100,
     )
 
 
 def fill(store: Store, space: SearchSpace, name: str, *, trials: int) -> None:
-    """A study in which three trials fail, each tenth is refused and the others complete."""
+    """A study in which three trials fail, every tenth is rejected and the others complete."""
     begin(store, space, name)
     for number, architecture in enumerate(sample(space, 2 * trials, seed=0).legal[:trials]):
         drawn = {"layout.ratio": 0.25}
@@ -87,7 +88,7 @@ def fill(store: Store, space: SearchSpace, name: str, *, trials: int) -> None:
 
 
 def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random) -> Report:
-    """Counts and the estimate as a trial has them; quality that grows with the share of attention."""
+    """Real counts and estimates; made-up quality that grows with the fraction of attention."""
     workload, target = space.plan.workloads[0], cluster(space.plan.target)
     caches = cache_bytes(architecture)
     counted = {
