@@ -1,4 +1,4 @@
-"""What is known of a candidate before anything is built: counted numbers and estimated latency."""
+"""Metrics of a candidate that need no training: counted, or estimated by the cost model."""
 
 from ..search_space.accounting import cache_bytes, flops_per_token, parameters, weight_bytes
 from ..search_space.architecture import Architecture
@@ -12,10 +12,10 @@ from .report import Measurement
 def static_metrics(
     architecture: Architecture, plan: Plan, timings: TargetTimings | None = None
 ) -> tuple[Measurement, ...]:
-    """What needs neither a build nor a device: counted numbers, estimated memory and latency.
+    """Sizes, memory and latency on the plan's target and workloads, without building the model.
 
-    `timings` is what was timed on the target. Raises ValueError when the target cannot run the
-    precision plan or its devices cannot share the architecture out.
+    `timings` are those taken on the target. Raises ValueError when the target cannot run the
+    precision plan, or when the architecture cannot be split over its devices.
     """
     counts, caches = parameters(architecture), cache_bytes(architecture)
     context = plan.workloads[0].decode_context
