@@ -33,7 +33,8 @@ _FIELDS_OF_TYPE = {
     "linear": ("factor",),
     "dynamic": ("factor", "alpha"),
     "yarn": (
-        "factor", "original_context", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+        "factor", "original_context", "beta_fast", "beta_slow",
+        "mscale", "mscale_all_dim", "truncate",
     ),
     "llama3": ("factor", "original_context", "low_freq_factor", "high_freq_factor"),
     "longrope": ("factor", "original_context", "short_factor", "long_factor", "mscale"),

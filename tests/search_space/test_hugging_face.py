@@ -725,6 +725,18 @@ def test_an_encoder_decoder_is_read() -> None:
         ),
         (
             {
+                "model_type": "kimi_linear",
+                "linear_num_heads": 4,
+                "linear_attn_config": {"num_heads": 8},
+            },
+            "linear_num_heads: 4 contradicts linear_attn_config.num_heads: 8",
+        ),
+        (
+            {"model_type": "kimi_k3", "linear_attn_config": {"num_heads": 0}},
+            "linear_attn_config.num_heads: must be from 1 to",
+        ),
+        (
+            {
                 "model_type": "llama4",
                 "tie_word_embeddings": True,
                 "text_config": {"tie_word_embeddings": False},
