@@ -81,7 +81,7 @@ class RopeMapping:
         outer = fields.number(self.old_theta)
         if inner is not None and outer is not None and inner != outer and self.key is None:
             raise fields.error(
-                self.old_theta, f"{outer} contradicts rope_theta={inner} of rope_parameters"
+                self.old_theta, f"{outer} contradicts rope_parameters.rope_theta: {inner}"
             )
         return coalesce(inner, outer, self.theta)
 

@@ -709,7 +709,7 @@ def test_an_encoder_decoder_is_read() -> None:
         (llama(rope_scaling={"type": "yarm"}), 'rope_scaling.type: unknown name "yarm"'),
         (
             llama(rope_theta=1e4, rope_parameters={"rope_theta": 1e6}),
-            "rope_theta: 10000.0 contradicts rope_theta=1000000.0 of rope_parameters",
+            "rope_theta: 10000.0 contradicts rope_parameters.rope_theta: 1000000.0",
         ),
         (
             {"model_type": "olmo3", "num_hidden_layers": 2, "layer_types": ["full_attention"]},
@@ -749,7 +749,7 @@ def test_an_encoder_decoder_is_read() -> None:
         ),
         (
             {"model_type": "mamba2", "hidden_size": 64, "num_heads": 3, "head_dim": 64},
-            "expand: times hidden_size must be the width of all heads, got 128 and 192",
+            "expand: times hidden_size=64 must be the width of all heads, 192, got 128",
         ),
     ],
 )
