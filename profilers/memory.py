@@ -37,8 +37,8 @@ Verdict = Literal["fits", "tight", "does not fit"]
 def memory(
     architecture: Architecture, workload: Workload, *, devices: int = 1
 ) -> tuple[Measurement, ...]:
-    """`memory_gib`, `cache_bytes_per_sequence`, `paged_cache_bytes_per_sequence` and `peak_gib` of a
-    workload, and `train_memory_gib` where it has a training step.
+    """The memory metrics of a workload: `memory_gib`, `cache_bytes_per_sequence`,
+    `paged_cache_bytes_per_sequence`, `peak_gib`, and `train_memory_gib` with a training step.
 
     On several devices `peak_gib` and `train_memory_gib` are those of each device.
     """

@@ -1,8 +1,9 @@
 """Random hybrid architectures composed of timed calls, to test the interval of a sum.
 
-The calls of one architecture share a scenario, a decode batch or a prefill of so many tokens, as
-those of a forward pass do. An architecture takes a few calls of each kind and repeats them over its
-layers; its weights are of similar size, so that no single one dominates its time.
+The calls of one architecture belong to one scenario, as those of a forward pass do: a decoding step
+of one batch size, or a prefill of one number of tokens. An architecture takes a few calls of each
+kind and repeats them over its layers; its weights are of similar size, so that no single one
+dominates its time.
 """
 
 from collections import Counter, defaultdict

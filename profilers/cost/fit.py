@@ -167,7 +167,7 @@ def fit(timings: Sequence[Timing], *, own: bool = True, processes: int = 1) -> M
 
 
 def fit_and_test(timings: Sequence[Timing], own: bool) -> tuple[FamilyModel, list[HeldOut]]:
-    """The fit of one operator family with tested half-widths, and the predictions that tested it."""
+    """The fit of one operator family with tested half-widths, and the held-out predictions."""
     sample = Sample.of(timings)
     model = fit_family(sample, np.ones(len(timings), bool), own=own)
 
@@ -312,8 +312,10 @@ def inflation_factors(tests: Sequence[HeldOut]) -> dict[Provenance, float]:
 def sums(
     tests: Sequence[HeldOut], provenance: Provenance, each: int
 ) -> Iterator[tuple[float, float, float, tuple[str, Scenario]]]:
-    """Composed architectures, `each` per device and scenario: predicted and true seconds, half-width
-    in log, (device, scenario)."""
+    """Composed architectures, `each` per device and scenario.
+
+    Of each: predicted and true seconds, the half-width in log, (device, scenario).
+    """
     calls: dict[str, list[tuple[Operator, float, float, float]]] = {}
     for held_out in tests:
         for i in np.nonzero(np.isfinite(held_out.log_seconds))[0].tolist():

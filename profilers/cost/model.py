@@ -67,7 +67,7 @@ STEP_US = 3.0  # of a serial step, where the class that stands in has none
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Estimates of n calls: seconds [n], half-widths of the 90% intervals in log [n], provenance."""
+    """Seconds of n calls [n], half-widths of their 90% intervals in log [n], and provenances."""
 
     seconds: np.ndarray
     half_width: np.ndarray
@@ -211,7 +211,7 @@ class FamilyModel:
 
 
 def _ratios(device: Device) -> np.ndarray:
-    """What makes two devices similar: compute and cache per bandwidth, and the bandwidth, in log."""
+    """Compute and cache per bandwidth, and the bandwidth, in log: similarity of devices."""
     ridge = device.bf16 * 1e3 / device.memory_gbps
     return np.log([ridge, 1e3 * device.l2_mb / device.memory_gbps, device.memory_gbps])
 
@@ -335,7 +335,7 @@ class Model:
         return self.families[family].constants if family in self.families else {}
 
     def family(self, family: str, name: str, device: Device) -> FamilyModel:
-        """The fit of an operator family; for a cost class without one, constants of its stand-in."""
+        """The fit of an operator family; constants of the stand-in for a cost class without one."""
         if name in self._constants(family):
             return self.families[family]
         other = STAND_INS.get(name, STAND_INS.get(family, family))

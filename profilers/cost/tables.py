@@ -300,7 +300,7 @@ def _other_device(names: set[str], target: Device) -> str:
 
 
 def _without_repeats(part: Columns) -> tuple[Columns, float]:
-    """Each shape once with the median of its times; the 90th percentile of the deviations from it."""
+    """Each shape once with its median time, and the 90th percentile of relative deviations."""
     indices: dict[tuple, list[int]] = {}
     for index, shape in enumerate(_shapes(part)):
         indices.setdefault(shape, []).append(index)
@@ -329,7 +329,7 @@ def _roofline(operators: list[Operator], target: Device) -> np.ndarray:
 def _faster_than_possible(
     operators: list[Operator], seconds: np.ndarray, target: Device
 ) -> np.ndarray:
-    """Which calls exceed the peak rate, or the memory bandwidth with more bytes than caches explain.
+    """Which calls exceed the peak rate, or the bandwidth with more bytes than caches explain.
 
     A state of the size of the cache is read and written, twice its bytes. Keys and values of 8 bits
     may be multiplied at the rate of 8 bits.

@@ -129,7 +129,7 @@ class Trees:
         step: float,
         start: float,
     ) -> "Trees":
-        """`trees` trees of `nodes` nodes, cut from arrays of concatenated models at `tree`, `node`."""
+        """`trees` trees with `nodes` nodes, cut from concatenated arrays at `tree` and `node`."""
         leaf = tree + node
         return cls(
             **{name: joined[name][node : node + nodes] for name in _NODE_FIELDS},

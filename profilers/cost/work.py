@@ -56,6 +56,7 @@ class Work:
 
     @classmethod
     def joined(cls, parts: Sequence["Work"]) -> "Work":
+        """The terms of the calls of several works, concatenated."""
         return cls(
             **{
                 field.name: np.concatenate([getattr(part, field.name) for part in parts])
@@ -75,10 +76,12 @@ class Constants:
     cache_gbps: float  # per unit
 
     def log(self) -> np.ndarray:
+        """The constants in log, in the order of the fields, [5]."""
         return np.log([getattr(self, field.name) for field in fields(self)])
 
     @classmethod
     def from_log(cls, values: np.ndarray) -> "Constants":
+        """The inverse of `log`."""
         names = [field.name for field in fields(cls)]
         return cls(**dict(zip(names, np.exp(values).tolist(), strict=True)))
 
@@ -159,7 +162,7 @@ def _filling(parts: np.ndarray, units: int) -> list[np.ndarray]:
 
 
 def _gemm(v: Columns, device: Device) -> list[np.ndarray]:
-    """Tiles of six tile sizes: their number, their waves, and their time with and without split-k."""
+    """Features of six tile sizes: waves, padding, and time with and without split-k."""
     m, n, k = (v[name][:, None] for name in "mnk")
     tile_m, tile_n = _TILES.T
     tiles = np.ceil(m / tile_m) * np.ceil(n / tile_n)

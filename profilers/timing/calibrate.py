@@ -3,8 +3,8 @@
     python -m archfront.profilers.timing.calibrate --device cuda:0 --points 100 -o h200.json
 
 needs only torch and triton, on a machine without a store; `archfront calibrate` does the same and
-stores the result, or stores such a file. Points are a Sobol sequence over the logarithms of the sizes
-that models have, without calls that take too much of the device's memory or too long.
+stores the result, or stores such a file. Points are a Sobol sequence over the logarithms of the
+sizes that models have, without calls that take too much of the device's memory or too long.
 """
 
 import argparse

@@ -20,7 +20,7 @@ def by_name(name: str, workload: str = "chat-4k", devices: int = 1) -> dict[str,
 
 
 def test_a_page_grows_until_a_state_fits_as_vllm_does() -> None:
-    """vllm issue 24280: Nemotron-Nano-9B-v2 gets attention pages of 672 tokens, with bf16 states."""
+    """vllm issue 24280: pages of 672 tokens for Nemotron-Nano-9B-v2 with bf16 states."""
     nano = model("nemotron_nano_9b_v2")
     per_token = nano.blocks["*"].cache(nano.d_model).kv_elements * 2
     layers = sum(body.block.kind == "attn" for body in nano.bodies)
