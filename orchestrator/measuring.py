@@ -27,6 +27,7 @@ class Comparison:
 
     @property
     def error(self) -> float:
+        """The relative error of the sum."""
         return self.units_s / self.whole_s - 1
 
 

@@ -34,6 +34,7 @@ class Cluster:
 
     @property
     def name(self) -> str:
+        """The target as `cluster` parses it."""
         return self.device.name if self.count == 1 else f"{self.count}x{self.device.name}"
 
 

@@ -181,7 +181,7 @@ class Pricing:
         return self._pass(architecture, points(workload)["prefill"])
 
     def decode(self, architecture: Architecture, workload: Workload) -> Cost:
-        """One decoding step; with drafts, the step that verifies them and the modules that draft."""
+        """One decoding step; with drafts, their modules and the step that verifies them."""
         point, drafts = points(workload)["decode"], _drafts(architecture, workload)
         if not drafts:
             return self._pass(architecture, point)
@@ -351,7 +351,7 @@ def _drafts(architecture: Architecture, workload: Workload) -> int:
 
 
 def _shared_reads(calls: Calls, tokens: int) -> Calls:
-    """The calls when the tokens of a sequence read its keys and values once, as more heads would."""
+    """The calls where the tokens of a sequence read its cache once, as more heads would."""
     found = Calls()
     for call, times in calls.items():
         if isinstance(call, AttentionDecode | MLADecode):

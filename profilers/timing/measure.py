@@ -45,6 +45,7 @@ class Timed:
 
     @property
     def key(self) -> str:
+        """The identity of the timing in the store, see `timing_key`."""
         return timing_key(self.unit, self.device, self.point, self.facts)
 
 

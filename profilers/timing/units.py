@@ -30,6 +30,7 @@ class TimingUnit:
 
     @property
     def key(self) -> str:
+        """`KIND:ARCHITECTURE_KEY`, as timings are stored."""
         return f"{self.kind}:{self.architecture.key}"
 
 

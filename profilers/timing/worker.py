@@ -4,7 +4,7 @@
 
 The architecture is built at full size with random weights, in bfloat16 on a GPU and in float32 on
 a CPU, its caches are filled at random up to the context, and it is timed. Out of memory is an
-answer; an error of the device ends this process and not the caller's.
+answer; an error of the device ends this process, and the caller goes on.
 """
 
 import copy
