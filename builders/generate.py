@@ -172,7 +172,7 @@ class _Draft:
             return hidden[:, :0]
         next_1T = self._row((self.tokens + drafts)[start + k : stop + k])
         positions_1T = torch.arange(start, stop, device=self.device)[None]
-        run = Pass(positions_BT=positions_1T, tokens_BT=next_1T, reads_texts=start == 0)
+        run = Pass(positions_BT=positions_1T, tokens_BT=next_1T, whole_rows=start == 0)
         embedded = self.model.embed(next_1T)
         return self.model.mtp[k - 1](hidden[:, start:stop], embedded, run, cache)
 

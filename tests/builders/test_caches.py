@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from archfront.builders.body import Pass
 from archfront.builders.caches import PAGE, TokenCache
 
 
@@ -11,7 +10,7 @@ def append(
     cache: TokenCache, x: torch.Tensor, start: int, valid: torch.Tensor | None = None
 ) -> None:
     positions = torch.arange(start, start + x.shape[1]).expand(len(x), -1)
-    cache.append(Pass(positions_BT=positions, valid_BT=valid), x=x)
+    cache.append(positions, valid, x=x)
 
 
 def test_it_grows_over_pages() -> None:

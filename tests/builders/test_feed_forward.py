@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from archfront.builders.body import Body, Pass, text_positions
-from archfront.builders.experts import MoE
 from archfront.builders.model import build
+from archfront.builders.moe import MoE
 from archfront.search_space.architecture import Architecture
 
 MOE = {"kind": "moe", "n_experts": 6, "top_k": 2, "d_expert": 20}

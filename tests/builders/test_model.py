@@ -242,7 +242,7 @@ def test_the_loss_of_mtp_modules_is_of_the_tokens_further_on() -> None:
     alone = F.cross_entropy(model(text)[:, :-1].flatten(0, 1), text[:, 1:].flatten())
     hidden, losses = model.hidden(model.embed(text), text), []
     for k, module in enumerate(model.mtp, 1):
-        part = Pass(positions_BT=text_positions(2, 70 - k, text.device), reads_texts=True)
+        part = Pass(positions_BT=text_positions(2, 70 - k, text.device), whole_rows=True)
         hidden = module(hidden[:, : 70 - k], model.embed(text[:, k:]), part)
         logits = model.logits(hidden[:, :-1])
         losses.append(F.cross_entropy(logits.flatten(0, 1), text[:, k + 1 :].flatten()))

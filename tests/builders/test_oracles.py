@@ -20,8 +20,8 @@ from oracle_weights import FAMILIES, moved
 from torch import Tensor, nn
 
 from archfront.builders.body import Pass, text_positions
-from archfront.builders.experts import MoE
 from archfront.builders.model import HybridLM, build
+from archfront.builders.moe import MoE
 from archfront.search_space.architecture import Architecture
 from archfront.search_space.hugging_face import convert
 
@@ -71,7 +71,7 @@ def _hash_alike(theirs: nn.Module, ours: HybridLM) -> None:
     for path, table in theirs.named_buffers():
         if path.endswith("tid2eid"):
             ids = torch.arange(len(table))[None]
-            table.copy_(hashing[0]._hashed(Pass(positions_BT=ids, tokens_BT=ids)))
+            table.copy_(hashing[0].router.hashed_experts(Pass(positions_BT=ids, tokens_BT=ids)))
 
 
 def text(ours: HybridLM) -> Tensor:
