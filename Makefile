@@ -38,7 +38,7 @@ TABLES ?= ../shared/measured_ops
 fit-cost-model: $(STAMP)  ## constants and residuals from the tables into the package
 	$(BIN)/python -P -m archfront.profilers.cost --tables $(TABLES) --processes 2
 
-bench-cost: $(STAMP)  ## how well they foretell what was not fitted
+bench-cost: $(STAMP)  ## how well they predict what was not fitted
 	$(BIN)/python -P benchmarks/cost.py --tables $(TABLES)
 
 kernels-compile: $(STAMP)  ## registers, stack, shared memory of each kernel on each architecture

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from archfront.builders.model import build
 from archfront.kernels.recurrent import eager, reference
-from archfront.profilers.training import train
+from archfront.profilers.training import Training
 from archfront.search_space.architecture import Architecture
 
 TURNS = 5
@@ -63,10 +63,11 @@ def seconds_per_step(pattern: str) -> float:
         logits_BTV = model(windows_BT[:, :-1])
         return F.cross_entropy(logits_BTV.mT.float(), windows_BT[:, 1:])
 
-    trained = train(
+    training = Training(
         model, windows, steps=STEPS, learning_rate=1e-3, loss_of=loss_of, deadline=float("inf")
     )
-    return trained.seconds_per_step
+    training.advance(1.0)
+    return training.seconds_per_step
 
 
 def recurrences() -> dict[str, Call]:

@@ -46,9 +46,7 @@ def empty(config: dict[str, Any]) -> None:
         "decode_ms": 1e-9 * cache_bytes_at(architecture, 4096),
         "memory_gib": 1e-9 * parameters(architecture).total,
     }
-    measurements = tuple(
-        Measurement(name=name, value=value, provenance="counted") for name, value in values.items()
-    )
+    measurements = tuple(Measurement.counted(name, value) for name, value in values.items())
     workers.report(Report(key=task["key"], measurements=measurements).plain())
 
 

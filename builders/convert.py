@@ -1,9 +1,9 @@
-"""A model that starts from the weights of another one, of whatever shape.
+"""Initialization of a model from the weights of another one, of whatever shape.
 
-    told = inherit(child, parent)
+    inherited = inherit(child, parent)
 
-The same kind of block in other sizes takes the leading heads, channels and columns; a mixer of
-another kind takes queries, keys, values and output from the projections that play that part (as in
+A block of the same kind in other sizes takes the leading heads, channels and columns; a mixer of
+another kind takes queries, keys, values and output from the projections with the same role (as in
 arXiv 2408.15237); a mixture of experts is upcycled from a dense feed-forward, copied (arXiv
 2212.05055) or split among its experts (arXiv 2410.07524). What has no counterpart stays fresh.
 """
@@ -21,9 +21,9 @@ from torch import Tensor
 from ..search_space.architecture import Body
 from ..search_space.blocks.block import Block
 from ..search_space.blocks.feed_forward import FeedForward
+from ..search_space.blocks.heads import HeadLayout
 from ..search_space.blocks.moe import MoE
 from ..search_space.pattern import is_feed_forward
-from .heads import stacked
 from .model import HybridLM
 
 How = Literal["whole", "part", "converted", "fresh"]
@@ -33,8 +33,12 @@ CONVERTIBLE = ("q", "k", "v", "z", "o")
 
 @dataclass(frozen=True, kw_only=True)
 class Inherited:
-    """What a parameter started from: its namesake of equal shape, a part of it, a tensor that plays
-    its part in another kind of block, or nothing."""
+    """How a parameter was initialized.
+
+    `whole` is a copy of the parameter of the same name and shape, `part` the leading part of one
+    of another shape, `converted` a tensor with the same role in another kind of block, and `fresh`
+    the initialization of the builder. `source` is the parent's parameter.
+    """
 
     parameter: str
     how: How
@@ -43,24 +47,25 @@ class Inherited:
 
 @torch.no_grad()
 def inherit(child: HybridLM, parent: HybridLM) -> tuple[Inherited, ...]:
-    """Fill `child` in place from `parent` and say of each parameter how.
+    """Fill `child` in place from `parent`; return how each parameter was initialized.
 
-    A sub-block takes after the nearest in relative depth: a mixer after a mixer, of its own kind if
-    there is one, a feed-forward after a feed-forward. MTP modules stay fresh.
+    A sub-block takes the weights of the nearest one in relative depth: a mixer those of a mixer,
+    of the same kind if there is one, a feed-forward those of a feed-forward. MTP modules stay
+    fresh.
     """
     mine, theirs = dict(child.named_parameters()), dict(parent.named_parameters())
-    told: dict[str, Inherited] = {}
+    found: dict[str, Inherited] = {}
     for name in mine:
         if not name.startswith(("blocks.", "mtp.")):
-            told[name] = _from_namesake(mine, theirs, name, name)
+            found[name] = _from_namesake(mine, theirs, name, name)
     for body, source in _pairs(child, parent):
-        told |= _inherit_body(mine, theirs, body, source)
-    return tuple(told.get(name, Inherited(parameter=name, how="fresh")) for name in mine)
+        found |= _inherit_body(mine, theirs, body, source)
+    return tuple(found.get(name, Inherited(parameter=name, how="fresh")) for name in mine)
 
 
-def summary(told: tuple[Inherited, ...]) -> dict[How, int]:
-    """How many parameter tensors started in which way."""
-    return dict(Counter(inherited.how for inherited in told))
+def summary(inherited: tuple[Inherited, ...]) -> dict[How, int]:
+    """How many parameter tensors were initialized in which way."""
+    return dict(Counter(one.how for one in inherited))
 
 
 def _pairs(child: HybridLM, parent: HybridLM) -> list[tuple[Body, Body]]:
@@ -70,17 +75,17 @@ def _pairs(child: HybridLM, parent: HybridLM) -> list[tuple[Body, Body]]:
             [body for body in model.architecture.bodies if is_feed_forward(body.symbol) == feeds]
             for model in (child, parent)
         )
-        for place, body in enumerate(mine if theirs else ()):
-            depth = place / max(1, len(mine) - 1) * (len(theirs) - 1)
-            alike = [i for i, b in enumerate(theirs) if b.block.kind == body.block.kind]
-            nearest = min(alike or range(len(theirs)), key=lambda i: abs(i - depth))
+        for index, body in enumerate(mine if theirs else ()):
+            depth = index / max(1, len(mine) - 1) * (len(theirs) - 1)
+            same_kind = [i for i, b in enumerate(theirs) if b.block.kind == body.block.kind]
+            nearest = min(same_kind or range(len(theirs)), key=lambda i: abs(i - depth))
             found.append((body, theirs[nearest]))
     return found
 
 
 def _inherit_body(mine: Weights, theirs: Weights, body: Body, source: Body) -> dict[str, Inherited]:
-    """A body, and the norms around it where it is a sub-block of its own."""
-    told = {}
+    """Fill a block, and the norms around it where it is a sub-block of its own."""
+    inherited = {}
     to, of = _prefix(body), _prefix(source)
     inner = {n.removeprefix(to): p for n, p in mine.items() if n.startswith(to)}
     inner_source = {n.removeprefix(of): p for n, p in theirs.items() if n.startswith(of)}
@@ -92,16 +97,16 @@ def _inherit_body(mine: Weights, theirs: Weights, body: Body, source: Body) -> d
     else:
         found = _converted(a, b, inner, inner_source)
     for name, (how, from_name) in found.items():
-        told[to + name] = Inherited(parameter=to + name, how=how, source=of + from_name)
+        inherited[to + name] = Inherited(parameter=to + name, how=how, source=of + from_name)
     if (body.branch is None) == (source.branch is None):
         around, of_around = (prefix.removesuffix("body.") for prefix in (to, of))
-        if body.branch == 0:  # it stands for the whole group
+        if body.branch == 0:  # the norms around a parallel group are filled with its first branch
             around, of_around = f"blocks.{body.sub_block}.", f"blocks.{source.sub_block}."
         for name in mine:
             rest = name.removeprefix(around)
             if rest != name and "body." not in rest:
-                told[name] = _from_namesake(mine, theirs, name, of_around + rest)
-    return told
+                inherited[name] = _from_namesake(mine, theirs, name, of_around + rest)
+    return inherited
 
 
 def _prefix(body: Body) -> str:
@@ -122,47 +127,62 @@ def _overlay(mine: Tensor, theirs: Tensor) -> How:
     return "whole" if mine.shape == theirs.shape else "part"
 
 
+def _indices(layout: HeadLayout) -> dict[str, Tensor]:
+    """The rows or columns of each part of a weight, [H, W]."""
+    if layout.interleaved:
+        heads, width = next(iter(layout.parts.values()))
+        index_HPW = torch.arange(heads * len(layout.parts) * width).view(heads, -1, width)
+        return dict(zip(layout.parts, index_HPW.unbind(1), strict=True))
+    indices, start = {}, 0
+    for part, (heads, width) in layout.parts.items():
+        indices[part] = start + torch.arange(heads * width).view(heads, width)
+        start += heads * width
+    return indices
+
+
 Found = dict[str, tuple[How, str]]  # by parameter: how, and from which
 
 
 def _resized(block: Block, source: Block, mine: Weights, theirs: Weights) -> Found:
     found: Found = {}
-    own, of_source = stacked(block), stacked(source)
+    layouts, of_source = block.head_layout(), source.head_layout()
     for name, weight in mine.items():
         if name not in theirs or theirs[name].ndim != weight.ndim:
             continue
-        stack = own.get(_stem(name))
-        if stack is None or (stack.axis == 1 and weight.ndim == 1):
+        layout = layouts.get(_stem(name))
+        if layout is None or (layout.axis == 1 and weight.ndim == 1):
             found[name] = _overlay(weight, theirs[name]), name
             continue
-        for part, index_HW in stack.parts.items():
-            from_HW = of_source[_stem(name)].parts.get(part)
+        indices = _indices(of_source[_stem(name)])
+        for part, index_HW in _indices(layout).items():
+            from_HW = indices.get(part)
             if from_HW is not None:
                 leading = torch.arange(min(len(index_HW), len(from_HW)))
-                _move(weight, stack.axis, index_HW[leading], theirs[name], from_HW[leading])
+                _move(weight, layout.axis, index_HW[leading], theirs[name], from_HW[leading])
         found[name] = "whole" if weight.shape == theirs[name].shape else "part", name
     return found
 
 
 def _converted(block: Block, source: Block, mine: Weights, theirs: Weights) -> Found:
-    """Heads are spread over those of the source, so that grouped keys stay with their queries."""
-    plays: dict[str, tuple[str, int, Tensor]] = {}
-    for stem, stack in stacked(source).items():
+    """Each head takes the source's head at the same relative index, so that grouped keys stay with
+    their queries."""
+    parts: dict[str, tuple[str, int, Tensor]] = {}
+    for stem, layout in source.head_layout().items():
         name = _name(stem, theirs)
         if name is not None:
-            plays |= {part: (name, stack.axis, index) for part, index in stack.parts.items()}
-    if "k" in plays and "v" not in plays:  # attention with k_eq_v
-        plays["v"] = plays["k"]
+            parts |= {part: (name, layout.axis, i) for part, i in _indices(layout).items()}
+    if "k" in parts and "v" not in parts:  # attention with k_eq_v
+        parts["v"] = parts["k"]
     found: Found = {}
-    for stem, stack in stacked(block).items():
+    for stem, layout in block.head_layout().items():
         name = _name(stem, mine)
-        for part, index_HW in stack.parts.items():
-            if name is None or part not in CONVERTIBLE or part not in plays:
+        for part, index_HW in _indices(layout).items():
+            if name is None or part not in CONVERTIBLE or part not in parts:
                 continue
-            of_name, axis, from_HW = plays[part]
-            spread = torch.arange(len(index_HW)) * len(from_HW) // len(index_HW)
-            if axis == stack.axis:
-                _move(mine[name], axis, index_HW, theirs[of_name], from_HW[spread])
+            of_name, axis, from_HW = parts[part]
+            heads = torch.arange(len(index_HW)) * len(from_HW) // len(index_HW)
+            if axis == layout.axis:
+                _move(mine[name], axis, index_HW, theirs[of_name], from_HW[heads])
                 found[name] = "converted", of_name
     return found
 
@@ -181,8 +201,9 @@ def _upcycled(block: MoE, source: FeedForward, mine: Weights, theirs: Weights) -
     """Every expert a copy of the dense feed-forward; or a slice of it where slices fit.
 
     Split in m, the experts of a virtual group hold the m slices and share a row of the router, so
-    that a token meets all of them: with `norm_topk`, and m a divisor of top_k, the mixture starts
-    as the dense one was, as it does with copies. Shared experts start silent.
+    that a token is routed to all of them: with `norm_topk`, and m a divisor of top_k, the mixture
+    computes what the dense feed-forward does, as it does with copies. The output projection of
+    shared experts is zero.
     """
     m = source.width // block.d_expert
     exact = m * block.d_expert == source.width and block.expert_layers == 1

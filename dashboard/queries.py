@@ -11,13 +11,13 @@ from ..orchestrator.cli.render import interval, number, unit_text
 from ..orchestrator.export import as_yaml, best_known, exported
 from ..orchestrator.measuring import target_timings
 from ..orchestrator.pareto import knee
-from ..orchestrator.store import FrontStep, Reading, Store, Study, Trial, open_store
+from ..orchestrator.store import FrontStep, Store, Study, Trial, TrialMeasurement, open_store
 from ..profilers.static_metrics import static_metrics
 from ..search_space import published
 from ..search_space.architecture import Architecture
 from ..search_space.check import check_space
 from ..search_space.document import parse_document
-from ..search_space.metrics import METRICS, split
+from ..search_space.metrics import METRICS, MetricRef
 
 _CANDIDATE = ("number", "key", "pattern", "active_params", "feasible", "on_front")
 
@@ -117,9 +117,9 @@ def faults(_store: Store, study: Study) -> pd.DataFrame:
 def readings(_store: Store, study: Study) -> pd.DataFrame:
     """Every measurement of the study with its `label`: `decode_ms@chat-4k`."""
     rows = _store.measurements(study.name)
-    frame = pd.DataFrame(rows, columns=list(Reading._fields))
+    frame = pd.DataFrame(rows, columns=list(TrialMeasurement._fields))
     frame[["value", "low", "high"]] = frame[["value", "low", "high"]].astype(float)
-    at = [f"{row.name}@{row.workload}" if row.workload else row.name for row in rows]
+    at = [str(MetricRef(row.name, row.workload)) for row in rows]
     return frame.assign(label=pd.Series(at, dtype=object))
 
 
@@ -129,7 +129,8 @@ def quantities(_store: Store, study: Study) -> dict[str, Quantity]:
     read = readings(_store, study)
     labels = list(read["label"].unique())
     wanted = [
-        next((x for x in labels if o.label in (x, split(x)[0])), None) for o in study.objectives
+        next((x for x in labels if o.label in (x, MetricRef.parse(x).name)), None)
+        for o in study.objectives
     ]
     order = dict.fromkeys([*(label for label in wanted if label), *labels])
     groups = dict(tuple(read.groupby("label")))
@@ -137,7 +138,7 @@ def quantities(_store: Store, study: Study) -> dict[str, Quantity]:
 
 
 def _quantity(label: str, read: pd.DataFrame) -> Quantity:
-    metric = METRICS[split(label)[0]]
+    metric = MetricRef.parse(label).metric
     return Quantity(
         label=label,
         unit=unit_text(metric.unit),
@@ -234,7 +235,7 @@ def details(_store: Store, study: Study, key: str) -> Details:
                 "provenance": [m.provenance],
                 "workload": m.workload or "",
                 "device": m.device or "",
-                "meaning": METRICS[m.name].meaning,
+                "meaning": METRICS[m.name].description,
             }
             for m in report.measurements
         ),

@@ -1,4 +1,4 @@
-"""From a store's URL to a database whose tables are up to date, or one clear line why not."""
+"""Databases of stores: connect by URL, create and upgrade the tables, explain faults in one line."""
 
 import json
 import os
@@ -54,22 +54,27 @@ POSTGRES_DENIED = {"42501", "25006", "3F000"}  # no privilege, read-only transac
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
-    """An engine, and the name by which messages call it: the URL without password and options."""
+    """An open database.
+
+    `label` names it in messages: the path of a SQLite file, the URL of a PostgreSQL database
+    without password and options. `url` opens it again, but for a password.
+    """
 
     label: str
+    url: str
     engine: Engine
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that sees one moment and blocks no writer. Raises InputError."""
-        with _faults_told(self.label), self.engine.begin() as connection:
+        """A transaction on one snapshot, which blocks no writer. Raises InputError."""
+        with _faults_explained(self.label), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that commits whole or not at all. Raises InputError."""
+        """A transaction that is committed as a whole or not at all. Raises InputError."""
         with (
-            _faults_told(self.label),
+            _faults_explained(self.label),
             self.engine.execution_options(writes=True).begin() as connection,
         ):
             yield connection
@@ -174,7 +179,7 @@ def _sqlite(path: Path, *, readonly: bool) -> Database:
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    return Database(label=str(path), engine=engine)
+    return Database(label=str(path), url=f"sqlite:///{path}", engine=engine)
 
 
 def _postgres(url: URL, *, readonly: bool) -> Database:
@@ -190,7 +195,12 @@ def _postgres(url: URL, *, readonly: bool) -> Database:
             "a PostgreSQL store needs its driver: pip install 'archfront[postgres]'"
         ) from None
     label = URL.create("postgresql", url.username, None, url.host, url.port, url.database)
-    return Database(label=label.render_as_string(), engine=engine)
+    options = {name: value for name, value in url.query.items() if "password" not in name}
+    return Database(
+        label=label.render_as_string(),
+        url=label.set(query=options).render_as_string(),
+        engine=engine,
+    )
 
 
 def _checked(database: Database, *, readonly: bool) -> Database:
@@ -232,7 +242,7 @@ def _upgrade(database: Database) -> None:
     """Bring the tables to SCHEMA; of several processes one does it and the others wait."""
     engine = database.engine.execution_options(writes=True)
     sqlite = engine.dialect.name == "sqlite"
-    with _faults_told(database.label), engine.connect() as connection:
+    with _faults_explained(database.label), engine.connect() as connection:
         cursor = connection.connection.cursor()
         if sqlite:
             # To alter a table SQLite copies and drops it, and a drop cascades. No-op inside a transaction.
@@ -251,7 +261,7 @@ def _upgrade(database: Database) -> None:
 
 
 def _to_wal(cursor: DBAPICursor) -> None:
-    """The one statement that SQLite does not wait with while another process has the file."""
+    """Switch to WAL: a statement for which SQLite does not wait while the file is locked."""
     deadline = time.monotonic() + WAIT_S
     while True:
         try:
@@ -264,7 +274,7 @@ def _to_wal(cursor: DBAPICursor) -> None:
 
 
 def alembic_options(connection: Connection) -> dict[str, Any]:
-    """What Alembic is told: our tables only, whoever else has some in the same database."""
+    """Options of Alembic's context: only tables with our prefix are ours."""
     return {
         "connection": connection,
         "target_metadata": Base.metadata,
@@ -285,7 +295,7 @@ def _migrate(connection: Connection) -> None:
 
 
 @contextmanager
-def _faults_told(label: str) -> Iterator[None]:
+def _faults_explained(label: str) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:
@@ -296,7 +306,7 @@ def _faults_told(label: str) -> Iterator[None]:
 
 
 def _fault(error: DBAPIError | sqlite3.Error) -> str | None:
-    """What the user can do something about: the disk, the server, the permissions; else None."""
+    """A line on a fault that the user can act on: disk, server, permissions; None for others."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
         name = getattr(origin, "sqlite_errorname", "")

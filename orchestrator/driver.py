@@ -1,57 +1,56 @@
-"""A running study: asks the sampler what to try, judges the answers, writes the store.
+"""The driver of a running study: asks the sampler, judges the answers, writes the store.
 
-The driver is the study's only writer and knows nothing of Ray: `next_trial` and `finish` are all
-that a searcher calls. Everything it holds is rebuilt from the store, so a study can be resumed.
+The driver is the study's only writer and does not depend on Ray: `next_trial`, `report` and
+`finish` are all that a searcher calls. Its state is rebuilt from the store, so that a study can be
+resumed.
 """
 
 import math
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..profilers.report import Failure, Measurement, Report
+from ..profilers.report import Failure, FailureKind, Measurement, Report
 from ..profilers.static_metrics import static_metrics
 from ..search_space.architecture import Architecture
-from ..search_space.metrics import METRICS, split
+from ..search_space.metrics import MetricRef
 from ..search_space.space import SearchSpace
 from .measuring import target_timings
 from .progress import State, View
-from .sampler import Outcome, Sampler
+from .samplers.base import Outcome, Suggestion
+from .samplers.registry import SAMPLERS
 from .store import Objective, Store, Study, Trial
 
-# So many refusals in a row mean that the space holds nothing new.
-MAX_REFUSALS = 200
-# The sampler loves what did well and may suggest it again and again; after a refused draw the
-# next ones are random.
-PATIENCE = 1
+# After so many rejections in a row the space is taken to hold nothing new.
+MAX_REJECTIONS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A trial that is about to run."""
+    """A trial that is about to run, with its static metrics."""
 
     number: int
     architecture: Architecture
-    known: tuple[Measurement, ...] = ()  # before it runs
+    metrics: tuple[Measurement, ...] = ()
 
 
 def objectives(space: SearchSpace) -> tuple[Objective, ...]:
     """The space's objectives with the better side of each, which is the metric's own."""
     return tuple(
-        Objective(label=label, better=METRICS[split(label)[0]].better or "lower")
+        Objective(label=label, better=MetricRef.parse(label).metric.better or "lower")
         for label in space.file.objectives
     )
 
 
 def this_process() -> str:
-    """How a driver signs its claim on a study."""
+    """The name under which a driver in this process claims a study: HOST:PID."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def is_dead(owner: str) -> bool:
-    """Whether the signature is of a process of this machine that no longer runs."""
+    """Whether `owner` (see `this_process`) is a process of this machine that no longer runs."""
     host, _, process = owner.rpartition(":")
     if host != socket.gethostname() or not process.isdigit():
         return False
@@ -65,74 +64,116 @@ def is_dead(owner: str) -> bool:
 
 
 class Driver:
-    """One study while it runs; `view` sees each step."""
+    """One study while it runs; `view` sees each step.
+
+    The caller holds the study's claim (Store.claim). Trials that a dead driver left running are
+    taken out of the store and run again first, under their numbers.
+    """
 
     def __init__(self, store: Store, study: Study, space: SearchSpace, view: View) -> None:
         self.store, self.study, self.space, self.view = store, study, space, view
         self.timings = target_timings(store, study.target)
-        self.sampler = Sampler(space, [o.better for o in study.objectives], study.seed)
+        self.sampler = SAMPLERS[study.sampler](
+            space,
+            directions=[o.better for o in study.objectives],
+            seed=study.seed,
+            price=self._price,
+        )
         self.started, self.deadline = time.monotonic(), math.inf
         self.running: dict[int, Candidate] = {}
         self.number_of: dict[str, int] = {}  # architectures tried, by key
-        self.outcomes: dict[int, Outcome] = {}
+        self.parameters: dict[int, dict[str, Any]] = {}  # of trials in flight
         self.counts = {"complete": 0, "failed": 0, "rejected": 0}
         self.exhausted = False
         self.trials_wanted = study.trials_wanted
         self.next_number = store.next_number(study.name)
         self.cut_off = store.drop_running(study.name)
-        earlier = store.trials(study.name)
-        for trial in earlier:
-            self._remember(trial)
-        self.sampler.replay([self.outcomes[trial.number] for trial in earlier])
+        ended = store.trials(study.name)
+        self.sampler.restore(
+            [_outcome(trial) for trial in ended],
+            {trial.number: dict(trial.parameters) for trial in self.cut_off},
+        )
+        for trial in ended:
+            self.counts[trial.state] += 1
+        for trial in (*ended, *self.cut_off):
+            if trial.state != "rejected" and trial.key is not None:
+                self.number_of[trial.key] = trial.number
         self.front = store.front_now(study.name)
         self.done_before = self.done
 
     @property
     def done(self) -> int:
-        """Finished trials: complete and failed ones."""
+        """Number of finished trials: complete and failed ones."""
         return self.counts["complete"] + self.counts["failed"]
 
     @property
     def remaining(self) -> int:
-        """How many trials are still to run."""
+        """Number of trials still to finish."""
         return max(0, self.trials_wanted - self.done)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The objectives and constraints that a report must have a value of: `decode_ms@chat-4k`."""
+        return (*(o.label for o in self.study.objectives), *self.space.file.constraints)
 
     def next_trial(self) -> Candidate | None:
         """The next candidate, written as running; None where the space has nothing new.
 
-        Trials that a dead driver left are run again first, under their numbers. Rejected draws are
-        answered here: broken laws, duplicates, and constraints that need no training to be broken.
+        Rejected suggestions are written and given back to the sampler here: invalid ones, those
+        beyond a constraint by their static metrics, and duplicates.
         """
         if self.cut_off:
             return self._begin_again(self.cut_off.pop(0))
-        for attempt in range(MAX_REFUSALS):
-            number, self.next_number = self.next_number, self.next_number + 1
-            suggestion = self.sampler.suggest(number, explore=attempt >= PATIENCE)
-            architecture = suggestion.architecture
-            if architecture is None:
-                self._reject(number, suggestion.parameters, suggestion.rejection or "", None)
-                continue
-            known = self._known(architecture)
-            if not isinstance(known, str):
-                return self._begin(number, architecture, suggestion.parameters, known)
-            self._reject(number, suggestion.parameters, known, architecture)
+        for _ in range(MAX_REJECTIONS):
+            suggestion = self.sampler.ask(self.next_number)
+            self.next_number += 1
+            architecture, reason = suggestion.architecture, self._rejection(suggestion)
+            if reason is None and architecture is not None:
+                return self._begin(
+                    suggestion.number, architecture, dict(suggestion.parameters), suggestion.metrics
+                )
+            self.store.reject_trial(
+                self.study.name,
+                suggestion.number,
+                suggestion.parameters,
+                reason or "",
+                architecture,
+            )
+            self.counts["rejected"] += 1
+            self.sampler.tell(suggestion.rejected())
         self.exhausted = True
         return None
 
-    def finish(self, number: int, answer: dict[str, Any] | None, *, lost: bool = False) -> None:
-        """Judge and record an answer: a report or a failure as plain data, None for no answer.
+    def report(self, number: int, answer: dict[str, Any]) -> None:
+        """Record what a running trial measured at a rung: a report as plain data.
 
-        `lost` says that the trial did not come back, however often it was tried. A trial that the
-        end of the search's time cut off stays as it is in the store: it runs again on resume.
+        Without effect for a trial that is not running: the event came late, or twice. Values that
+        are not finite are left out; the trial's end judges them.
         """
-        candidate = self.running.pop(number)
+        if number not in self.running or "measurements" not in answer:
+            return
+        report = Report.from_plain(answer)
+        measured = tuple(m for m in report.measurements if m.rung is not None and _finite(m))
+        self.store.report_trial(self.study.name, number, replace(report, measurements=measured))
+
+    def finish(self, number: int, answer: dict[str, Any] | None, *, lost: bool = False) -> None:
+        """Judge and record the end of a trial: its last report or a failure as plain data.
+
+        `answer` is None where there is none, `lost` says that the trial did not come back, however
+        often it was tried. A trial that the end of the search's time cut off stays running in the
+        store and runs again on resume. Without effect for a trial that is not running: the event
+        came late, or twice.
+        """
+        candidate = self.running.pop(number, None)
+        if candidate is None:
+            return
         if answer is None and not lost and time.monotonic() >= self.deadline:
             return
-        judged = self._judge(candidate, answer, lost)
+        judged, parameters = self._judge(candidate, answer, lost), self.parameters.pop(number)
         if isinstance(judged, Failure):
             self.store.fail_trial(self.study.name, number, judged)
             self.counts["failed"] += 1
-            values, violation = None, {}
+            outcome = Outcome(number=number, parameters=parameters, state="failed")
         else:
             values = [self._value(judged, o.label) for o in self.study.objectives]
             violation = self._violation(judged)
@@ -140,13 +181,13 @@ class Driver:
             self.store.finish_trial(self.study.name, number, judged, values, feasible, violation)
             self.front = self.store.front_now(self.study.name)
             self.counts["complete"] += 1
-        outcome = Outcome(
-            number=number,
-            parameters=self.outcomes[number].parameters,
-            values=None if values is None else tuple(values),
-            violation=violation,
-        )
-        self.outcomes[number] = outcome
+            outcome = Outcome(
+                number=number,
+                parameters=parameters,
+                state="complete",
+                values=tuple(values),
+                violation=violation,
+            )
         self.sampler.tell(outcome)
         self._show()
 
@@ -155,7 +196,7 @@ class Driver:
     ) -> Report | Failure:
         key = candidate.architecture.key
 
-        def failure(kind: Any, reason: str) -> Failure:
+        def failure(kind: FailureKind, reason: str) -> Failure:
             return Failure(key=key, stage="answer", kind=kind, reason=reason)
 
         if lost:
@@ -164,9 +205,8 @@ class Driver:
             return failure("missing", "the worker returned without an answer")
         if "measurements" not in answer:
             return Failure.from_plain(answer)
-        report = Report.from_plain(answer).beside(candidate.known)
-        needed = [o.label for o in self.study.objectives] + list(self.space.file.constraints)
-        for label in needed:
+        report = Report.from_plain(answer).beside(candidate.metrics)
+        for label in self.needed:
             if report.value(label) is None:
                 return failure("missing", f"the report has no {label}")
         for m in report.measurements:
@@ -187,15 +227,17 @@ class Driver:
             for label, bound in self.space.file.constraints.items()
         }
 
-    def _known(self, architecture: Architecture) -> tuple[Measurement, ...] | str:
-        """What is known before it runs; or why it need not: known already, or beyond a bound."""
-        if architecture.key in self.number_of:
-            return f"same architecture as trial {self.number_of[architecture.key]}"
-        try:
-            measurements = static_metrics(architecture, self.space.plan, self.timings)
-        except ValueError as error:
-            return str(error)
-        known = Report(key=architecture.key, measurements=measurements)
+    def _price(self, architecture: Architecture) -> tuple[Measurement, ...]:
+        return static_metrics(architecture, self.space.plan, self.timings)
+
+    def _rejection(self, suggestion: Suggestion) -> str | None:
+        """Why the suggestion is not run; None where it is."""
+        if suggestion.rejection or suggestion.architecture is None:
+            return suggestion.rejection
+        key = suggestion.architecture.key
+        if key in self.number_of:
+            return f"duplicate: same architecture as trial {self.number_of[key]}"
+        known = Report(key=key, measurements=suggestion.metrics)
         for label, bound in self.space.file.constraints.items():
             value = known.value(label)
             if value is not None and bound.violation(value) > 0:
@@ -204,59 +246,29 @@ class Driver:
                     if bound.max is not None
                     else f"{value:.4g} < {bound.min:g}"
                 )
-                return f"constraint {label}: {limit}"
-        return measurements
-
-    def _reject(
-        self,
-        number: int,
-        parameters: dict[str, Any],
-        reason: str,
-        architecture: Architecture | None,
-    ) -> None:
-        self.store.reject_trial(self.study.name, number, parameters, reason, architecture)
-        self.counts["rejected"] += 1
-        if architecture is not None:  # else the sampler has told this one itself
-            self.sampler.tell(_untold(number, parameters))
+                return f"infeasible: constraint {label}: {limit}"
+        return None
 
     def _begin(
         self,
         number: int,
         architecture: Architecture,
         parameters: dict[str, Any],
-        known: tuple[Measurement, ...],
+        metrics: tuple[Measurement, ...],
     ) -> Candidate:
         self.store.begin_trial(self.study.name, number, architecture, parameters)
-        candidate = Candidate(number=number, architecture=architecture, known=known)
+        candidate = Candidate(number=number, architecture=architecture, metrics=metrics)
         self.running[number] = candidate
         self.number_of[architecture.key] = number
-        self.outcomes[number] = _untold(number, parameters)
+        self.parameters[number] = parameters
         self._show()
         return candidate
 
     def _begin_again(self, trial: Trial) -> Candidate:
         assert trial.key is not None, "a running trial has an architecture"
-        parameters = dict(trial.parameters)
-        self.sampler.expect(trial.number, parameters)
         architecture = self.store.architecture(trial.key)
-        known = static_metrics(architecture, self.space.plan, self.timings)
-        return self._begin(trial.number, architecture, parameters, known)
-
-    def _remember(self, trial: Trial) -> None:
-        self.counts[trial.state] += 1
-        if trial.state == "rejected":
-            illegal = trial.key is None
-            outcome = _untold(trial.number, dict(trial.parameters), rejected=illegal)
-        else:
-            assert trial.key is not None, "a trial that ran has an architecture"
-            self.number_of[trial.key] = trial.number
-            outcome = Outcome(
-                number=trial.number,
-                parameters=dict(trial.parameters),
-                values=None if trial.values is None else tuple(trial.values),
-                violation=dict(trial.violation or {}),
-            )
-        self.outcomes[trial.number] = outcome
+        metrics = self._price(architecture)
+        return self._begin(trial.number, architecture, dict(trial.parameters), metrics)
 
     def _show(self) -> None:
         front_size, hypervolume = self.front
@@ -279,8 +291,22 @@ class Driver:
         )
 
 
-def _untold(number: int, parameters: dict[str, Any], *, rejected: bool = False) -> Outcome:
-    """Nothing timings of the objectives; to tell a repeat its values again would only breed more."""
-    return Outcome(
-        number=number, parameters=parameters, values=None, violation={}, rejected=rejected
-    )
+def _finite(m: Measurement) -> bool:
+    return all(math.isfinite(n) for n in (m.value, m.low, m.high) if n is not None)
+
+
+def _outcome(trial: Trial) -> Outcome:
+    """What a sampler learned of a trial that has ended."""
+    number, parameters = trial.number, dict(trial.parameters)
+    if trial.state == "complete":
+        return Outcome(
+            number=number,
+            parameters=parameters,
+            state="complete",
+            values=tuple(trial.values or ()),
+            violation=dict(trial.violation or {}),
+        )
+    if trial.state == "failed":
+        return Outcome(number=number, parameters=parameters, state="failed")
+    invalid = trial.key is None
+    return Outcome(number=number, parameters=parameters, state="invalid" if invalid else "rejected")

@@ -112,7 +112,7 @@ def target_timings(store: Store, target: str) -> TargetTimings:
     """Everything for one target: for several devices, what is known of one of them."""
     device = cluster(target).device.name
     timed = {
-        (answer.piece, answer.point): answer  # the newest is the last
+        (answer.unit, answer.point): answer  # the newest is the last
         for answer in store.timings(device)
         if answer.facts.get("protocol") == str(PROTOCOL)
     }

@@ -1,12 +1,12 @@
-"""What Pareto dominance says about the values of candidates: fronts, ranks, volumes, knees.
+"""Pareto fronts: admission, hypervolume, knee.
 
 Values are arrays [candidates, objectives] in natural units. `signs` turns every objective into one
 to be minimized: +1 where lower is better, -1 where higher is. A candidate dominates another when
-it is nowhere worse and somewhere better, so of two with equal values neither leaves the front.
+it is worse in no objective and better in at least one, so candidates of equal values share a front.
+Raises ValueError for values that are not finite or of another number of objectives.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import moocore
 import numpy as np
@@ -21,24 +21,13 @@ SLACK = 0.1
 ROOM = 0.5
 
 
-def non_dominated(values: ArrayLike, signs: Sequence[int]) -> NDArray[np.bool_]:
-    """True for each candidate that no other dominates."""
-    costs = _costs(values, signs)
-    return (
-        moocore.is_nondominated(costs, keep_weakly=True) if len(costs) else np.zeros(0, dtype=bool)
-    )
-
-
-def rank(values: ArrayLike, signs: Sequence[int]) -> NDArray[np.integer[Any]]:
-    """0 on the front, 1 on the front once those are taken away, and so on."""
-    costs = _costs(values, signs)
-    return moocore.pareto_rank(costs) if len(costs) else np.zeros(0, dtype=int)
-
-
 def admit(
     front: ArrayLike, point: Sequence[float], signs: Sequence[int]
 ) -> tuple[bool, NDArray[np.bool_]]:
-    """Whether `point` enters a front of mutually non-dominated points, and which of them leave."""
+    """Whether `point` enters a front, and which of the front's points leave.
+
+    `front` [N, M] are points of which none dominates another; the mask is [N].
+    """
     costs, cost = _costs(front, signs), _costs([point], signs)
     nowhere_worse = np.all(cost <= costs, axis=1)
     nowhere_better = np.all(cost >= costs, axis=1)
@@ -68,10 +57,10 @@ def box(values: ArrayLike, signs: Sequence[int]) -> tuple[list[float], list[floa
 def hypervolume(
     values: ArrayLike, signs: Sequence[int], ideal: Sequence[float], reference: Sequence[float]
 ) -> float:
-    """The share of the box that the candidates dominate, 0 to 1.
+    """The fraction of the box that the candidates dominate, 0 to 1.
 
-    What lies beyond the ideal counts as on it; a candidate not better than the reference in every
-    objective adds nothing.
+    Values beyond the ideal count as equal to it; a candidate that is not better than the reference
+    in every objective adds nothing.
     """
     low, high = _costs([ideal], signs)[0], _costs([reference], signs)[0]
     units = np.maximum((_costs(values, signs) - low) / (high - low), 0.0)

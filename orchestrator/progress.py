@@ -1,4 +1,4 @@
-"""The live view of a search on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a search: a bar or lines on stderr, or JSON events on stdout."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ LINE_EVERY_S = 15
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a search stands."""
+    """Progress of a search."""
 
     wanted: int
     complete: int
@@ -30,23 +30,24 @@ class State:
 
     @property
     def line(self) -> str:
+        """The state in one line."""
         left = "" if self.seconds_left is None else f" · {self.seconds_left:.0f} s left"
         volume = "" if self.hypervolume is None else f" · hypervolume {self.hypervolume:.3f}"
         return (
             f"{self.complete} of {self.wanted} done · {self.running} running · "
-            f"{self.failed} failed · {self.rejected} refused · front {self.front_size}{volume}{left}"
+            f"{self.failed} failed · {self.rejected} rejected · front {self.front_size}{volume}{left}"
         )
 
 
 class View(Protocol):
-    """Whoever wants to see a search move."""
+    """Receives the progress of a search."""
 
     def show(self, state: State) -> None:
-        """Called after each trial that begins or ends."""
+        """Show a state; called when a trial begins or ends."""
         ...
 
     def close(self) -> None:
-        """Called once, at the end."""
+        """End the view; called once."""
         ...
 
 
@@ -74,7 +75,7 @@ class Bar:
 
 
 class Lines:
-    """A line every `LINE_EVERY_S` seconds, where stderr is no terminal."""
+    """A line on stderr every `LINE_EVERY_S` seconds, where it is no terminal."""
 
     def __init__(self) -> None:
         self.last = -float("inf")
@@ -93,17 +94,17 @@ class Lines:
 
 
 class Events:
-    """One JSON object a line on stdout, for machines."""
+    """JSON objects on stdout, one per line."""
 
     def show(self, state: State) -> None:
         print(json.dumps({"event": "progress", **asdict(state)}), flush=True)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: nothing is held open."""
 
 
 def view(*, as_json: bool) -> View:
-    """The view that fits where the output goes."""
+    """The view for this process: JSON events, a bar on a terminal, lines elsewhere."""
     if as_json:
         return Events()
     return Bar() if sys.stderr.isatty() else Lines()
@@ -111,7 +112,7 @@ def view(*, as_json: bool) -> View:
 
 @contextmanager
 def counting(*, as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """`tell(what, done, of)`: a bar for each `what` on a terminal, else a line when it is done."""
+    """`show(what, done, of)`: a bar per `what` on a terminal, else a line when it is done."""
     console = Console(stderr=True)
     if as_json or not console.is_terminal:
 

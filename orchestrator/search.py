@@ -1,4 +1,4 @@
-"""A search, from a checked space to a finished study: Ray Tune runs what the driver asks for."""
+"""Runs of a study: Ray Tune runs the trials that the driver asks for."""
 
 import logging
 import os
@@ -12,23 +12,25 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from ..search_space.document import InputError
+from ..search_space.document import InputError, nearest
 from ..search_space.space import SearchSpace
 from . import workers
 from .driver import Driver, is_dead, objectives, this_process
 from .progress import View
+from .samplers.registry import SAMPLERS
 from .searcher import StudySearcher
 from .store import Store, Study
 
 HEARTBEAT_S = 20
-# A lost node or a preempted actor is tried again; a candidate's own faults are answers (workers.py).
+# A trial on a lost node runs again; a candidate's own faults are answers (workers.py).
 MAX_NODE_FAILURES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How a study is run: where, how many at once, for how long."""
+    """How a study is run: where, how many concurrent trials, for how long."""
 
     address: str | None = None  # of a Ray cluster; None starts a local one
     workers: int = 1
@@ -37,9 +39,23 @@ class Run:
 
 
 def create_study(
-    store: Store, space: SearchSpace, *, name: str, target: str, trials: int, seed: int
+    store: Store,
+    space: SearchSpace,
+    *,
+    name: str,
+    target: str,
+    trials: int,
+    seed: int,
+    sampler: str | None = None,
 ) -> Study:
-    """A new study of a space, with the file as it is written. Raises InputError."""
+    """Create a study of a space, which keeps the text of the file.
+
+    `sampler` is a name of samplers/registry.py; the default is the space's. Raises InputError for
+    an unknown one and for a study's name that is taken or malformed.
+    """
+    sampler = sampler or space.file.search.sampler
+    if sampler not in SAMPLERS:
+        raise InputError(f"unknown sampler {sampler!r}{nearest(sampler, SAMPLERS)}")
     return store.create_study(
         name=name,
         space_yaml=space.document.text,
@@ -48,6 +64,7 @@ def create_study(
         seed=seed,
         target=target,
         trials_wanted=trials,
+        sampler=sampler,
     )
 
 
@@ -60,11 +77,14 @@ def run_study(
     *,
     trials: int | None = None,
     trainable: Callable[[dict[str, Any]], None] = workers.trial,
+    scheduler: TrialScheduler | None = None,
 ) -> Study:
     """Run a study until its trials are done, its time is up, its space exhausted, or Ctrl-C.
 
-    `trials` gives it a new total. Each trial's end is in the store before the next begins; what is cut off runs again on resume.
-    Raises InputError when another driver holds the study or the cluster cannot be reached.
+    `trials` gives it a new total. Each trial's end is in the store before the next begins; a trial
+    that is cut off runs again on resume. `scheduler` is Ray Tune's and sees every report of a rung;
+    the default never stops a trial. Raises InputError when another driver holds the study or the
+    cluster cannot be reached.
     """
     dead = study.owner if study.owner and is_dead(study.owner) else None
     store.claim(study.name, this_process(), dead=dead)
@@ -76,7 +96,7 @@ def run_study(
             driver = Driver(store, study, space, view)
             if driver.remaining:
                 store.set_status(study.name, "running")
-                _tune(driver, run, trainable)
+                _tune(driver, run, trainable, scheduler or FIFOScheduler())
             done = driver.remaining == 0 or driver.exhausted
             store.set_status(study.name, "finished" if done else "interrupted")
     finally:
@@ -85,7 +105,12 @@ def run_study(
     return store.study(study.name)
 
 
-def _tune(driver: Driver, run: Run, trainable: Callable[[dict[str, Any]], None]) -> None:
+def _tune(
+    driver: Driver,
+    run: Run,
+    trainable: Callable[[dict[str, Any]], None],
+    scheduler: TrialScheduler,
+) -> None:
     if run.seconds is not None:
         driver.deadline = time.monotonic() + run.seconds
     resources = {"cpu": 1.0, "gpu": run.gpus_per_trial}
@@ -94,6 +119,7 @@ def _tune(driver: Driver, run: Run, trainable: Callable[[dict[str, Any]], None])
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(driver),
+                scheduler=scheduler,
                 num_samples=driver.remaining,
                 max_concurrent_trials=run.workers,
                 reuse_actors=True,
@@ -112,7 +138,7 @@ def _tune(driver: Driver, run: Run, trainable: Callable[[dict[str, Any]], None])
 def _cluster(run: Run) -> Iterator[None]:
     """A connection to the given cluster, or a local Ray of `run.workers` CPUs for this run."""
     os.environ.update(
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # the store remembers, not files in a folder
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # results are in the store, not in files
         TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
         TUNE_GLOBAL_CHECKPOINT_S="3600",  # resume is from the store
         TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",

@@ -1,14 +1,15 @@
-"""What a search remembers: studies, trials, measurements, fronts; the project's only SQL.
+"""The store of searches: studies, trials, measurements, fronts, timings; the project's only SQL.
 
     with open_store("sqlite:///runs.db") as store:
         store.create_study(name="first", objectives=[...], ...)
         store.claim("first", owner)
         store.begin_trial("first", 0, architecture, {"d_model": 512})
+        store.report_trial("first", 0, report_of_a_rung)
         store.finish_trial("first", 0, report, values=[0.9, 31.0], feasible=True, violation={})
         store.front("first")
 
 A study has one writer, the driver that claimed it. Every write is one transaction: once the call has
-returned, the row survives the driver. Anyone may read meanwhile. Rows leave as the records below.
+returned, the row survives the driver. Others may read meanwhile. Results are the records below.
 """
 
 import math
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple, Self
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import aliased
 
 from ..profilers.report import Failure, FailureKind, Measurement, Provenance, Report
 from ..profilers.timing.measure import Timed
@@ -44,15 +46,15 @@ from .tables import (
 )
 
 LEASE = timedelta(seconds=60)
-# Feasible trials after which a study's hypervolume gets its box; a study that finishes earlier gets
-# it then. Few enough to show early progress, enough to know the objectives' spans.
+# Feasible trials after which the box of a study's hypervolume is fixed; a study that finishes with
+# fewer gets its box then. Few enough to show early progress, enough to know the objectives' spans.
 BOX_TRIALS = 10
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A metric as a study optimizes it: `decode_ms@chat-4k`, lower is better."""
+    """An objective of a study: a metric's label (`decode_ms@chat-4k`) and its better side."""
 
     label: str
     better: Literal["lower", "higher"]
@@ -60,13 +62,19 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One search. `ideal` and `reference` bound its hypervolume; None until enough trials are in."""
+    """One search: its space, its settings and its state.
+
+    `ideal` and `reference` are the corners of the box of its hypervolume, None until BOX_TRIALS
+    feasible trials are complete. `counts` are trials by state, `sampler` is a name of
+    samplers/registry.py.
+    """
 
     name: str
     space_yaml: str
     space_name: str
     objectives: tuple[Objective, ...]
     seed: int
+    sampler: str
     target: str
     trials_wanted: int
     status: StudyStatus
@@ -82,22 +90,24 @@ class Study:
 
     @property
     def signs(self) -> tuple[int, ...]:
-        """As pareto.py takes them."""
+        """1 per objective where lower is better, -1 where higher is, as in pareto.py."""
         return _signs(self.objectives)
 
     @property
     def alive(self) -> bool:
-        """Whether a driver holds the study and has been heard of within LEASE."""
+        """Whether a driver holds the study and has renewed its claim within LEASE."""
         return self.heartbeat is not None and datetime.now(UTC) - self.heartbeat < LEASE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One candidate in one study, with its architecture in short.
+    """One candidate in one study, with a summary of its architecture.
 
-    `values` are in the order of the study's objectives, `violation` is value minus bound by
-    constraint. It was on the front from its own completion (`front_entered`) until that of trial
-    `front_left`.
+    `key` is its architecture's, None where its parameters violate the space. `values` are in the
+    order of the study's objectives; `violation` is, by constraint, how far the value is beyond the
+    bound. It was on the front from its own completion (`front_entered`) until that of trial
+    `front_left`. `reason` says why it failed (`stage`, `kind`) or was rejected: "infeasible: ..."
+    or "duplicate: ...".
     """
 
     study: str
@@ -123,7 +133,7 @@ class Trial:
     ended: datetime | None
 
 
-class Reading(NamedTuple):
+class TrialMeasurement(NamedTuple):
     """A measurement with its trial: a row for a data frame."""
 
     number: int
@@ -135,10 +145,11 @@ class Reading(NamedTuple):
     high: float | None
     provenance: Provenance
     device: str | None
+    rung: int | None
 
 
 class FrontStep(NamedTuple):
-    """The front after trial `number` completed; no hypervolume until the study has its box."""
+    """The front after trial `number` completed; its hypervolume, once the study has its box."""
 
     number: int
     front_size: int
@@ -147,7 +158,7 @@ class FrontStep(NamedTuple):
 
 
 def open_store(url: str, *, readonly: bool = False) -> "Store":
-    """Open `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`; a new store is created.
+    """Open `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`, created where there is none.
 
     With `readonly` nothing is created, upgraded or locked. Raises InputError.
     """
@@ -155,8 +166,11 @@ def open_store(url: str, *, readonly: bool = False) -> "Store":
 
 
 class Store:
-    """Close it, or use it as a context. Every method raises InputError where the database fails,
-    and for a study that is not there."""
+    """Studies and timings in a database. Close it, or use it as a context.
+
+    Every method raises InputError where the database fails, and for a study that does not exist.
+    Methods that write a study raise it too where another driver holds the study.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -168,7 +182,13 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def label(self) -> str:
+        """The store's URL without password, for messages and commands to type next."""
+        return self._database.url
+
     def close(self) -> None:
+        """Close the connections."""
         self._database.engine.dispose()
 
     # Studies
@@ -181,10 +201,11 @@ class Store:
         space_name: str,
         objectives: Sequence[Objective],
         seed: int,
+        sampler: str,
         target: str,
         trials_wanted: int,
     ) -> Study:
-        """Raises InputError for a name that is taken or breaks the law of names."""
+        """Add a study, not claimed yet. Raises InputError for a name that is taken or malformed."""
         if not NAME.fullmatch(name):
             raise InputError(
                 "a study's name has 1 to 63 lower-case letters, digits and dashes, no dash first, "
@@ -197,6 +218,7 @@ class Store:
             space_name=space_name,
             objectives=[{"label": o.label, "better": o.better} for o in objectives],
             seed=seed,
+            sampler=sampler,
             target=target,
             trials_wanted=trials_wanted,
             status="running",
@@ -219,15 +241,16 @@ class Store:
             return _studies(connection)
 
     def study(self, name: str) -> Study:
+        """The study of a name."""
         with self._database.reading() as connection:
             return _studies(connection, StudyRow.id == _study_id(connection, name))[0]
 
     def claim(self, study: str, owner: str, *, dead: str | None = None) -> None:
-        """Become the study's driver, or stay it: call again well within LEASE.
+        """Become the study's driver as `owner`, or renew the claim: call again well within LEASE.
 
-        Every write renews the claim too. A driver not heard of for LEASE is replaced, one whose
-        owner the caller knows to be `dead` at once; if it writes after all, that write fails.
-        Raises InputError while another driver is alive.
+        Every write renews the claim too. A driver that has been silent for LEASE is replaced, one
+        whose owner the caller knows to be `dead` at once; a later write of its own fails. Raises
+        InputError while another driver is alive.
         """
         now = datetime.now(UTC)
         free = or_(
@@ -246,7 +269,7 @@ class Store:
         self._owners[study] = owner
 
     def release(self, study: str) -> None:
-        """Give the claim back; without one, nothing happens."""
+        """Give up this store's claim on the study, if it has one."""
         owner = self._owners.pop(study, None)
         with self._database.writing() as connection:
             connection.execute(
@@ -256,6 +279,7 @@ class Store:
             )
 
     def set_status(self, study: str, status: StudyStatus) -> None:
+        """Set the status; a study that finishes without a box gets it."""
         with self._database.writing() as connection:
             held = self._held(connection, study)
             connection.execute(update(StudyRow).where(StudyRow.id == held.id).values(status=status))
@@ -263,6 +287,7 @@ class Store:
                 _fix_box(connection, held, at_least=1)
 
     def set_trials_wanted(self, study: str, trials: int) -> None:
+        """Set the total number of trials to finish."""
         with self._database.writing() as connection:
             held = self._held(connection, study)
             connection.execute(
@@ -272,6 +297,7 @@ class Store:
     # Trials, written by the driver
 
     def next_number(self, study: str) -> int:
+        """The number of the next trial: one above the highest, 0 in a new study."""
         with self._database.reading() as connection:
             study_id = _study_id(connection, study)
             last = connection.scalar(
@@ -282,13 +308,14 @@ class Store:
     def begin_trial(
         self, study: str, number: int, architecture: Architecture, parameters: Mapping[str, Any]
     ) -> None:
+        """Record a trial as running, with the parameters that the sampler suggested."""
         with self._database.writing() as connection:
             connection.execute(
                 insert(TrialRow).values(
                     study_id=self._held(connection, study).id,
                     number=number,
                     state="running",
-                    architecture_key=_remember(connection, architecture),
+                    architecture_key=_add_architecture(connection, architecture),
                     parameters=dict(parameters),
                     started=datetime.now(UTC),
                 )
@@ -302,7 +329,10 @@ class Store:
         reason: str,
         architecture: Architecture | None,
     ) -> None:
-        """Record a candidate that was never run. `architecture` is None where no legal one was drawn."""
+        """Record a trial that was not run, and why.
+
+        `architecture` is None where the parameters violate the space.
+        """
         now = datetime.now(UTC)
         with self._database.writing() as connection:
             connection.execute(
@@ -310,7 +340,7 @@ class Store:
                     study_id=self._held(connection, study).id,
                     number=number,
                     state="rejected",
-                    architecture_key=architecture and _remember(connection, architecture),
+                    architecture_key=architecture and _add_architecture(connection, architecture),
                     parameters=dict(parameters),
                     reason=_storable(reason),
                     started=now,
@@ -318,7 +348,24 @@ class Store:
                 )
             )
 
+    def report_trial(self, study: str, number: int, report: Report) -> None:
+        """Record what a running trial measured at a rung, in place of an earlier record of it.
+
+        Every measurement has the report's rung. Without effect where the trial is not running.
+        """
+        with self._database.writing() as connection:
+            trial_id = connection.scalar(
+                select(TrialRow.id).where(
+                    TrialRow.study_id == self._held(connection, study).id,
+                    TrialRow.number == number,
+                    TrialRow.state == "running",
+                )
+            )
+            if trial_id is not None:
+                _add_measurements(connection, trial_id, report)
+
     def fail_trial(self, study: str, number: int, failure: Failure) -> None:
+        """End a running trial as failed. What it measured at rungs stays."""
         with self._database.writing() as connection:
             _end(
                 connection,
@@ -340,10 +387,10 @@ class Store:
         feasible: bool,
         violation: Mapping[str, float],
     ) -> None:
-        """Record the report, the front that follows from it and the front's hypervolume, all or none.
+        """End a running trial with its last report, and update the front and its hypervolume.
 
-        `values` are in the order of the study's objectives; only a feasible trial meets the front.
-        Raises ValueError for a number that is not finite.
+        `values` are in the order of the study's objectives; only a feasible trial can enter the
+        front. Raises ValueError for a number that is not finite.
         """
         numbers = [(m.label, n) for m in report.measurements for n in (m.value, m.low, m.high)]
         numbers += [*violation.items(), *(("objective", value) for value in values)]
@@ -363,11 +410,9 @@ class Store:
                 violation=dict(violation),
                 facts=report.facts,
             )
-            measurements = [{"trial_id": trial_id, **asdict(m)} for m in report.measurements]
-            if measurements:
-                connection.execute(insert(MeasurementRow), measurements)
+            _add_measurements(connection, trial_id, report)
             if feasible:
-                _meet_front(connection, held, number, values)
+                _update_front(connection, held, number, values)
             front = list(_front(connection, held.id).values())
             volume = held.box and pareto.hypervolume(front, held.signs, *held.box)
             connection.execute(
@@ -379,7 +424,10 @@ class Store:
                 _fix_box(connection, held, at_least=BOX_TRIALS)
 
     def drop_running(self, study: str) -> list[Trial]:
-        """Take out the trials that a dead driver left running; begin each again under its number."""
+        """Delete the trials that a dead driver left running, and return them.
+
+        Begin each again under its number.
+        """
         with self._database.writing() as connection:
             study_id = self._held(connection, study).id
             running = _trials(
@@ -398,19 +446,29 @@ class Store:
             return _trials(connection, TrialRow.study_id == _study_id(connection, study))
 
     def front(self, study: str) -> list[Trial]:
-        """The feasible trials that no other dominates."""
+        """The Pareto front: feasible trials that no other dominates, by number."""
         with self._database.reading() as connection:
             return _trials(
                 connection, TrialRow.study_id == _study_id(connection, study), TrialRow.on_front
             )
 
-    def trials_of(self, key: str) -> list[Trial]:
-        """The trials of one architecture, given by a unique prefix of its key, in all studies."""
+    def trials_of(self, key: str, study: str | None = None) -> list[Trial]:
+        """The trials of one architecture, in all studies or in the one named.
+
+        `key` may be a unique prefix of the architecture's key. Raises InputError for an unknown or
+        ambiguous one.
+        """
         with self._database.reading() as connection:
-            return _trials(connection, TrialRow.architecture_key == _full_key(connection, key))
+            where = [TrialRow.architecture_key == _full_key(connection, key)]
+            if study is not None:
+                where.append(TrialRow.study_id == _study_id(connection, study))
+            return _trials(connection, *where)
 
     def architecture(self, key: str) -> Architecture:
-        """Raises InputError unless exactly one key begins with `key`."""
+        """The architecture of a key or of a unique prefix of it.
+
+        Raises InputError unless exactly one key begins with `key`.
+        """
         with self._database.reading() as connection:
             document = connection.scalar(
                 select(ArchitectureRow.document).where(
@@ -420,7 +478,7 @@ class Store:
         return Architecture.model_validate(document)
 
     def report(self, study: str, number: int) -> Report | None:
-        """The trial's report, None where it has none."""
+        """The last report of a complete trial; None for a trial without one."""
         with self._database.reading() as connection:
             trial: Any = connection.execute(
                 select(TrialRow.id, TrialRow.architecture_key, TrialRow.facts).where(
@@ -434,25 +492,33 @@ class Store:
             trial_id, key, facts = trial
             rows = connection.execute(
                 select(*_MEASUREMENT)
-                .where(MeasurementRow.trial_id == trial_id)
+                .where(MeasurementRow.trial_id == trial_id, _OF_LAST_REPORT)
                 .order_by(MeasurementRow.id)
             )
             measurements = tuple(Measurement(**row._mapping) for row in rows)
-        return Report(key=key, measurements=measurements, facts=facts)
+        rung = max((m.rung for m in measurements if m.rung is not None), default=0)
+        return Report(key=key, measurements=measurements, facts=facts, rung=rung)
 
-    def measurements(self, study: str) -> list[Reading]:
-        """Every measurement of the study, by trial, in the report's order."""
+    def measurements(self, study: str) -> list[TrialMeasurement]:
+        """The measurements of every complete trial's last report, by trial, in its order."""
+        return self._measurements(study, TrialRow.state == "complete", _OF_LAST_REPORT)
+
+    def rung_measurements(self, study: str) -> list[TrialMeasurement]:
+        """What every trial measured at every rung, by trial and in the order of reports."""
+        return self._measurements(study, MeasurementRow.rung.is_not(None))
+
+    def _measurements(self, study: str, *where: Any) -> list[TrialMeasurement]:
         with self._database.reading() as connection:
             rows = connection.execute(
                 select(TrialRow.number, TrialRow.architecture_key, *_MEASUREMENT)
                 .join(TrialRow, TrialRow.id == MeasurementRow.trial_id)
-                .where(TrialRow.study_id == _study_id(connection, study))
+                .where(TrialRow.study_id == _study_id(connection, study), *where)
                 .order_by(TrialRow.number, MeasurementRow.id)
             )
-            return [Reading._make(row) for row in rows]
+            return [TrialMeasurement._make(row) for row in rows]
 
     def front_now(self, study: str) -> tuple[int, float | None]:
-        """The front's size and hypervolume after the last completed trial."""
+        """The front's size and hypervolume after the latest completed trial."""
         with self._database.reading() as connection:
             last = connection.execute(
                 select(FrontRow.front_size, FrontRow.hypervolume)
@@ -463,7 +529,7 @@ class Store:
         return (0, None) if last is None else (last.front_size, last.hypervolume)
 
     def hypervolume_history(self, study: str) -> list[FrontStep]:
-        """One step a completed trial, in the order of completion."""
+        """The front after each completed trial, in the order of completion."""
         with self._database.reading() as connection:
             rows = connection.execute(
                 select(FrontRow.number, FrontRow.front_size, FrontRow.hypervolume, TrialRow.ended)
@@ -474,14 +540,14 @@ class Store:
             return [FrontStep._make(row) for row in rows]
 
     def keep_timing(self, timed: Timed) -> None:
-        """Remember a timing; the same piece under the same facts replaces the older one."""
+        """Store a timing, in place of an earlier one of the same key."""
         values = asdict(timed) | {"point": asdict(timed.point), "measured": datetime.now(UTC)}
         with self._database.writing() as connection:
             connection.execute(delete(TimingRow).where(TimingRow.key == timed.key))
             connection.execute(insert(TimingRow).values(key=timed.key, **values))
 
     def timings(self, device: str) -> list[Timed]:
-        """Every timing of a device, the newest last. Raises InputError for a damaged row."""
+        """The timings of a device, the newest last. Raises InputError for a damaged row."""
         columns = [getattr(TimingRow, field.name) for field in fields(Timed)]
         with self._database.reading() as connection:
             rows = connection.execute(
@@ -492,7 +558,7 @@ class Store:
         return [_timed(**row._mapping) for row in rows]
 
     def keep_calibration(self, device: str, document: dict[str, Any]) -> None:
-        """Remember what was timings of a device, in place of what was known."""
+        """Store the calibration of a device, in place of an earlier one."""
         with self._database.writing() as connection:
             connection.execute(delete(CalibrationRow).where(CalibrationRow.device == device))
             connection.execute(
@@ -502,7 +568,7 @@ class Store:
             )
 
     def calibrations(self) -> dict[str, dict[str, Any]]:
-        """What was timings of each device."""
+        """The calibration of each device, by its name."""
         with self._database.reading() as connection:
             rows = connection.execute(select(CalibrationRow.device, CalibrationRow.document)).all()
         return dict(rows)
@@ -537,6 +603,16 @@ _MEASUREMENT = (
     MeasurementRow.high,
     MeasurementRow.provenance,
     MeasurementRow.device,
+    MeasurementRow.rung,
+)
+_LATER = aliased(MeasurementRow)
+# Measurements of a trial's highest rung, and those that belong to none.
+_OF_LAST_REPORT = or_(
+    MeasurementRow.rung.is_(None),
+    MeasurementRow.rung
+    == select(func.max(_LATER.rung))
+    .where(_LATER.trial_id == MeasurementRow.trial_id)
+    .scalar_subquery(),
 )
 
 
@@ -566,7 +642,7 @@ def _held_by_another(connection: Connection, study: str) -> InputError:
         return InputError(f"study {study!r} is no longer held by this driver: claim it again")
     silent = int((datetime.now(UTC) - row.heartbeat).total_seconds())
     return InputError(
-        f"study {study!r} is held by another driver, {row.owner}, heard of {silent} s ago: stop it, "
+        f"study {study!r} is held by another driver, {row.owner}, silent for {silent} s: stop it, "
         f"or if it is dead try again once it has been silent for {LEASE.seconds} s"
     )
 
@@ -648,13 +724,14 @@ def _full_key(connection: Connection, prefix: str) -> str:
     if len(keys) > 1:
         more = ", ..." if len(keys) > 3 else ""
         raise InputError(
-            f"the architecture key {prefix!r} is ambiguous, give more digits: {', '.join(keys[:3])}{more}"
+            f"the architecture key {prefix!r} is ambiguous, give more digits: "
+            f"{', '.join(keys[:3])}{more}"
         )
     return keys[0]
 
 
-def _remember(connection: Connection, architecture: Architecture) -> str:
-    """The architecture's key; it is stored unless it is there."""
+def _add_architecture(connection: Connection, architecture: Architecture) -> str:
+    """Store the architecture unless it is there; its key."""
     counts = count_parameters(architecture)
     dialect = {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name]
     connection.execute(
@@ -674,7 +751,7 @@ def _remember(connection: Connection, architecture: Architecture) -> str:
 
 
 def _end(connection: Connection, study_id: int, number: int, key: str, **fields: Any) -> int:
-    """End a running trial; its id."""
+    """End a running trial; the id of its row."""
     ended = connection.scalar(
         update(TrialRow)
         .where(
@@ -690,6 +767,18 @@ def _end(connection: Connection, study_id: int, number: int, key: str, **fields:
     return ended
 
 
+def _add_measurements(connection: Connection, trial_id: int, report: Report) -> None:
+    """Store the measurements of a report, in place of an earlier report of the same rung."""
+    connection.execute(
+        delete(MeasurementRow).where(
+            MeasurementRow.trial_id == trial_id, MeasurementRow.rung == report.rung
+        )
+    )
+    if report.measurements:
+        rows = [{"trial_id": trial_id, **asdict(m)} for m in report.measurements]
+        connection.execute(insert(MeasurementRow), rows)
+
+
 def _front(connection: Connection, study_id: int) -> dict[int, list[float]]:
     rows = connection.execute(
         select(TrialRow.number, TrialRow.values)
@@ -699,7 +788,10 @@ def _front(connection: Connection, study_id: int) -> dict[int, list[float]]:
     return {number: values for number, values in rows if values}
 
 
-def _meet_front(connection: Connection, held: _Held, number: int, values: Sequence[float]) -> None:
+def _update_front(
+    connection: Connection, held: _Held, number: int, values: Sequence[float]
+) -> None:
+    """Let a trial enter the front if no other dominates it, and those that it dominates leave."""
     front = _front(connection, held.id)
     enters, dominated = pareto.admit(list(front.values()), values, held.signs)
     if not enters:
@@ -715,7 +807,7 @@ def _meet_front(connection: Connection, held: _Held, number: int, values: Sequen
 
 
 def _fix_box(connection: Connection, held: _Held, *, at_least: int) -> None:
-    """Once the study has so many feasible trials, fix its box and give the past its hypervolumes."""
+    """Fix the box of a study with `at_least` feasible trials, and fill in earlier hypervolumes."""
     rows = connection.execute(
         select(FrontRow.id, TrialRow.values, TrialRow.feasible)
         .join(TrialRow, _SAME_TRIAL)
@@ -743,10 +835,13 @@ def _timed(key: str, *, point: dict[str, Any], **columns: Any) -> Timed:
     except TypeError:
         found = None
     if found is None or not 0 < found.low <= found.seconds <= found.high < math.inf:
-        raise InputError(f"timing {key} in the store is damaged: delete its row and measure again")
+        raise InputError(
+            f"timing {key} in the store is damaged: delete its row in {TimingRow.__tablename__} and "
+            "measure again"
+        )
     return found
 
 
 def _storable(reason: str) -> str:
-    """Text that every database takes: a crash may speak in stray bytes, PostgreSQL takes no NUL."""
+    """Text that every database takes: a message may hold stray bytes, PostgreSQL takes no NUL."""
     return reason.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")

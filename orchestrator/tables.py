@@ -1,4 +1,4 @@
-"""The tables of a store. Whoever changes them writes the next migration and raises SCHEMA."""
+"""The tables of a store. A change of them needs the next migration and a new SCHEMA."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -22,16 +22,16 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from ..profilers.report import FailureKind, Provenance
 
-PREFIX = "archfront_"  # Optuna, or anyone, may have tables of its own beside ours
+PREFIX = "archfront_"  # others may have tables in the same database
 VERSION_TABLE = "archfront_schema"
-SCHEMA = "0002"
+SCHEMA = "0003"
 
 StudyStatus = Literal["running", "finished", "interrupted"]
 TrialState = Literal["running", "complete", "failed", "rejected"]
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Aware in Python, UTC in the database: SQLite keeps no time zone."""
+    """A time, aware in Python and UTC in the database: SQLite keeps no time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -44,6 +44,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
+    """Base of the tables: names of constraints, types of columns."""
+
     # Alembic can only alter a constraint that has a name.
     metadata = MetaData(
         naming_convention={
@@ -72,6 +74,8 @@ StudyId = Annotated[
 
 
 class StudyRow(Base):
+    """A search; see `Study` in store.py."""
+
     __tablename__ = f"{PREFIX}studies"
 
     id: Mapped[Id]
@@ -80,6 +84,7 @@ class StudyRow(Base):
     space_name: Mapped[str]
     objectives: Mapped[list[Any]]  # [{"label": "decode_ms@chat-4k", "better": "lower"}, ...]
     seed: Mapped[int]
+    sampler: Mapped[str] = mapped_column(server_default="tpe")  # name in samplers/registry.py
     target: Mapped[str]
     trials_wanted: Mapped[int]
     status: Mapped[StudyStatus] = mapped_column(Text())
@@ -93,6 +98,8 @@ class StudyRow(Base):
 
 
 class ArchitectureRow(Base):
+    """An architecture, stored once for all studies."""
+
     __tablename__ = f"{PREFIX}architectures"
 
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -105,6 +112,8 @@ class ArchitectureRow(Base):
 
 
 class TrialRow(Base):
+    """A candidate in a study; see `Trial` in store.py."""
+
     __tablename__ = f"{PREFIX}trials"
 
     id: Mapped[Id]
@@ -119,11 +128,11 @@ class TrialRow(Base):
     feasible: Mapped[bool | None]
     violation: Mapped[dict[str, Any] | None]  # constraint: value minus bound
     on_front: Mapped[bool] = mapped_column(server_default=false())
-    front_entered: Mapped[int | None]  # the number of the trial that brought it in: its own
-    front_left: Mapped[int | None]  # the number of the trial that dominates it
+    front_entered: Mapped[int | None]  # its own number, once it was on the front
+    front_left: Mapped[int | None]  # number of the trial that dominates it
     stage: Mapped[str | None]
     kind: Mapped[FailureKind | None] = mapped_column(Text())
-    reason: Mapped[str | None]  # why it failed or was refused
+    reason: Mapped[str | None]  # why it failed or was rejected
     facts: Mapped[dict[str, Any] | None]
     started: Mapped[datetime]
     ended: Mapped[datetime | None]
@@ -136,6 +145,8 @@ class TrialRow(Base):
 
 
 class MeasurementRow(Base):
+    """A measurement of a trial, at a rung or without one."""
+
     __tablename__ = f"{PREFIX}measurements"
 
     id: Mapped[Id]
@@ -149,6 +160,7 @@ class MeasurementRow(Base):
     high: Mapped[float | None]
     provenance: Mapped[Provenance] = mapped_column(Text())
     device: Mapped[str | None]
+    rung: Mapped[int | None]  # index in the plan; None for what training does not change
 
 
 class FrontRow(Base):
@@ -166,12 +178,12 @@ class FrontRow(Base):
 
 
 class TimingRow(Base):
-    """A block, or a whole model, timed on a device; see profilers/blocks."""
+    """A timing of a unit (a block, embedding and head, a model); see profilers/timing/measure.py."""
 
     __tablename__ = f"{PREFIX}timings"
 
-    key: Mapped[str] = mapped_column(primary_key=True)  # of all that the number holds under
-    piece: Mapped[str]
+    key: Mapped[str] = mapped_column(primary_key=True)  # of the unit, point and software
+    unit: Mapped[str]
     device: Mapped[str]
     point: Mapped[dict[str, Any]]
     seconds: Mapped[float]
@@ -183,11 +195,11 @@ class TimingRow(Base):
     facts: Mapped[dict[str, Any]]
     measured: Mapped[datetime]
 
-    __table_args__ = (Index(None, "device", "piece"),)
+    __table_args__ = (Index(None, "device", "unit"),)
 
 
 class CalibrationRow(Base):
-    """The cost model's fit on timings of one device."""
+    """The cost model, fitted to timings of one device."""
 
     __tablename__ = f"{PREFIX}calibrations"
 

@@ -1,15 +1,15 @@
-"""What runs on a Ray worker: one trial, from plain data to plain data.
+"""One trial on a Ray worker, from plain data to plain data.
 
 Every fault of a candidate becomes its answer. A candidate that kills its process (or hangs, and is
-killed) is known by the mark it left: the next attempt on that node reports it and does not retry.
-A node that is lost leaves no mark on another one, and the trial runs again.
+killed) leaves a mark: the next attempt on that node reports it and does not retry. A node that is
+lost leaves no mark on another one, and the trial runs again.
 """
 
 import json
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,33 @@ from ..profilers.report import Failure, Report
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 
-# Beyond the plan's own limit, which ends a slow training in good order.
-GRACE_S, GRACE_SHARE = 5, 0.1
-TASK, ANSWER = "task", "answer"
-Profile = Callable[[Architecture, Plan, int], Report | Failure]
+# Added to the plan's own time limit, at which a slow training ends as a failure of its own.
+GRACE_S, GRACE_FRACTION = 5, 0.1
+TASK = "task"
+REPORT, ANSWER = "report", "answer"  # of a rung that is not the last; of the trial
+# Of an architecture under a plan, with a seed, for the metrics named: a report per rung, in order.
+Profile = Callable[[Architecture, Plan, int, Collection[str]], Iterator[Report | Failure]]
 
 
 def trial(config: dict[str, Any]) -> None:
-    """Ray Tune's function trainable: profile the task's architecture, report the answer once."""
+    """Ray Tune's function trainable: profile the task's architecture and report at each rung."""
     attempt(config, _profile)
 
 
-def _profile(architecture: Architecture, plan: Plan, seed: int) -> Report | Failure:
+def _profile(
+    architecture: Architecture, plan: Plan, seed: int, metrics: Collection[str]
+) -> Iterator[Report | Failure]:
     from ..profilers.profile import profile  # torch loads on the worker, not in the driver
 
-    return profile(architecture, plan, seed=seed)
+    return profile(architecture, plan, seed=seed, metrics=metrics)
 
 
 def attempt(config: dict[str, Any], profile: Profile) -> None:
-    """Run `profile` on a task such that every way to end, its own death included, is an answer."""
+    """Run `profile` on a task such that every way to end, its own death included, is an answer.
+
+    A report of the last rung, or a failure, is the trial's answer; what `profile` would yield after
+    it is not asked for.
+    """
     task = json.loads(config[TASK])
     architecture = Architecture.model_validate(task["architecture"])
     plan = Plan.model_validate(task["plan"])
@@ -47,12 +55,16 @@ def attempt(config: dict[str, Any], profile: Profile) -> None:
         report(_died(architecture.key, earlier))
         return
     _write(mark, "crash")
-    limit = plan.trial_seconds * (1 + GRACE_SHARE) + GRACE_S
+    limit = plan.trial_seconds * (1 + GRACE_FRACTION) + GRACE_S
     watchdog = threading.Timer(limit, _kill, (mark,))
     watchdog.daemon = True
     watchdog.start()
     try:
-        report(profile(architecture, plan, task["seed"]).plain())
+        for found in profile(architecture, plan, task["seed"], task["metrics"]):
+            final = isinstance(found, Failure) or found.rung == len(plan.rungs) - 1
+            report(found.plain(), final=final)
+            if final:
+                break
     except Exception as fault:  # noqa: BLE001 - the one place where a program error becomes an answer
         report(_failed(architecture.key, fault))
     finally:
@@ -60,9 +72,9 @@ def attempt(config: dict[str, Any], profile: Profile) -> None:
         mark.unlink(missing_ok=True)
 
 
-def report(answer: dict[str, Any]) -> None:
-    """Hand the driver the answer of this trial."""
-    tune.report({ANSWER: json.dumps(answer)})
+def report(answer: dict[str, Any], *, final: bool = True) -> None:
+    """Send the driver the answer of this trial, or (not `final`) the report of an earlier rung."""
+    tune.report({ANSWER if final else REPORT: json.dumps(answer)})
 
 
 def _failed(key: str, fault: Exception) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The device that is here: its row of devices.yaml, with what the driver reports in its place."""
 
 import os
+import platform
 
 import torch
 
@@ -64,3 +65,10 @@ def as_reported(name: str, **facts: float) -> tuple[Device, tuple[str, ...]]:
         if abs(value / getattr(row, fact) - 1) > TOLERANCE
     )
     return row.model_copy(update=facts), warnings
+
+
+def local_device_name(device: torch.device) -> str:
+    """The name of a local device in measurements: the GPU's, or the CPU's with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {platform.machine()}, {torch.get_num_threads()} thread(s)"

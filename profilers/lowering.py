@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ..search_space.accounting import Uncountable, around_weights
-from ..search_space.architecture import Architecture
+from ..search_space.architecture import Architecture, Body
 from ..search_space.blocks.block import Weight
 from ..search_space.operators import Gemm, NumberFormat, Operator, Point, Rows
+from ..search_space.pattern import branches, units
 
 Calls = Counter[Operator]
 EMBEDDING_AND_HEAD = "ends"  # the place of the table, the last norm and the head
@@ -42,17 +43,30 @@ def layer_calls(architecture: Architecture, point: Point) -> dict[str, Calls]:
     ):
         around = around_weights(architecture, group, placement)
         _add(found[group], _gemms(around, point.rows, formats), times)
+        if architecture.hyper_connections and any(w.name == "streams.mix.weight" for w in around):
+            streams = architecture.hyper_connections.streams
+            mixing = Gemm(m=point.rows * streams, n=d_model, k=streams)
+            _add(found[group], (mixing,), times)
         _add(found[group], (_residual(architecture, point),), times * max(1, _norms(around)))
-    for (group, symbol, formats), times in _alike(
-        (architecture.symbols[body.sub_block], body.symbol, architecture.formats(body.sub_block))
-        for body in architecture.bodies
+    for (group, symbol, first, formats), times in _alike(
+        (
+            architecture.symbols[body.sub_block],
+            body.symbol,
+            index == 0,
+            architecture.formats(body.sub_block),
+        )
+        for uses in _uses(architecture).values()
+        for index, body in enumerate(uses)
     ):
         block = architecture.blocks[symbol]
         part = _taking_part(point, block.token_fraction)
         kv, experts = formats.get("kv_cache", "bf16"), formats.get("experts", "bf16")
-        _add(found[group], _gemms(block.weights(d_model), part.rows, formats), times)
+        weights = [w for w in block.weights(d_model) if not (first and w.owner == "later")]
+        _add(found[group], _gemms(weights, part.rows, formats), times)
         _add(found[group], block.operators(d_model, part, kv=kv, experts=experts), times)
     found[EMBEDDING_AND_HEAD] = Calls(_ends(architecture, point))
+    for group, groups in _groups_read(architecture):
+        _add(found[group], _attend_groups(architecture, point, groups), 1)
     return found
 
 
@@ -81,7 +95,7 @@ def _add(found: Calls, calls: Iterable[Operator], times: int) -> None:
 
 
 def _gemms(
-    weights: tuple[Weight, ...], rows: int, formats: Mapping[str, NumberFormat]
+    weights: Iterable[Weight], rows: int, formats: Mapping[str, NumberFormat]
 ) -> Iterable[Operator]:
     """A product for each matrix that a token meets; stacked experts are a call of their own."""
     for weight in weights:
@@ -89,6 +103,38 @@ def _gemms(
             out, into = weight.shape
             format_ = formats.get(weight.role, "bf16")
             yield Gemm(m=rows * weight.active, n=out, k=into, weights=format_)
+
+
+def _uses(architecture: Architecture) -> dict[str, list[Body]]:
+    """The uses of each block in order of depth."""
+    found: dict[str, list[Body]] = {}
+    for body in architecture.bodies:
+        found.setdefault(body.symbol, []).append(body)
+    return found
+
+
+def _groups_read(architecture: Architecture) -> Iterator[tuple[str, int]]:
+    """With attention residuals: each sub-block, then the head, and how many layer groups it reads.
+
+    A group closes in front of every `block`-th layer; the open one is read too.
+    """
+    if architecture.attention_residuals is None:
+        return
+    closed = 0
+    for layer, group in enumerate(units(architecture.symbols)):
+        closed += layer % architecture.attention_residuals.block == 0
+        for symbol in group:
+            if not architecture.blocks[branches(symbol)[0]].own_norms:
+                yield symbol, closed + 1
+    yield EMBEDDING_AND_HEAD, closed + 1
+
+
+def _attend_groups(architecture: Architecture, point: Point, groups: int) -> Iterator[Operator]:
+    """Softmax attention of a learned query over the sums of layer groups: norm, scores, mean."""
+    d_model = architecture.d_model
+    yield Rows(rows=point.rows * groups, elements=2 * d_model)
+    yield Gemm(m=point.rows * groups, n=1, k=d_model)
+    yield Gemm(m=point.rows, n=d_model, k=groups)
 
 
 def _residual(architecture: Architecture, point: Point) -> Operator:
@@ -104,6 +150,9 @@ def _norms(around: tuple[Weight, ...]) -> int:
 def _ends(architecture: Architecture, point: Point) -> Iterator[Operator]:
     yield Rows(rows=point.rows, elements=2 * architecture.d_model)  # embedding lookup
     yield Rows(rows=point.batch, elements=2 * architecture.d_model)
+    if architecture.hyper_connections:  # the streams become one hidden state
+        streams = architecture.hyper_connections.streams
+        yield Gemm(m=point.rows, n=streams, k=streams * architecture.d_model)
     yield head(architecture, point.batch)
 
 

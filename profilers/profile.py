@@ -1,8 +1,9 @@
-"""One candidate's twin, trained and timed: what of its report needs a run."""
+"""Profile of one candidate: its proxy model trained and timed, with a report at each rung."""
 
 import sys
 import time
-from functools import cache
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -11,20 +12,30 @@ from ..search_space.accounting import Uncountable
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 from ..search_space.proxy import proxy_architecture
-from . import quality
-from .corpus import Corpus, load_corpus
-from .latency import proxy_latency
-from .report import Failure, FailureKind, Report
+from .out_of_memory import is_out_of_memory
+from .proxy_latency import PROXY_LATENCY, proxy_latency
+from .quality.measure import measure
+from .quality.task import Task
+from .quality.tasks import tasks_for
+from .report import Failure, FailureKind, Measurement, Report
 from .training import NotFinite, OutOfTime
 
-corpus_at = cache(load_corpus)  # a worker reads its corpus once
 
+def profile(
+    architecture: Architecture,
+    plan: Plan,
+    *,
+    seed: int,
+    metrics: Collection[str] | None = None,
+) -> Iterator[Report | Failure]:
+    """Measure a candidate's proxy model: one Report per rung of the plan, or a Failure at the end.
 
-def profile(architecture: Architecture, plan: Plan, *, seed: int) -> Report | Failure:
-    """Quality and speed of a candidate's twin under a plan, or the fault that ended it.
+    Only what `metrics` (names without workload) needs is run; None stands for every metric. What
+    needs no run is in static_metrics.py. Training goes on when the next report is asked for.
 
-    What is known without a run is known.py's. Out of memory, a loss that is not finite and the time limit are answers (Failure); an error of
-    the program itself rises.
+    Out of memory, a loss that is not finite and the time limit are Failures, and so is an
+    architecture that has no module; an error of the program itself is raised. Raises InputError
+    when a task's data cannot be read, ValueError when the proxy cannot hold the architecture.
     """
     deadline = time.monotonic() + plan.trial_seconds
     stage = "train"
@@ -33,38 +44,47 @@ def profile(architecture: Architecture, plan: Plan, *, seed: int) -> Report | Fa
         return Failure(key=architecture.key, stage=stage, kind=kind, reason=reason)
 
     try:
-        local = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        corpus = corpus_at(plan.text.corpus)
-        measurements = list(
-            quality.quality(architecture, plan, corpus, seed=seed, device=local, deadline=deadline)
-        )
-        stage = "time"
-        small = proxy_architecture(
-            architecture, plan.proxy, context_fraction=plan.context_fraction(plan.text.context)
-        )
-        measurements += proxy_latency(small, plan.text, device=local)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tasks = tasks_for(plan, metrics)
+        at_rungs = measure(architecture, tasks, plan, seed=seed, device=device, deadline=deadline)
+        latency: tuple[Measurement, ...] = ()
+        for rung, quality in enumerate(at_rungs):
+            if rung == 0 and (metrics is None or not PROXY_LATENCY.isdisjoint(metrics)):
+                stage = "time"
+                latency = _latency(architecture, plan, device)
+                stage = "train"
+            yield Report(
+                key=architecture.key,
+                measurements=(*quality, *latency),
+                facts=facts(plan, tasks, seed),
+                rung=rung,
+            )
     except NotFinite as fault:
-        return failure("nan", str(fault))
+        yield failure("nan", str(fault))
     except OutOfTime as fault:
-        return failure("hang", str(fault))
-    except torch.OutOfMemoryError as fault:
-        return failure("oom", str(fault).splitlines()[0])
+        yield failure("hang", str(fault))
     except (Unbuilt, Uncountable) as fault:
-        return failure("error", str(fault))
+        yield failure("error", str(fault))
     except (RuntimeError, MemoryError) as fault:
-        if isinstance(fault, RuntimeError) and "can't allocate memory" not in str(fault):
+        if not is_out_of_memory(fault):
             raise
-        return failure("oom", str(fault).splitlines()[0] if str(fault) else "out of memory")
-    return Report(
-        key=architecture.key, measurements=tuple(measurements), facts=facts(plan, corpus, seed)
+        yield failure("oom", (str(fault) or "out of memory").splitlines()[0])
+
+
+def _latency(
+    architecture: Architecture, plan: Plan, device: torch.device
+) -> tuple[Measurement, ...]:
+    proxy = proxy_architecture(
+        architecture, plan.proxy, context_fraction=plan.context_fraction(plan.text.context)
     )
+    return proxy_latency(proxy, plan.text, device=device)
 
 
-def facts(plan: Plan, corpus: Corpus, seed: int) -> dict[str, str]:
-    """What a report's numbers hold under."""
+def facts(plan: Plan, tasks: Sequence[Task[Any]], seed: int) -> dict[str, str]:
+    """The conditions that a report's numbers hold under."""
+    of_tasks = {name: value for task in tasks for name, value in task.facts.items()}
     return {
-        "corpus": corpus.name,
-        "corpus_sha256": corpus.sha256,
+        **of_tasks,
         "seed": str(seed),
         "seeds": str(plan.seeds),
         "torch": torch.__version__,

@@ -1,73 +1,143 @@
-"""The answers a profile can give: a Report of Measurements, or a Failure."""
+"""The results a profile can have: a Report of Measurements, or a Failure."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
-from ..search_space.metrics import METRICS
+from ..search_space.metrics import METRICS, MetricRef
 
-# `measured` on the named device; `composed` from measured blocks; `estimated` by the cost model;
-# `counted` by formula, exact.
+# measured: on the device named. composed: summed from timings of blocks. estimated: by the cost
+# model. counted: by formula, exact.
 Provenance = Literal["measured", "composed", "estimated", "counted"]
 FailureKind = Literal["oom", "nan", "crash", "hang", "error", "missing", "lost"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number with where it comes from and how sure it is.
-
-    `low` and `high` bound a 90% interval and equal `value` where it is counted; they are None
-    where nothing is known about the spread (one seed), which is not the same as no spread.
-    """
+    """One value of a metric, with its provenance and its 90% interval."""
 
     name: str
+    """A metric of search_space/metrics.py, which has its unit."""
     value: float
     provenance: Provenance
     device: str | None = None
+    """What it was measured on or estimated for; None where no device is involved."""
     workload: str | None = None
+    """Name of the workload, for a metric that is per workload."""
     low: float | None = None
+    """Lower end of the 90% interval: `value` where it is counted, None where the interval is
+    unknown (one seed), which is not an interval of width zero."""
     high: float | None = None
+    """Upper end of the 90% interval."""
+    rung: int | None = None
+    """Index of the rung of the plan at which it was measured; None for what training does not
+    change."""
+
+    @classmethod
+    def counted(cls, name: str, value: float, *, workload: str | None = None) -> Self:
+        """An exact number: its interval is the value itself."""
+        return cls(
+            name=name, value=value, low=value, high=value, provenance="counted", workload=workload
+        )
+
+    @classmethod
+    def estimated(
+        cls,
+        name: str,
+        value: float,
+        low: float,
+        high: float,
+        *,
+        workload: str | None,
+        device: str | None,
+    ) -> Self:
+        """A value of the cost model."""
+        return cls(
+            name=name,
+            value=value,
+            low=low,
+            high=high,
+            provenance="estimated",
+            workload=workload,
+            device=device,
+        )
+
+    @classmethod
+    def measured(
+        cls,
+        name: str,
+        value: float,
+        *,
+        device: str,
+        low: float | None = None,
+        high: float | None = None,
+        workload: str | None = None,
+        rung: int | None = None,
+    ) -> Self:
+        """A value taken on `device`."""
+        return cls(
+            name=name,
+            value=value,
+            low=low,
+            high=high,
+            provenance="measured",
+            workload=workload,
+            device=device,
+            rung=rung,
+        )
 
     @property
     def unit(self) -> str:
         return METRICS[self.name].unit
 
     @property
+    def ref(self) -> MetricRef:
+        """The metric and workload that it is a value of."""
+        return MetricRef(self.name, self.workload)
+
+    @property
     def label(self) -> str:
-        """The name as objectives write it: `decode_ms@chat-4k`."""
-        return f"{self.name}@{self.workload}" if self.workload else self.name
+        """The name as objectives have it: `decode_ms@chat-4k`."""
+        return str(self.ref)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A candidate's measurements, and the facts they hold under (corpus hash, seeds, versions)."""
+    """A candidate's measurements at one rung of the plan.
+
+    `facts` are the conditions they hold under: corpus hash, seeds, versions.
+    """
 
     key: str
     measurements: tuple[Measurement, ...]
     facts: dict[str, str] = field(default_factory=dict)
+    rung: int = 0
+    """Index of the rung; the last rung's report is the trial's result."""
 
     def value(self, label: str) -> float | None:
         """The value of `name` or `name@workload`; without a workload, that of the first one."""
-        name, _, workload = label.partition("@")
-        for m in self.measurements:
-            if m.name == name and (not workload or m.workload == workload):
-                return m.value
-        return None
+        wanted = MetricRef.parse(label)
+        return next((m.value for m in self.measurements if wanted.selects(m.ref)), None)
 
     def beside(self, known: Sequence[Measurement]) -> Self:
-        """The same report after what was known before; where both have a metric, the report's."""
+        """The same report preceded by `known`, without the metrics that the report has itself."""
         own = {m.name for m in self.measurements}
         before = tuple(m for m in known if m.name not in own)
         return replace(self, measurements=before + self.measurements)
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, for a message or a file."""
-        return asdict(self)
+        """Plain data for a message or a file; a rung at its default is left out."""
+        data = asdict(self)
+        for record, default in ((data, 0), *((m, None) for m in data["measurements"])):
+            if record["rung"] == default:
+                del record["rung"]
+        return data
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
+        """Read what `plain` gives."""
         measurements = tuple(Measurement(**m) for m in data["measurements"])
-        return cls(key=data["key"], measurements=measurements, facts=data["facts"])
+        return cls(**{**data, "measurements": measurements})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +150,7 @@ class Failure:
     reason: str
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, for a message or a file."""
+        """Plain data for a message or a file; `from_plain` reads it."""
         return asdict(self)
 
     @classmethod

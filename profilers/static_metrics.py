@@ -27,10 +27,7 @@ def static_metrics(
         "kv_bytes_per_token": caches.kv_bytes_per_token,
         "state_bytes_per_sequence": caches.state_bytes_per_sequence,
     }
-    found = [
-        Measurement(name=name, value=value, low=value, high=value, provenance="counted")
-        for name, value in counted.items()
-    ]
+    found = [Measurement.counted(name, value) for name, value in counted.items()]
     target = cluster(plan.target)
     for workload in plan.workloads:
         peak = measured_peak(architecture, target, workload, timings or TargetTimings())

@@ -1,12 +1,10 @@
-"""The short training run that every quality task shares."""
+"""The training loop that all quality tasks share."""
 
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,77 +13,95 @@ from ..builders.model import HybridLM
 
 Batch = TypeVar("Batch")
 
-WARM_UP_SHARE, FINAL_SHARE = 0.1, 0.1
+WARM_UP_FRACTION, FINAL_FRACTION = 0.1, 0.1  # of the steps; of the peak learning rate
 BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
 BALANCE_WEIGHT = 0.01  # of the routers' loss, as in Switch Transformers (arXiv 2101.03961)
 
 
 class NotFinite(ArithmeticError):
-    """The loss or its gradient is no number any more."""
+    """The loss or the norm of its gradient is not finite."""
 
 
 class OutOfTime(TimeoutError):
     """The deadline passed before the last step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """The loss of each step in nats, and the median time of a step."""
+class Training(Generic[Batch]):
+    """One training run of `model`, in place, that can stop at any step and go on later.
 
-    losses: tuple[float, ...]
-    seconds_per_step: float
-
-
-def train(
-    model: HybridLM,
-    batches: Iterable[Batch],
-    *,
-    steps: int,
-    learning_rate: float,
-    loss_of: Callable[[Batch], Tensor],
-    deadline: float,
-) -> Trained:
-    """Train `model` in place on the first `steps` batches; the schedule always finishes.
-
-    AdamW with gradients clipped to norm 1; routers are balanced as they ask for. `deadline` is a
-    moment of `time.monotonic`. Raises NotFinite, OutOfTime.
+    AdamW with gradients clipped to norm 1 and the learning rate of `schedule`; routers are balanced
+    by their loss or their bias. Each step takes the next of `batches`, so a run that stopped in
+    between reads the same data and ends with the same weights as one that did not. `deadline` is a
+    moment of `time.monotonic`.
     """
-    optimizer = torch.optim.AdamW(_groups(model), lr=learning_rate, betas=BETAS, fused=True)
-    losses: list[float] = []
-    moments = [time.monotonic()]
-    for step, batch in zip(range(steps), batches, strict=False):
-        if moments[-1] > deadline:
-            raise OutOfTime(f"the time limit passed at step {step} of {steps}")
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * schedule(step, steps)
-        optimizer.zero_grad()
-        loss = loss_of(batch)
-        (loss + BALANCE_WEIGHT * model.balance_loss()).backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+
+    def __init__(
+        self,
+        model: HybridLM,
+        batches: Iterable[Batch],
+        *,
+        steps: int,
+        learning_rate: float,
+        loss_of: Callable[[Batch], Tensor],
+        deadline: float,
+    ) -> None:
+        self.model, self.batches, self.loss_of = model, iter(batches), loss_of
+        self.steps, self.learning_rate, self.deadline = steps, learning_rate, deadline
+        groups = _groups(model)
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
+        self.losses: list[float] = []
+        self._step_seconds: list[float] = []
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The median over the steps taken so far."""
+        return median(self._step_seconds)
+
+    def advance(self, fraction: float) -> None:
+        """Train up to `fraction` of the run's steps, rounded to a step, at least the first.
+
+        `losses` has the nats of every step taken. Raises NotFinite, OutOfTime.
+        """
+        self.model.train()
+        until = max(1, round(fraction * self.steps))
+        now = time.monotonic()
+        while len(self.losses) < until:
+            if now > self.deadline:
+                raise OutOfTime(f"the time limit passed at step {len(self.losses)} of {self.steps}")
+            self._step()
+            start, now = now, time.monotonic()
+            self._step_seconds.append(now - start)
+
+    def _step(self) -> None:
+        step = len(self.losses)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * schedule(step, self.steps)
+        self.optimizer.zero_grad()
+        loss = self.loss_of(next(self.batches))
+        (loss + BALANCE_WEIGHT * self.model.balance_loss()).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         loss_nats, norm_value = torch.stack([loss.detach(), norm]).tolist()
         if not math.isfinite(loss_nats + norm_value):
             raise NotFinite(
-                f"step {step} of {steps}: the loss is {loss_nats}, its gradient's norm {norm_value}"
+                f"step {step} of {self.steps}: the loss is {loss_nats}, "
+                f"the norm of its gradient {norm_value}"
             )
-        optimizer.step()
-        model.rebalance()
-        losses.append(loss_nats)
-        moments.append(time.monotonic())
-    durations = [later - moment for moment, later in pairwise(moments)]
-    return Trained(losses=tuple(losses), seconds_per_step=median(durations))
+        self.optimizer.step()
+        self.model.rebalance()
+        self.losses.append(loss_nats)
 
 
 def schedule(step: int, steps: int) -> float:
-    """The share of the peak learning rate: linear up, then half a cosine down to a tenth."""
-    warm_up = max(1, round(WARM_UP_SHARE * steps))
+    """The fraction of the peak learning rate: linear warm-up, then a half cosine to a tenth."""
+    warm_up = max(1, round(WARM_UP_FRACTION * steps))
     if step < warm_up:
         return (step + 1) / warm_up
     done = (step - warm_up + 1) / (steps - warm_up)
-    return FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2
+    return FINAL_FRACTION + (1 - FINAL_FRACTION) * (1 + math.cos(math.pi * done)) / 2
 
 
 def _groups(model: nn.Module) -> list[dict[str, object]]:
-    """Matrices decay; gains, biases, rates and short convolutions do not."""
+    """Weight decay on matrices; none on gains, biases, rates and short convolutions."""
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -256,42 +256,32 @@ def _counted(architecture: Architecture, pattern: str) -> tuple[int, int]:
 
 
 def flops_per_token(architecture: Architecture, context: int) -> float:
-    """Forward FLOPs of one token that closes a context; one multiply-add is two FLOPs.
+    """Forward FLOPs of the token that closes a context; one multiply-add is two FLOPs.
 
-    Matrices that a token meets, the head (tied or not), and the mixing itself. Norms, activations,
-    rotary positions and the softmax are left out, as is usual: they are bandwidth, not FLOPs.
-    Raises Uncountable for an encoder-decoder, whose work depends on the source as well.
+    The sum of all weight matrices used per token, the head (tied or not) and the operator calls.
+    Norms, activations, rotary positions and the softmax are left out, as is usual: they are bound
+    by bandwidth. Raises Uncountable for an encoder-decoder, whose work depends on the source too.
     """
     if architecture.encoder:
-        raise Uncountable("FLOPs a token are not defined for an encoder-decoder")
+        raise Uncountable("FLOPs per token are not defined for an encoder-decoder")
     d_model = architecture.d_model
     total = 2.0 * architecture.vocab_size * d_model
     for group, times in Counter(architecture.symbols).items():
         around = around_weights(architecture, group, architecture.norm.placement)
-        total += times * 2 * _met(around)
+        total += times * 2 * _projected(around)
     for symbol, times in Counter(body.symbol for body in architecture.bodies).items():
         block = architecture.blocks[symbol]
-        seen = positions_read(block.cache(d_model), round(context * block.token_fraction))
-        a_token = (
-            2 * _met(block.weights(d_model))
-            + block.mixing_flops(d_model, seen)
-            + block.index_flops(context)
-        )
-        total += times * a_token * block.token_fraction
+        projections = 2 * _projected(block.weights(d_model))
+        operators = block.operator_flops(d_model, round(context * block.token_fraction))
+        total += times * (projections + operators) * block.token_fraction
     return total
 
 
-def _met(weights: Iterable[Weight]) -> int:
-    """The elements of matrices that a token is multiplied with."""
-    return sum(weight.active_count for weight in weights if weight.role)
-
-
-def positions_read(cache: Cache, context: int) -> int:
-    """How many cached positions the token that closes a context attends to."""
-    if cache.compressed_elements:
-        pooled = visible(context // cache.every, cache.selected)
-        return visible(context, cache.window) + pooled
-    return visible(visible(context, cache.window), cache.selected)
+def _projected(weights: Iterable[Weight]) -> int:
+    """The elements of the matrices that a token is multiplied with; experts are operator calls."""
+    return sum(
+        weight.active_count for weight in weights if weight.role and weight.role != "experts"
+    )
 
 
 def kv_bytes(elements: int, scales: int, kv: NumberFormat) -> float:

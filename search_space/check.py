@@ -13,7 +13,7 @@ from .constraints import parse_constraint
 from .document import Document, FieldPath, constraint_of, nearest, place_of, read_document, validate
 from .domain import DOMAINS, Domain, LogRange
 from .layout import Layout
-from .metrics import METRICS, split
+from .metrics import METRICS, MetricRef
 from .pattern import PatternError, unroll
 from .published import find, names
 from .space import FREE, LAYOUT_ORDER, SearchSpace, SpaceFile, sample
@@ -235,7 +235,8 @@ def _check_names(document: Document, file: SpaceFile) -> None:
         *((("constraints", label), label) for label in file.constraints),
     ]
     for path, label in named:
-        name, workload = split(label)
+        ref = MetricRef.parse(label)
+        name, workload = ref.name, ref.workload
         if name not in METRICS:
             raise document.error(path, f"unknown metric {name!r}{nearest(name, METRICS)}")
         if workload is not None and not METRICS[name].per_workload:

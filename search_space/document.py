@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 MAX_BYTES = 1 << 20
 FieldPath = tuple[str | int, ...]
+_RENAMED = {"laws": "architecture_constraints"}  # fields of older files, for the hint only
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -202,8 +203,9 @@ def _records(kind: Any) -> list[type[BaseModel]]:
     return [record for inner in get_args(kind) for record in _records(inner)]
 
 
-def _close(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def _close(name: str, known: Sequence[str]) -> str:
+    renamed = _RENAMED.get(name)
+    close = [renamed] if renamed in known else difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -1,17 +1,17 @@
-"""The quantities a search may optimize, bound and show, each with its unit and its better side."""
+"""The metrics that a search may optimize, bound and show: unit, direction and description of each."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """`better` is None where less or more is a matter of taste: such a metric is no objective."""
+    """One metric; `better` is None where neither direction is better: it cannot be an objective."""
 
     name: str
     unit: str
     better: Literal["lower", "higher"] | None
-    meaning: str
+    description: str
     per_workload: bool = False
 
 
@@ -22,130 +22,172 @@ METRICS = {
             name="bits_per_byte",
             unit="bit/byte",
             better="lower",
-            meaning="cross-entropy of the trained twin on held-out text",
+            description="cross-entropy of the trained proxy model on held-out text",
         ),
         Metric(
             name="recall",
             unit="fraction",
             better="higher",
-            meaning="answers right in multi-query associative recall, twin trained on the task",
+            description="accuracy of a proxy model trained on multi-query associative recall",
         ),
         Metric(
             name="recall_cache_bytes",
             unit="B",
             better=None,
-            meaning="what the twin caches a sequence at the recall task's length: compare recall at equal bytes",
+            description=(
+                "cache of the proxy model per sequence at the recall task's length; "
+                "compare recall at equal cache bytes"
+            ),
         ),
         Metric(
             name="prefill_ms",
             unit="ms",
             better="lower",
-            meaning="one prefill on the target, to the first token's logits",
+            description="latency of one prefill on the target, up to the first token's logits",
             per_workload=True,
         ),
         Metric(
             name="decode_ms",
             unit="ms",
             better="lower",
-            meaning="one decoding step of the whole batch on the target; with MTP drafts, for a token",
+            description=(
+                "latency of one decoding step of the whole batch on the target; "
+                "with MTP drafts, per accepted token"
+            ),
             per_workload=True,
         ),
         Metric(
             name="memory_gib",
             unit="GiB",
             better="lower",
-            meaning="weights, caches and activations on the target at the workload's larger point",
+            description=(
+                "weights, caches and activations on the target, "
+                "at prefill or decoding, whichever needs more"
+            ),
             per_workload=True,
         ),
         Metric(
             name="peak_gib",
             unit="GiB",
             better="lower",
-            meaning="the same as an engine takes it on one device: pages, workspace, fragmentation",
+            description=(
+                "memory that a serving engine allocates on one device: "
+                "memory_gib with pages, workspace and fragmentation"
+            ),
             per_workload=True,
         ),
         Metric(
             name="decode_tokens_per_s",
             unit="token/s",
             better="higher",
-            meaning="tokens of all sequences that decoding steps of the workload give",
+            description="decoding throughput on the target over all sequences of the batch",
             per_workload=True,
         ),
         Metric(
             name="train_tokens_per_s",
             unit="token/s",
             better="higher",
-            meaning="forward, backward and optimizer of a training step on the target",
+            description="training throughput on the target: forward, backward and optimizer step",
             per_workload=True,
         ),
         Metric(
             name="train_memory_gib",
             unit="GiB",
             better="lower",
-            meaning="weights, gradients, AdamW and kept activations of a training step",
+            description="weights, gradients, AdamW state and saved activations of a training step",
             per_workload=True,
         ),
         Metric(
             name="proxy_prefill_ms",
             unit="ms",
             better="lower",
-            meaning="forward pass of the twin over one training batch, local device",
+            description="forward pass of the proxy model over one training batch, local device",
         ),
         Metric(
             name="proxy_decode_ms",
             unit="ms",
             better="lower",
-            meaning="one decoding step of the twin for one training batch, local device",
+            description="one decoding step of the proxy model for one training batch, local device",
         ),
         Metric(
             name="proxy_step_ms",
             unit="ms",
             better=None,
-            meaning="one training step of the twin, local device",
+            description="one training step of the proxy model, local device",
         ),
         Metric(
-            name="proxy_parameters", unit="1", better=None, meaning="parameters of the trained twin"
+            name="proxy_parameters",
+            unit="1",
+            better=None,
+            description="parameters of the proxy model",
         ),
-        Metric(name="total_params", unit="1", better="lower", meaning="all parameters"),
+        Metric(name="total_params", unit="1", better="lower", description="all parameters"),
         Metric(
             name="active_params",
             unit="1",
             better="lower",
-            meaning="parameters a token meets, tables included",
+            description="parameters used per token, embedding tables included",
         ),
         Metric(
             name="flops_per_token",
             unit="FLOP",
             better="lower",
-            meaning="forward FLOPs of a token at the first workload's decode context",
+            description="forward FLOPs per token at the first workload's decode context",
         ),
-        Metric(name="weight_gib", unit="GiB", better="lower", meaning="weights as served"),
-        Metric(name="kv_bytes_per_token", unit="B", better="lower", meaning="cache growth a token"),
+        Metric(
+            name="weight_gib", unit="GiB", better="lower", description="weights in served precision"
+        ),
+        Metric(
+            name="kv_bytes_per_token",
+            unit="B",
+            better="lower",
+            description="KV-cache growth per token",
+        ),
         Metric(
             name="cache_bytes_per_sequence",
             unit="B",
             better="lower",
-            meaning="KV and state of a sequence at the decode context",
+            description="KV cache and recurrent state per sequence at the decode context",
             per_workload=True,
         ),
         Metric(
             name="paged_cache_bytes_per_sequence",
             unit="B",
             better="lower",
-            meaning="the same as a paged engine sets it aside",
+            description="cache_bytes_per_sequence as a paged serving engine allocates it",
             per_workload=True,
         ),
         Metric(
             name="state_bytes_per_sequence",
             unit="B",
             better="lower",
-            meaning="recurrent and convolution state",
+            description="recurrent and convolution state per sequence",
         ),
     )
 }
 
 
-def split(name: str) -> tuple[str, str | None]:
-    """`decode_ms@rag-32k` is the metric decode_ms at the workload rag-32k."""
-    metric, _, workload = name.partition("@")
-    return metric, workload or None
+@dataclass(frozen=True)
+class MetricRef:
+    """A metric at a workload, written `decode_ms@rag-32k`; `decode_ms` is at the first workload."""
+
+    name: str
+    workload: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `name` or `name@workload`. The name is not checked."""
+        name, _, workload = text.partition("@")
+        return cls(name, workload or None)
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.workload}" if self.workload else self.name
+
+    @property
+    def metric(self) -> Metric:
+        """The metric it names. Raises KeyError where there is none."""
+        return METRICS[self.name]
+
+    def selects(self, other: "MetricRef") -> bool:
+        """Whether `other` is the same metric, and at this workload where one is given."""
+        return self.name == other.name and self.workload in (None, other.workload)

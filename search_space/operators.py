@@ -4,6 +4,7 @@ A call is hashable plain data, so that a pass becomes a counted multiset and a t
 again. One multiply-add is two FLOPs; `bytes` is what must move to and from memory at least.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -170,12 +171,11 @@ class MLAPrefill(Operator):
     heads: int
     qk_head_dim: int
     v_head_dim: int
-    window: int | None = None
     kv: NumberFormat = "bf16"  # of the latent cache that is filled along the way
 
     @property
     def flops(self) -> float:
-        seen = mean_visible(self.tokens, self.window)
+        seen = mean_visible(self.tokens, None)
         pairs = self.batch * self.tokens * seen
         return 2.0 * pairs * self.heads * (self.qk_head_dim + self.v_head_dim)
 
@@ -208,6 +208,34 @@ class MLADecode(Operator):
         cached = self.batch * self.context * latent * BYTES_OF[self.kv]
         queries = self.batch * self.heads * (latent + self.kv_lora_rank) * ACTIVATION_BYTES
         return cached + queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedAttention(Operator):
+    """Each of `rows` queries of a sequence over `selected` of its `keys`, listed for it.
+
+    One key head serves all `heads`; the leading `v_head_dim` numbers of a key are its value.
+    """
+
+    name = "selected_attention"
+    batch: int
+    rows: int  # of one sequence
+    keys: int
+    selected: int
+    heads: int
+    head_dim: int
+    v_head_dim: int
+
+    @property
+    def flops(self) -> float:
+        pairs = self.batch * self.rows * self.selected
+        return 2.0 * pairs * self.heads * (self.head_dim + self.v_head_dim)
+
+    @property
+    def bytes(self) -> float:
+        read = min(self.keys, self.rows * self.selected) * self.head_dim
+        queries = self.rows * self.heads * (self.head_dim + self.v_head_dim)
+        return 1.0 * self.batch * (read + queries) * ACTIVATION_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,8 +334,7 @@ class ChannelScan(Operator):
 
     @property
     def flops(self) -> float:
-        """Weighted by 16: these run outside the tensor cores, at about that share of the peak."""
-        return 16 * 6.0 * self.batch * self.tokens * self.channels * self.states
+        return 6.0 * self.batch * self.tokens * self.channels * self.states
 
     @property
     def bytes(self) -> float:
@@ -449,3 +476,18 @@ class Waiting(Operator):
     @property
     def serial_steps(self) -> int:
         return self.steps
+
+
+def masked_attention(
+    *, batch: int, tokens: int, keys: int, heads: int, kv_heads: int, head_dim: int, v_head_dim: int
+) -> Iterator[Operator]:
+    """Attention of every query over `keys` keys under a mask, as products outside of a kernel.
+
+    Scores and outputs are products; between them fp32 scores are masked and exponentiated, and
+    keys and values are widened first.
+    """
+    rows = batch * tokens * heads
+    yield Rows(rows=batch * keys * kv_heads, elements=2 * (head_dim + v_head_dim))
+    yield Gemm(m=rows, n=keys, k=head_dim)
+    yield Rows(rows=rows, elements=8 * keys)
+    yield Gemm(m=rows, n=v_head_dim, k=keys)

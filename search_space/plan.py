@@ -1,5 +1,6 @@
-"""How candidates are judged: the target, the workloads, the twin that is trained and for how long."""
+"""The plan by which candidates are judged: target, workloads, proxy model, tasks, rungs, seeds."""
 
+from itertools import pairwise
 from typing import Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -8,61 +9,99 @@ from .document import Record, nearest
 from .workload import WORKLOADS, Workload
 
 
-class Proxy(Record):
-    """Size of the trainable twin, see proxy.py."""
+class ProxySettings(Record):
+    """Size of the proxy model that is trained in a candidate's place (search_space/proxy.py)."""
 
     d_model: PositiveInt = 64
+    """Model width."""
     layers: PositiveInt = 4
+    """Number of layers, at least one for each kind of layer that the candidate has."""
 
 
-class TextTask(Record):
-    """A short training run on bytes of text; the answer is bits per byte on held-out text."""
+class TaskSettings(Record):
+    """Base of the settings of a quality task.
 
-    corpus: str | None = None  # a file or folder; by default Python's own library sources
+    A field of `Plan` whose type derives from it is a task; the module of the field's name in
+    profilers/quality/ implements it.
+    """
+
+    context: PositiveInt
+    """Tokens per training sequence."""
+
+
+class TextSettings(TaskSettings):
+    """Training on bytes of text; the result is bits per byte on held-out text."""
+
+    corpus: str | None = None
+    """A text file or a folder of them (default: the sources of Python's standard library)."""
     context: PositiveInt = 128
+    """Bytes per training sequence."""
     batch: PositiveInt = 4
+    """Sequences per training step."""
     steps: PositiveInt = 60
+    """Training steps of the whole run."""
     learning_rate: float = Field(default=4e-3, gt=0)
+    """Peak learning rate of AdamW."""
 
 
-class RecallTask(Record):
-    """Multi-query associative recall: `pairs` keys with values, then asked for in another order."""
+class RecallSettings(TaskSettings):
+    """Multi-query associative recall (MQAR, arXiv 2312.04927): key-value pairs, then queries.
+
+    The result is the fraction of queries answered with the value of their key.
+    """
 
     pairs: PositiveInt = 5
+    """Key-value pairs per sequence."""
     vocabulary: PositiveInt = 20
+    """Symbols: the lower half are keys, the upper half values."""
     context: PositiveInt = 20
+    """Tokens per training sequence: 2 * pairs for the pairs, the others are queries."""
     batch: PositiveInt = 24
+    """Sequences per training step."""
     steps: PositiveInt = 100
+    """Training steps of the whole run."""
     learning_rate: float = Field(default=5e-3, gt=0)
+    """Peak learning rate of AdamW."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
-        if self.context < 4 * self.pairs:
-            raise ValueError(
-                f"context must hold every pair and every query, 4 * pairs, got context={self.context}, pairs={self.pairs}"
-            )
-        if self.vocabulary < 4 * self.pairs:
-            raise ValueError(
-                f"vocabulary must be at least 4 * pairs, got vocabulary={self.vocabulary}, pairs={self.pairs}"
-            )
+        for field, value in (("context", self.context), ("vocabulary", self.vocabulary)):
+            if value < 4 * self.pairs:
+                raise ValueError(
+                    f"{field} must be at least 4 * pairs, got {field}={value}, pairs={self.pairs}"
+                )
         return self
 
 
-class Plan(Record):
-    """Everything besides the architecture that a candidate's numbers depend on.
+class Rung(Record):
+    """A point of the training run at which a trial reports."""
 
-    `workloads` are named ones of workload.py or points written out. `seeds` trainings are run of
-    each task, with the same data order for every candidate; their mean is reported, their spread
-    is its interval. A trial that runs longer than `trial_seconds` is recorded as hung.
-    """
+    fraction: float = Field(gt=0, le=1)
+    """Fraction of each task's training steps, above 0 and at most 1."""
+
+
+class Plan(Record):
+    """Everything besides the architecture that a candidate's numbers depend on."""
 
     target: str = "h200_sxm"
+    """Device that latency and memory are estimated for; several devices as `8xNAME`."""
     workloads: tuple[Workload, ...] = Field(default=(WORKLOADS["chat-4k"],), min_length=1)
-    proxy: Proxy = Proxy()
-    text: TextTask = TextTask()
-    recall: RecallTask = RecallTask()
+    """Serving and training workloads: names of known ones, or records."""
+    proxy: ProxySettings = ProxySettings()
+    """Size of the proxy model."""
+    text: TextSettings = TextSettings()
+    """Language modeling on bytes of text."""
+    recall: RecallSettings = RecallSettings()
+    """Multi-query associative recall."""
+    rungs: tuple[Rung, ...] = (Rung(fraction=1.0),)
+    """Points of the training run at which a trial reports: ascending fractions, the last is 1.0.
+
+    The learning-rate schedule is that of the whole run, whatever the rungs."""
     seeds: PositiveInt = 1
+    """Training runs of each task. All candidates read the same data at the same seed; the mean is
+    reported, and from two seeds on its 90% Student-t interval."""
     trial_seconds: PositiveInt = 600
+    """Time limit of a trial in seconds; a trial beyond it is recorded as failed, kind `hang`."""
 
     @field_validator("workloads", mode="before")
     @classmethod
@@ -73,6 +112,23 @@ class Plan(Record):
             raise ValueError(f"unknown workload {unknown[0]!r}{nearest(unknown[0], WORKLOADS)}")
         return [WORKLOADS[w] if isinstance(w, str) else w for w in given]
 
+    @field_validator("rungs")
+    @classmethod
+    def _ascending(cls, rungs: tuple[Rung, ...]) -> tuple[Rung, ...]:
+        fractions = [rung.fraction for rung in rungs]
+        ascending = all(earlier < later for earlier, later in pairwise(fractions))
+        if not ascending or fractions[-1:] != [1.0]:
+            raise ValueError(f"rungs must have ascending fractions, the last 1.0, got {fractions}")
+        return rungs
+
+    @property
+    def tasks(self) -> dict[str, TaskSettings]:
+        """The settings of every quality task by the name of its field."""
+        return {name: value for name, value in self if isinstance(value, TaskSettings)}
+
     def context_fraction(self, context: int) -> float:
-        """A task's context over the first workload's: how far the twin's windows shrink."""
+        """A task's context over the first workload's, at most 1: the proxy's windows shrink by it.
+
+        So a window covers the same fraction of the context as in the candidate.
+        """
         return min(1.0, context / self.workloads[0].decode_context)

@@ -1,34 +1,34 @@
-"""The twin: a small model of the same design that can be trained in seconds.
+"""The proxy model: a small model of the same design as a candidate, trained in seconds.
 
-Kept: the share and order of layer kinds, head grouping, expert sparsity, activated width over
-d_model, windows as a share of the context, latent ranks as a share of d_model, the precision plan.
-Not kept: absolute sizes. State sizes shrink with d_model, so recall is to be compared at equal
-cache bytes, which the report carries beside it.
+Kept: the fractions and the order of layer kinds, head grouping, expert sparsity, activated width
+over d_model, windows as a fraction of the context, latent ranks as a fraction of d_model, the
+precision plan. Not kept: absolute sizes. State sizes shrink with d_model, so recall is to be
+compared at equal cache bytes, which the report has as `recall_cache_bytes`.
 """
 
 from collections import Counter
 
 from .architecture import Architecture
 from .pattern import compress, units
-from .plan import Proxy
+from .plan import ProxySettings
 
-PROXY_VOCABULARY = 256  # the twin reads bytes
+PROXY_VOCABULARY = 256  # the proxy model reads bytes
 
 
 def proxy_architecture(
-    architecture: Architecture, proxy: Proxy, *, context_fraction: float
+    architecture: Architecture, proxy: ProxySettings, *, context_fraction: float
 ) -> Architecture:
-    """The small twin of `architecture`; windows shrink to `context_share` of their length.
+    """The proxy of `architecture`; `context_fraction` in (0, 1] is the factor on its windows.
 
-    Raises ValueError when `proxy.layers` cannot hold one layer of each kind.
+    Raises ValueError when `proxy.layers` is less than the number of layer kinds.
     """
-    share = proxy.d_model / architecture.d_model
+    width_fraction = proxy.d_model / architecture.d_model
     symbols = shrink_depth(architecture.symbols, proxy.layers)
-    depth_share = len(units(symbols)) / architecture.num_layers
+    depth_fraction = len(units(symbols)) / architecture.num_layers
     plan = architecture.precision
     used = {body.symbol for body in architecture.bodies}
     blocks = {
-        symbol: architecture.blocks[symbol].to_proxy(share, context_fraction)
+        symbol: architecture.blocks[symbol].to_proxy(width_fraction, context_fraction)
         for symbol in architecture.blocks
         if symbol in used
     }
@@ -41,18 +41,19 @@ def proxy_architecture(
         mtp=None,
         precision=plan.model_copy(
             update={
-                "keep_first_layers": round(plan.keep_first_layers * depth_share),
-                "keep_last_layers": round(plan.keep_last_layers * depth_share),
+                "keep_first_layers": round(plan.keep_first_layers * depth_fraction),
+                "keep_last_layers": round(plan.keep_last_layers * depth_fraction),
             }
         ),
     )
 
 
 def shrink_depth(symbols: tuple[str, ...], num_layers: int) -> tuple[str, ...]:
-    """`num_layers` layers with the kinds of `symbols`, in their shares and at their depths.
+    """The symbols of at most `num_layers` layers, each kind in its proportion and at its depths.
 
-    Shares are apportioned by largest remainder, every kind keeps at least one layer; the layers of
-    a kind sit at even quantiles of the depths where it stood.
+    Layers are apportioned to kinds by largest remainder, at least one to each; the layers of a
+    kind sit at even quantiles of the depths that it has in `symbols`. Raises ValueError when
+    there are more kinds than `num_layers`.
     """
     layers = units(symbols)
     if len(layers) <= num_layers:
@@ -63,15 +64,15 @@ def shrink_depth(symbols: tuple[str, ...], num_layers: int) -> tuple[str, ...]:
             f"proxy.layers must be at least the number of layer kinds, got {num_layers} for "
             f"{len(counts)} kinds: {' '.join(''.join(layer) for layer in counts)}"
         )
-    seats = dict.fromkeys(counts, 1)
+    allotted = dict.fromkeys(counts, 1)
     for _ in range(num_layers - len(counts)):
-        # The kind furthest below its share gets the next seat; ties go to the first in the model.
-        poorest = max(
-            counts, key=lambda kind: counts[kind] * num_layers / len(layers) - seats[kind]
+        # The kind furthest below its proportion gets the next layer; on a tie, the first in order.
+        next_kind = max(
+            counts, key=lambda kind: counts[kind] * num_layers / len(layers) - allotted[kind]
         )
-        seats[poorest] += 1
+        allotted[next_kind] += 1
     placed: list[tuple[float, tuple[str, ...]]] = []
-    for kind, count in seats.items():
+    for kind, count in allotted.items():
         depths = [depth for depth, layer in enumerate(layers) if layer == kind]
         placed += [(depths[(2 * i + 1) * len(depths) // (2 * count)], kind) for i in range(count)]
     return tuple(symbol for _, layer in sorted(placed, key=lambda p: p[0]) for symbol in layer)

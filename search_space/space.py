@@ -15,7 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
@@ -53,6 +53,13 @@ class Bound(Record):
         return value - self.max if self.max is not None else (self.min or 0.0) - value
 
 
+class SearchSettings(Record):
+    """How a search explores the space."""
+
+    sampler: Literal["tpe", "random", "nsga2"] = "tpe"
+    """What proposes candidates: multivariate TPE, uniform draws, or NSGA-II."""
+
+
 class SpaceFile(Record):
     """The fields of a space file; `architecture` stays plain until a candidate is drawn."""
 
@@ -65,6 +72,7 @@ class SpaceFile(Record):
     constraints: dict[str, Bound] = {}
     warm_start: tuple[str, ...] = ()  # published architectures that the first trials are near
     profile: Plan = Plan()
+    search: SearchSettings = SearchSettings()
 
 
 class Rejected(ValueError):

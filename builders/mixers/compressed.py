@@ -19,7 +19,7 @@ from ..parameters import Parameters
 from ..positions import rotary_tables, tables_at
 from ..precision import decode, encode, quantized_cache
 from .masked_attention import causal_mask, masked_attention, merge_attentions
-from .mla import index_scores, top_k_mask
+from .mla import top_k_indices
 
 
 class CompressedCache(Memory):
@@ -108,6 +108,10 @@ class CompressedAttention(Body):
                 scale=self.scale,
                 segment_ids=run.segment_ids_BT,
             )
+        elif keys.decode:
+            position_B = run.positions_BT[:, 0]
+            pages = keys.pages("kv", None, position_B + 1, value_dim=block.head_dim)
+            windowed = attention.attend_cached(q_BTHK, pages, scale=self.scale)
         else:
             mask_BTC = causal_mask(run.positions_BT, keys.positions_BC, window=block.window)
             windowed = masked_attention(
@@ -345,9 +349,14 @@ class Compressor(Pooling):
         """(o_BTHK, lse_BHT) over the entries that are closed at the query."""
         pools = cache.poolings if cache else {}
         entries_BNK, closed_BTN = self(x_BTD, run, pools.get("entries"))
+        index_BTS = None
         if self.indexer is not None:
             keys_BNK, _ = self.indexer(x_BTD, run, pools.get("index"))
-            closed_BTN = self.indexer.selected(x_BTD, latent, keys_BNK, closed_BTN, run)
+            index_BTS = self.indexer.selected(x_BTD, latent, keys_BNK, closed_BTN, run)
+        if index_BTS is not None:
+            return attention.attend_selected(
+                q_BTHK, entries_BNK, index_BTS, v_dim=entries_BNK.shape[-1], scale=scale
+            )
         if entries_BNK.shape[1] == 0:
             lse_BTH = q_BTHK.new_full(q_BTHK.shape[:3], -torch.inf, dtype=torch.float32)
             return torch.zeros_like(q_BTHK), lse_BTH.transpose(1, 2)
@@ -368,13 +377,13 @@ class EntryIndexer(Pooling):
     @torch.no_grad()
     def selected(
         self, x_BTD: Tensor, latent: Tensor, keys_BNK: Tensor, closed_BTN: Tensor, run: Pass
-    ) -> Tensor:
-        """mask_BTN of the `top_k` best closed entries of each query."""
+    ) -> Tensor | None:
+        """index_BTS of the `top_k` best closed entries of each query; None if all are read."""
         index = self.block.indexer
         assert index is not None, "built only for blocks with an indexer"
         q_BTIK = rope_last(self.q_b_proj(latent).unflatten(-1, (index.heads, -1)), self.block, run)
-        score_BTN = index_scores(q_BTIK, keys_BNK[:, :, None], self.head_proj(x_BTD))
-        return top_k_mask(score_BTN, closed_BTN, index.top_k)
+        score_BTN = attention.index_scores(q_BTIK, keys_BNK, self.head_proj(x_BTD))
+        return top_k_indices(score_BTN, closed_BTN, index.top_k)
 
 
 def _at(x_BTK: Tensor, place_BS: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Multi-head latent attention: expanded to heads in prefill, absorbed into the latent in decode."""
 
 # B batch, T tokens, C keys, D model width, H heads, N key width without position, P rotated key
-# width, V value width, R latent width, L = R + P what a token caches, I heads of the indexer
+# width, V value width, R latent width, L = R + P what a token caches, I heads of the indexer,
+# S tokens that it selects
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...kernels.attention import op as attention
 from ...search_space.blocks import mla as record
@@ -65,12 +65,14 @@ class MLA(Body):
             named |= self.indexer.keys(x_BTD, run)
         keys = KeyValues(cache, run.positions_BT, run.valid_BT, named)
         q_BTHN, q_BTHP = self._queries(query_latent, run)
+        index_BTS = None
         if self.indexer is not None:
             mask_BTC = causal_mask(run.positions_BT, keys.positions_BC)
             if keys.prefill:
                 mask_BTC = within_segment(run, mask_BTC)
-            mask_BTC = self.indexer.chosen(x_BTD, query_latent, keys["index"], mask_BTC, run)
-            o_BTHV = self._absorbed(q_BTHN, q_BTHP, keys, mask_BTC)
+            index_BTS = self.indexer.selected(x_BTD, query_latent, keys["index"], mask_BTC, run)
+        if index_BTS is not None:
+            o_BTHV = self._selected(q_BTHN, q_BTHP, keys, index_BTS)
         elif keys.prefill:
             o_BTHV = self._expanded(q_BTHN, q_BTHP, keys["latent"], run)
         elif keys.decode and self.kv_b_proj.format == "bf16":
@@ -128,14 +130,33 @@ class MLA(Body):
         self, q_BTHN: Tensor, q_BTHP: Tensor, keys: KeyValues, mask_BTC: Tensor
     ) -> Tensor:
         """Attention over latents under a mask: W_uk moves to the query, W_uv to the output."""
-        latent_BC1R, k_BC1P = keys["latent"].split(self._cached_widths, -1)
-        latent_BC1R, matrix = self.kv_b_proj.factors(latent_BC1R)
-        k_BC1L = torch.cat([latent_BC1R, k_BC1P.to(matrix.dtype)], -1)
+        k_BC1L, matrix = self._latent_keys(keys)
         q_BTHL = self._into_latent(q_BTHN, q_BTHP, matrix)
+        latent_BC1R = k_BC1L[..., : self.block.kv_lora_rank]
         o_BTHR, _ = masked_attention(
             q_BTHL, k_BC1L, latent_BC1R, lambda t: mask_BTC[:, None, t], scale=self.scale
         )
         return self._out_of_latent(o_BTHR, matrix).to(q_BTHN.dtype)
+
+    def _selected(
+        self, q_BTHN: Tensor, q_BTHP: Tensor, keys: KeyValues, index_BTS: Tensor
+    ) -> Tensor:
+        """Absorbed attention over the tokens that the indexer selected for each query."""
+        k_BC1L, matrix = self._latent_keys(keys)
+        o_BTHR, _ = attention.attend_selected(
+            self._into_latent(q_BTHN, q_BTHP, matrix),
+            k_BC1L.squeeze(2),
+            index_BTS,
+            v_dim=self.block.kv_lora_rank,
+            scale=self.scale,
+        )
+        return self._out_of_latent(o_BTHR, matrix).to(q_BTHN.dtype)
+
+    def _latent_keys(self, keys: KeyValues) -> tuple[Tensor, Tensor]:
+        """(k_BC1L, W_kv_b) in the number format of the projection: latents and rotated keys."""
+        latent_BC1R, k_BC1P = keys["latent"].split(self._cached_widths, -1)
+        latent_BC1R, matrix = self.kv_b_proj.factors(latent_BC1R)
+        return torch.cat([latent_BC1R.to(matrix.dtype), k_BC1P.to(matrix.dtype)], -1), matrix
 
     def _decode(self, q_BTHN: Tensor, q_BTHP: Tensor, keys: KeyValues, run: Pass) -> Tensor:
         """The same for one new token per row, directly over the paged cache."""
@@ -177,33 +198,30 @@ class TokenIndexer(nn.Module):
         return {"index": self._rotated(self.k_norm(self.k_proj(x_BTD))[:, :, None], run)}
 
     @torch.no_grad()
-    def chosen(
+    def selected(
         self, x_BTD: Tensor, latent: Tensor, k_BC1K: Tensor, mask_BTC: Tensor, run: Pass
-    ) -> Tensor:
-        """mask_BTC of the `top_k` best tokens of each query among those that `mask_BTC` allows."""
+    ) -> Tensor | None:
+        """index_BTS of the `top_k` best tokens of each query in `mask_BTC`; None if all are read."""
         q_BTIK = self.q_b_proj(latent).unflatten(-1, (self.index.heads, -1))
-        score_BTC = index_scores(self._rotated(q_BTIK, run), k_BC1K, self.head_proj(x_BTD))
-        return top_k_mask(score_BTC, mask_BTC, self.index.top_k)
+        score_BTC = attention.index_scores(
+            self._rotated(q_BTIK, run), k_BC1K.squeeze(2), self.head_proj(x_BTD)
+        )
+        return top_k_indices(score_BTC, mask_BTC, self.index.top_k)
 
     def _rotated(self, x_BTIK: Tensor, run: Pass) -> Tensor:
         return x_BTIK if self.rope is None else apply_rope(x_BTIK, self.rope, self.dims, run)
 
 
-def index_scores(q_BTIK: Tensor, k_BC1K: Tensor, weight_BTI: Tensor) -> Tensor:
-    """score_BTC of queries of several heads against one key per token."""
-    heads, width = q_BTIK.shape[2:]
-    match_BITC = q_BTIK.transpose(1, 2).float() @ k_BC1K.permute(0, 2, 3, 1).float()
-    weight_BIT1 = weight_BTI.float().transpose(1, 2)[..., None] * heads**-0.5
-    return (F.relu(match_BITC * width**-0.5) * weight_BIT1).sum(1)
+def top_k_indices(score_BTC: Tensor, mask_BTC: Tensor, top_k: int) -> Tensor | None:
+    """index_BTS, int32, of the `top_k` highest scores among the allowed keys, -1 past the last.
 
-
-def top_k_mask(score_BTC: Tensor, mask_BTC: Tensor, top_k: int) -> Tensor:
-    """mask_BTC of the `top_k` highest scores of each query among the allowed keys."""
+    None where there are at most `top_k` keys: then a query reads all that the mask allows.
+    """
     if top_k >= score_BTC.shape[-1]:
-        return mask_BTC
+        return None
     # ReLU gives many zeros: prefer the earliest of them, whatever the number of keys
     index_C = torch.arange(score_BTC.shape[-1], device=score_BTC.device)
     score_BTC = torch.where(score_BTC == 0, -1e-30 * index_C, score_BTC)
     score_BTC = score_BTC.masked_fill(~mask_BTC, -torch.inf)
-    top = score_BTC.topk(top_k, -1).indices
-    return torch.zeros_like(mask_BTC).scatter_(-1, top, True) & mask_BTC
+    top_BTS = score_BTC.topk(top_k, -1).indices
+    return top_BTS.masked_fill(~mask_BTC.gather(-1, top_BTS), -1).int()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..launch import Launch
-from . import blocks, cached, dense
+from . import blocks, cached, dense, selected
 from .arguments import Rule
 from .cache import allocate
 
@@ -32,6 +32,8 @@ CACHES = (
 )
 # key width, value width, query heads, key/value heads, block
 SELECTIONS = ((128, 128, 64, 4, 64), (192, 128, 64, 4, 128))
+# key width, value width, query heads, keys in a list: absorbed MLA, pooled entries
+LISTS = ((576, 512, 128, 2048), (512, 512, 64, 512))
 B, T, N, PAGE = 2, 8192, 16, 64
 SCALE = 0.1
 
@@ -49,6 +51,8 @@ def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
     for K, V, H, G, block in SELECTIONS:
         for kernel, launch in _selected(arch, K, V, H, G, block):
             yield kernel, f"{K}/{V} block {block}", launch
+    for K, V, H, listed in LISTS:
+        yield "selected_forward", f"{K}/{V}", _selected_keys(arch, K, V, H, listed)
 
 
 def _text(
@@ -99,6 +103,12 @@ def _selected(
     yield "blocks_backward_queries", launch
     launch = blocks.keys_launch(*heads, asker, offset, *rows, delta, k, v, *rule)
     yield "blocks_backward_keys", launch
+
+
+def _selected_keys(arch: str, K: int, V: int, H: int, listed: int) -> Launch:
+    q, k, o = _meta(B, T, H, K), _meta(B, T, K), _meta(B, T, H, V)
+    lse, index = _meta(B, H, T, dtype=torch.float32), _meta(B, T, listed, dtype=torch.int32)
+    return selected.forward_launch(arch, q, k, index, o, lse, SCALE)
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

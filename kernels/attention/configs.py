@@ -61,6 +61,12 @@ EVERYWHERE: Tables = {
         256: _keys(32, 4, 3),
     },
     ("blocks_backward_queries", FLOAT): {128: _keys(32, 4, 2)},
+    ("selected_forward", HALF): {
+        128: _tiles(64, 64, 4, 3),
+        256: _tiles(64, 32, 8, 2),
+        576: _tiles(32, 32, 8, 2),
+    },
+    ("selected_forward", FLOAT): {128: _tiles(16, 32, 4, 2)},
     ("blocks_backward_keys", FLOAT): {64: _tiles(32, 32, 8, 2), 128: _tiles(32, 16, 8, 2)},
 }
 SMALL: Tables = EVERYWHERE | {
@@ -128,6 +134,7 @@ HOPPER: Tables = (
     }
 )
 BLACKWELL: Tables = HOPPER | {
+    ("selected_forward", HALF): EVERYWHERE["selected_forward", HALF] | {576: _tiles(64, 32, 8, 2)},
     ("backward_keys", HALF): {
         64: _tiles(64, 128, 8, 3),
         128: _tiles(64, 128, 8, 2),

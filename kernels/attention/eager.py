@@ -21,6 +21,7 @@ from .cache import PagedCache, in_order
 SMALLEST_BAND = 64  # a narrower one makes matrices too small to be worth a call
 LONGEST_MASK = 512  # of T x T; beyond, the half that nobody sees costs more than fusion saves
 BLOCK = 128  # queries whose scores are held at once
+GATHERED = 2**24  # elements of gathered keys, or of scores, at once
 
 # (begin, end) of some queries -> (the keys of which they see any, the mask [B | 1, G | 1, C, S])
 Seen = Callable[[int, int], tuple[slice, Tensor]]
@@ -276,3 +277,92 @@ def _scores(
 def _pivot(x: Tensor) -> Tensor:
     """What a row's scores are taken relative to: zero where it sees no key, so that none is NaN."""
     return x.masked_fill(x == -torch.inf, 0)
+
+
+def attend_selected(
+    q_BTHK: Tensor, k_BCK: Tensor, index_BTN: Tensor, *, v_dim: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`op.attend_selected` in PyTorch: each query's keys are gathered, some queries at a time."""
+    wide = torch.promote_types(q_BTHK.dtype, torch.float32)
+    o_BTHV, lse_BHT = Selected.apply(q_BTHK.to(wide), k_BCK.to(wide), index_BTN, v_dim, scale)
+    return o_BTHV.to(q_BTHK.dtype), lse_BHT
+
+
+class Selected(torch.autograd.Function):
+    """(o_BTHV, lse_BHT) over gathered keys; the backward gathers them again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_BTHK: Tensor, k_BCK: Tensor, index_BTN: Tensor, v_dim: int, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        parts = []
+        for t in _query_slices(q_BTHK, index_BTN):
+            k_BtNK, s_BtHN = _gathered_scores(q_BTHK[:, t], k_BCK, index_BTN[:, t], scale)
+            lse_BtH = s_BtHN.logsumexp(-1)
+            p_BtHN = (s_BtHN - _pivot(lse_BtH)[..., None]).exp()
+            parts.append((p_BtHN @ k_BtNK[..., :v_dim], lse_BtH))
+        o_BTHV = torch.cat([o for o, _ in parts], 1)
+        lse_BHT = torch.cat([lse for _, lse in parts], 1).transpose(1, 2)
+        ctx.save_for_backward(q_BTHK, k_BCK, index_BTN, o_BTHV, lse_BHT)
+        ctx.scale = scale
+        return o_BTHV, lse_BHT
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # decorated, ctx has no name
+        ctx: Any, do_BTHV: Tensor, dlse_BHT: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        q, k, index, o, lse = ctx.saved_tensors
+        gradients = selected_gradients(q, k, index, o, lse, do_BTHV, dlse_BHT, ctx.scale)
+        return *gradients, None, None, None
+
+
+def selected_gradients(
+    q_BTHK: Tensor,
+    k_BCK: Tensor,
+    index_BTN: Tensor,
+    o_BTHV: Tensor,
+    lse_BHT: Tensor,
+    do_BTHV: Tensor,
+    dlse_BHT: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """(dq_BTHK, dk_BCK) of `attend_selected`, in the inputs' dtypes, fp32 or wider inside.
+
+    With p the attention weights: dp = do v^T, ds = p (dp - rowsum(o do) + dlse), dq = ds k,
+    dk = ds^T q, and p^T do added to the columns of dk that are the value.
+    """
+    wide = torch.promote_types(q_BTHK.dtype, torch.float32)
+    V = o_BTHV.shape[-1]
+    k_wide = k_BCK.to(wide)
+    dk_BCK = torch.zeros_like(k_wide)
+    dq_parts = []
+    for t in _query_slices(q_BTHK, index_BTN):
+        q, do = q_BTHK[:, t].to(wide), do_BTHV[:, t].to(wide)
+        k_BtNK, s_BtHN = _gathered_scores(q, k_wide, index_BTN[:, t], scale)
+        p_BtHN = (s_BtHN - _pivot(lse_BHT[:, :, t].transpose(1, 2))[..., None]).exp()
+        delta_BtH = (o_BTHV[:, t].to(wide) * do).sum(-1) - dlse_BHT[:, :, t].transpose(1, 2)
+        ds_BtHN = p_BtHN * (do @ k_BtNK[..., :V].mT - delta_BtH[..., None]) * scale
+        dq_parts.append(ds_BtHN @ k_BtNK)
+        dk_BtNK = ds_BtHN.mT @ q
+        dk_BtNK[..., :V] += p_BtHN.mT @ do
+        place_BL1 = index_BTN[:, t].clamp(min=0).flatten(1)[..., None].long()
+        dk_BCK.scatter_add_(1, place_BL1.expand(-1, -1, k_BCK.shape[-1]), dk_BtNK.flatten(1, 2))
+    return torch.cat(dq_parts, 1).to(q_BTHK.dtype), dk_BCK.to(k_BCK.dtype)
+
+
+def _query_slices(q_BTHK: Tensor, index_BTN: Tensor) -> Iterator[slice]:
+    """Slices of queries whose gathered keys fit into GATHERED elements."""
+    B, T, H, K = q_BTHK.shape
+    at_once = max(1, GATHERED // (B * index_BTN.shape[-1] * max(H, K)))
+    return (slice(start, min(T, start + at_once)) for start in range(0, T, at_once))
+
+
+def _gathered_scores(
+    q_BtHK: Tensor, k_BCK: Tensor, index_BtN: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(k_BtNK, s_BtHN): the listed keys, zero where none is named, and the masked scores."""
+    row_B11 = torch.arange(len(k_BCK), device=k_BCK.device)[:, None, None]
+    k_BtNK = k_BCK[row_B11, index_BtN.clamp(min=0).long()]
+    s_BtHN = (q_BtHK * scale) @ k_BtNK.mT
+    return k_BtNK, s_BtHN.masked_fill((index_BtN < 0)[:, :, None], -torch.inf)

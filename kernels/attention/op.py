@@ -20,6 +20,7 @@ over different keys, weighting each o by exp(lse - logaddexp of all), and needs 
 
 import torch
 from torch import Tensor
+from torch.nn.functional import relu
 
 from ..backend import Backend, chosen
 from . import eager
@@ -132,6 +133,42 @@ def attend_blocks(
         scale=_scale(q_BTHK, scale),
         segment_ids=segment_ids,
     )
+
+
+def attend_selected(
+    q_BTHK: Tensor,
+    k_BCK: Tensor,
+    index_BTN: Tensor,
+    *,
+    v_dim: int,
+    scale: float | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Multi-query softmax attention of each query over a list of keys; (o_BTHV, lse_BHT).
+
+    The leading `v_dim` columns of a key are its value, as in absorbed MLA. `index_BTN`, int32,
+    names keys of `k_BCK`, each at most once; entries below 0 name none, and a query without keys
+    reads zeros. The list has no gradient. Raises Unsupported (Triton).
+    """
+    if chosen(backend, q_BTHK) == "torch":
+        implementation = eager
+    else:
+        from . import selected as implementation
+    return implementation.attend_selected(
+        q_BTHK, k_BCK, index_BTN, v_dim=v_dim, scale=_scale(q_BTHK, scale)
+    )
+
+
+def index_scores(q_BTIK: Tensor, k_BCK: Tensor, weight_BTI: Tensor) -> Tensor:
+    """score_BTC = sum over index heads of w relu(q k / sqrt(K)) / sqrt(I), in fp32.
+
+    The lightning indexer of DeepSeek-V3.2-Exp (report, equation 1): one key per token, shared by
+    all heads. Runs as PyTorch products on every device.
+    """
+    heads, width = q_BTIK.shape[2:]
+    match_BITC = q_BTIK.transpose(1, 2).float() @ k_BCK[:, None].mT.float()
+    weight_BIT1 = weight_BTI.float().transpose(1, 2)[..., None] * heads**-0.5
+    return (relu(match_BITC * width**-0.5) * weight_BIT1).sum(1)
 
 
 def with_sinks(o_BTHV: Tensor, lse_BHT: Tensor, sinks_H: Tensor) -> Tensor:

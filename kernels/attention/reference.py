@@ -108,3 +108,24 @@ def _softmax(
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def attend_selected(
+    q_BTHK: Tensor,
+    k_BCK: Tensor,
+    index_BTN: Tensor,
+    *,
+    v_dim: int,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(o_BTHV, lse_BHT): softmax attention of each query over the keys that its list names.
+
+    Multi-query attention in which the leading `v_dim` columns of a key are its value (absorbed
+    MLA, DeepSeek-V3.2-Exp report, section 2.1). `index_BTN` int32 names a key of C at most once;
+    entries below 0 name none.
+    """
+    C = k_BCK.shape[1]
+    listed_BTC = torch.zeros(*index_BTN.shape[:2], C + 1, dtype=torch.bool, device=q_BTHK.device)
+    listed_BTC.scatter_(-1, index_BTN.masked_fill(index_BTN < 0, C).long(), True)
+    k_BC1K = k_BCK[:, :, None]
+    return _softmax(q_BTHK, k_BC1K, k_BC1K[..., :v_dim], listed_BTC[:, None, :, :C], scale, None)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ...profilers.report import Measurement, Report
 from ...search_space.architecture import Architecture
-from ...search_space.metrics import METRICS, split
+from ...search_space.metrics import MetricRef
 from ...search_space.space import Sample, SearchSpace
 from ...search_space.warm_start import starts
 from ..pareto import knee
@@ -37,11 +37,8 @@ class Entry:
 
 def find(report: Report, label: str) -> Measurement | None:
     """The measurement that an objective's label names; the first workload's without a workload."""
-    name, workload = split(label)
-    for m in report.measurements:
-        if m.name == name and workload in (None, m.workload):
-            return m
-    return None
+    wanted = MetricRef.parse(label)
+    return next((m for m in report.measurements if wanted.selects(m.ref)), None)
 
 
 def front_entries(store: Store, study: Study) -> list[Entry]:
@@ -103,7 +100,7 @@ def front(study: Study, entries: Sequence[Entry], steps: Sequence[FrontStep]) ->
     table.add_column("key", no_wrap=True)
     for objective in study.objectives:
         m = entries[0].measurement(objective.label)
-        unit = unit_text(METRICS[split(objective.label)[0]].unit)
+        unit = unit_text(MetricRef.parse(objective.label).metric.unit)
         arrow = "↓" if objective.better == "lower" else "↑"
         where = m.provenance if m else ""
         table.add_column(
@@ -294,7 +291,7 @@ def compare(columns: Sequence[Column]) -> RenderableType:
             table.add_row(name, *values)
     table.add_section()
     for label in dict.fromkeys(m.label for c in columns for m in c.report.measurements):
-        unit = unit_text(METRICS[split(label)[0]].unit)
+        unit = unit_text(MetricRef.parse(label).metric.unit)
         title = f"{label} [{unit}]" if unit else label
         table.add_row(Text(title), *(marked(find(c.report, label)) for c in columns))
     legend = Text("green measured · cyan composed · yellow estimated · blue counted", style="dim")

@@ -1,4 +1,4 @@
-"""Run by Alembic; database.py says with which connection and for which tables."""
+"""Alembic environment; database.py provides the connection and the tables."""
 
 from alembic import context
 

@@ -40,6 +40,7 @@ STAND_INS = {
     "rows": "conv",
     "waiting": "gemm",
     "index_scores": "attention_prefill",
+    "selected_attention": "mla_decode",
     "channel_scan": "scan",
     "gemm_int8": "gemm_fp8",
     "experts_int8": "experts_fp8",

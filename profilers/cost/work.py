@@ -30,11 +30,13 @@ from ...search_space.operators import (
     RecurrentStep,
     Rows,
     Scan,
+    SelectedAttention,
     Waiting,
 )
 from ..device import Device
 
 Columns = Mapping[str, np.ndarray]
+VECTOR_SLOWDOWN = 16  # of products outside the tensor cores, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +87,17 @@ def work(calls: Sequence[Operator], device: Device) -> Work:
     kept = np.array([call.bytes / (2 if isinstance(call, _IN_PLACE) else 1) for call in calls])
     waves = np.ceil(np.array([call.lanes for call in calls]) / device.units)
     return Work(
-        flops_s=np.array([call.flops / device.peak(call.format) for call in calls]),
+        flops_s=np.array([tensor_core_flops(call) / device.peak(call.format) for call in calls]),
         bytes_s=bytes_ / (device.memory_gbps * 1e9),
         cached_s=bytes_ / (device.units * 1e9),
         steps=np.array([call.serial_steps for call in calls]) * waves,
         cached=1 / (1 + (kept / (device.l2_mb * 1e6)) ** 4),
     )
+
+
+def tensor_core_flops(call: Operator) -> float:
+    """The FLOPs that tensor cores would do in the time of a call's."""
+    return call.flops * (VECTOR_SLOWDOWN if isinstance(call, ChannelScan) else 1)
 
 
 def seconds(asked: Work, constants: Constants) -> np.ndarray:
@@ -294,6 +301,7 @@ SHAPES: dict[type[Operator], Callable[[Columns, Device], list[np.ndarray]]] = {
     ChannelScan: _channels,
     Experts: _experts,
     IndexScores: _plain,
+    SelectedAttention: _plain,
     Rows: _plain,
     Waiting: _plain,
 }
@@ -314,6 +322,7 @@ SMOOTH: dict[type[Operator], int] = {
         ChannelScan: 3,
         Experts: 10,
         IndexScores: 0,
+        SelectedAttention: 0,
         Rows: 0,
         Waiting: 0,
     }.items()

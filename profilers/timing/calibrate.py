@@ -38,8 +38,10 @@ from ...search_space.operators import (
     Rows,
     Scan,
 )
+from ..cost.work import tensor_core_flops
 from ..device import Device
 from ..local_device import local_device
+from ..out_of_memory import is_out_of_memory
 from .calibration import Calibration
 from .operators import NotRunnable, run_of
 from .protocol import Drifted, sets_needed, timed
@@ -91,12 +93,10 @@ def _timed(call: Operator, local: torch.device) -> float | str:
         return timed(runs, local, graph=isinstance(call, _DECODING)).seconds
     except NotRunnable:
         return "no kernel here"
-    except torch.OutOfMemoryError:
-        return "out of memory"
     except Drifted:
         return "the device's speed changed"
-    except RuntimeError as fault:
-        if "can't allocate memory" not in str(fault):  # as a CPU says it
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         return "out of memory"
 
@@ -112,7 +112,9 @@ def points_of(sizes: "Sizes", here: Device, points: int, local: torch.device) ->
     most_bytes = MEMORY_SHARE * here.memory_gb * 1e9
     for place in places.tolist():
         call = sizes.make(**_drawn(sizes.ranges, place, small=small))
-        rough = max(call.flops / here.peak("bf16"), call.bytes / (here.memory_gbps * 1e9))
+        rough = max(
+            tensor_core_flops(call) / here.peak("bf16"), call.bytes / (here.memory_gbps * 1e9)
+        )
         if call.bytes <= most_bytes and rough <= LONGEST_S[local.type]:
             found[call] = None
         if len(found) == points:

@@ -28,7 +28,7 @@ Kind = Literal["block", "ends", "whole"]
 class Timed:
     """One timing as it is stored: what was timed, where, under what, and the answer."""
 
-    piece: str  # "block:KEY", "ends:KEY", "whole:KEY"
+    unit: str  # "block:KEY", "ends:KEY", "whole:KEY"
     device: str
     point: Point
     seconds: float
@@ -41,7 +41,7 @@ class Timed:
 
     @property
     def key(self) -> str:
-        return timing_key(self.piece, self.device, self.point, self.facts)
+        return timing_key(self.unit, self.device, self.point, self.facts)
 
 
 def timing_key(piece: str, device: str, point: Point, facts: Mapping[str, str]) -> str:
@@ -121,4 +121,4 @@ def measure(
     answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     if "failure" in answer:
         return failure(answer["failure"], answer["reason"])
-    return Timed(piece=label, device=name, point=point, **answer)
+    return Timed(unit=label, device=name, point=point, **answer)

@@ -98,7 +98,7 @@ def _prefill(call: AttentionPrefill | MLAPrefill, new: Callable[..., Tensor]) ->
     q = new(call.batch, call.tokens, call.heads, width)
     k = new(call.batch, call.tokens, kv_heads, width)
     v = new(call.batch, call.tokens, kv_heads, call.v_head_dim)
-    return partial(attention.attend_without_lse, q, k, v, window=call.window)
+    return partial(attention.attend_without_lse, q, k, v, window=getattr(call, "window", None))
 
 
 def _decode(

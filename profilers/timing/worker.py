@@ -20,6 +20,7 @@ from ...builders.caches import TokenCache
 from ...builders.model import HybridLM, build
 from ...search_space.architecture import Architecture
 from ...search_space.operators import Point
+from ..out_of_memory import is_out_of_memory
 from .measure import PROTOCOL
 from .protocol import Timing, sets_needed, timed
 
@@ -31,17 +32,12 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     try:
         answer = run(job)
-    except (torch.OutOfMemoryError, MemoryError) as fault:
-        answer = _out_of_memory(fault)
-    except RuntimeError as fault:
-        if "can't allocate memory" not in str(fault):  # as a CPU says it
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        answer = _out_of_memory(fault)
+        reason = (str(error) or "out of memory").splitlines()[0]
+        answer = {"failure": "oom", "reason": reason}
     sys.stdout.write(json.dumps(answer))
-
-
-def _out_of_memory(fault: Exception) -> dict[str, Any]:
-    return {"failure": "oom", "reason": (str(fault) or "out of memory").splitlines()[0]}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

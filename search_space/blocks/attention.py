@@ -15,9 +15,11 @@ from ..operators import (
     Operator,
     Point,
     Rows,
+    masked_attention,
     visible,
 )
 from .block import Block, Cache, Weight, biases, grained, grouped, linear, vector
+from .heads import HeadLayout, head_columns, head_rows
 from .rope import Rope
 
 
@@ -203,6 +205,16 @@ class Attention(Block):
             vector("index.k_norm.weight", sparse.index_dim),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        gate = self.value_dim if self.out_gate == "elementwise" else 1
+        return {
+            "q_proj": head_rows(q=(self.heads, self.head_dim)),
+            "k_proj": head_rows(k=(self.kv_heads, self.head_dim)),
+            "v_proj": head_rows(v=(self.kv_heads, self.value_dim)),
+            "gate_proj": head_rows(z=(self.heads, gate)),
+            "o_proj": head_columns(o=(self.heads, self.value_dim)),
+        }
+
     def cache(self, d_model: int) -> Cache:
         if self.kv_reuse or self.cross:  # another block's, or of the encoder's fixed length
             return Cache()
@@ -226,17 +238,6 @@ class Attention(Block):
             return self.block_sparse.top_k * self.block_sparse.block
         return self.window and self.window + self.global_tokens
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        return 2 * self.heads * (self.head_dim + self.value_dim) * visible  # Q K^T and P V
-
-    def index_flops(self, context: float) -> float:
-        sparse = self.block_sparse
-        if sparse is None:
-            return 0.0
-        if sparse.index_heads:
-            return 2 * sparse.index_heads * sparse.index_dim * context
-        return 2 * self.heads * self.head_dim * context / sparse.block
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
@@ -256,21 +257,32 @@ class Attention(Block):
                 heads=sparse.index_heads or self.heads,
                 head_dim=sparse.index_dim if sparse.index_heads else self.head_dim,
             )
-        if point.decode:
-            seen = visible(point.context, self.chunk or self._selected)
-            yield AttentionDecode(batch=point.batch, context=seen, kv=kv, **size)
+        held = visible(point.context, self._held or self.chunk)
+        if not point.decode:
+            yield from self._prefill(point, kv, size)
+        elif self.dilation > 1:
+            yield from masked_attention(batch=point.batch, tokens=1, keys=held, **size)
         else:
-            tokens, window = point.tokens, self._selected
-            chunks = ceil(tokens / self.chunk) if self.chunk else 1
-            yield AttentionPrefill(
-                batch=point.batch * chunks,
-                tokens=ceil(tokens / chunks),
-                window=window if window and window < tokens else None,
-                kv=kv,
-                **size,
-            )
+            seen = visible(held, self._selected)
+            yield AttentionDecode(batch=point.batch, context=seen, kv=kv, **size)
         if self.out_gate != "none":
             yield Rows(rows=point.rows, elements=3 * self.o_width)
+
+    def _prefill(self, point: Point, kv: NumberFormat, size: dict[str, int]) -> Iterator[Operator]:
+        """Texts are cut into chunks, or into `dilation` interleaved ones, that attend alone."""
+        texts = ceil(point.tokens / self.chunk) if self.chunk else self.dilation
+        tokens = ceil(point.tokens / texts)
+        window = self._selected if self.block_sparse else self.window
+        yield AttentionPrefill(
+            batch=point.batch * texts,
+            tokens=tokens,
+            window=window if window and window < tokens else None,
+            kv=kv,
+            **size,
+        )
+        if self.global_tokens:
+            first = min(self.global_tokens, point.tokens)
+            yield from masked_attention(batch=point.batch, tokens=point.tokens, keys=first, **size)
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)

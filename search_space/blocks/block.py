@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ..document import Terse
 from ..operators import NumberFormat, Operator, Point
+from .heads import HeadLayout
 
 PrecisionRole = Literal[
     "attention.qkv",
@@ -123,23 +124,32 @@ class Block(Terse):
         """Every parameter of the block, its norms around the residual excluded."""
         raise NotImplementedError
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        """The weights that are made of heads, by name without ".weight"; all others are plain.
+
+        A block need not have every weight that is named here.
+        """
+        return {}
+
     def cache(self, d_model: int) -> Cache:
         """What one sequence caches; nothing unless a kind says so."""
         return Cache()
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """FLOPs a token beyond its weights, when it sees `visible` cached positions."""
-        return 0.0
-
-    def index_flops(self, context: float) -> float:
-        """FLOPs a token to choose among all positions of its context; 0 where it does not choose."""
-        return 0.0
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
         """The operator calls besides the projections; `kv` and `experts` are their formats."""
         raise NotImplementedError
+
+    def operator_flops(self, d_model: int, context: int) -> float:
+        """FLOPs of the operator calls for the token that closes a context, projections excluded.
+
+        They are those of a decoding step. A kind overrides this where its calls are priced by a
+        formula that differs from the usual count of its FLOPs.
+        """
+        point = Point(batch=1, tokens=1, context=context)
+        calls = self.operators(d_model, point, kv="bf16", experts="bf16")
+        return sum(call.flops for call in calls)
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         """The fields of the same design at `share` of the width, windows at `context_share`."""

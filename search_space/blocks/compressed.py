@@ -12,6 +12,8 @@ from ..operators import (
     Operator,
     Point,
     Rows,
+    SelectedAttention,
+    masked_attention,
     visible,
 )
 from .block import Block, Cache, Weight, grained, linear, vector
@@ -108,12 +110,6 @@ class CompressedAttention(Block):
             selected=self.indexer.top_k if self.indexer else None,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        return 4 * self.heads * self.head_dim * visible
-
-    def index_flops(self, context: float) -> float:
-        return self.indexer.flops(context / (self.compress or 1)) if self.indexer else 0.0
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
@@ -123,24 +119,38 @@ class CompressedAttention(Block):
             "head_dim": self.head_dim,
             "v_head_dim": self.head_dim,
         }
-        selected = self.indexer.top_k if self.indexer else None
-        every = self.compress or 1
-        pooled = visible(point.context // every, selected) if self.compress else 0
         yield Rows(
             rows=point.rows, elements=3 * self.heads * self.head_dim
         )  # rotation, there and back
-        if self.compress:
-            yield Rows(rows=point.rows, elements=2 * self.head_dim * (2 if self.overlap else 1))
-        if self.indexer:
-            yield self.indexer.scores(point, every=every)
         if point.decode:
-            seen = visible(point.context, self.window) + pooled
+            seen = visible(point.context, self.window)
             yield AttentionDecode(batch=point.batch, context=seen, kv=kv, **size)
-        else:  # a causal prefix of the entries, half of them on average, beside the window
-            reach = min(point.tokens, self.window + pooled // 2)
-            window = reach if reach < point.tokens else None
+        else:
+            window = self.window if self.window < point.tokens else None
             yield AttentionPrefill(
                 batch=point.batch, tokens=point.tokens, window=window, kv=kv, **size
+            )
+        if self.compress:
+            yield Rows(rows=point.rows, elements=2 * self.head_dim * (2 if self.overlap else 1))
+            yield from self._pooled(point, point.context // self.compress, size)
+
+    def _pooled(self, point: Point, entries: int, size: dict[str, int]) -> Iterator[Operator]:
+        """Attention over pooled entries: those an indexer selects, or all of them under a mask."""
+        if self.indexer:
+            yield self.indexer.scores(point, every=self.compress or 1)
+        if self.indexer and self.indexer.top_k < entries:
+            yield SelectedAttention(
+                batch=point.batch,
+                rows=point.tokens,
+                keys=entries,
+                selected=self.indexer.top_k,
+                heads=self.heads,
+                head_dim=self.head_dim,
+                v_head_dim=self.head_dim,
+            )
+        elif entries:
+            yield from masked_attention(
+                batch=point.batch, tokens=point.tokens, keys=entries, **size
             )
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, grained, grouped, linear, vector
+from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import convolution, recurrence
 
 
@@ -70,16 +71,16 @@ class GatedDeltaNet(Block):
             linear("out_proj", d_model, self.v_width, "mixer.out"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        keys, values = (self.k_heads, self.k_head_dim), (self.v_heads, self.v_head_dim)
+        rate = (self.v_heads, 1)
+        rates = {"b": rate, "a": rate} if self.gated else {"b": rate}
+        return linear_mixer_heads(keys, values, z=values) | {"gate_proj": head_rows(**rates)}
+
     def cache(self, d_model: int) -> Cache:
         return Cache(
             state_elements=self.v_heads * self.k_head_dim * self.v_head_dim,
             conv_elements=(self.conv - 1) * self.conv_width,
-        )
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, erase, write and read, and the convolution."""
-        return (
-            8 * self.v_heads * self.k_head_dim * self.v_head_dim + 2 * self.conv * self.conv_width
         )
 
     def operators(

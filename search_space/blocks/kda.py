@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, grained, linear, vector
+from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import convolution, recurrence
 
 
@@ -68,15 +69,20 @@ class KDA(Block):
             linear("out_proj", d_model, self.v_width, "mixer.out"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        keys, values = (self.heads, self.k_head_dim), (self.heads, self.v_head_dim)
+        return linear_mixer_heads(keys, values) | {
+            "decay_b_proj": head_rows(decay=keys),
+            "dt_bias": head_rows(dt=keys),
+            "gate_proj": head_rows(z=values),
+            "gate_b_proj": head_rows(z=values),
+        }
+
     def cache(self, d_model: int) -> Cache:
         return Cache(
             state_elements=self.heads * self.k_head_dim * self.v_head_dim,
             conv_elements=(self.conv - 1) * self.conv_width,
         )
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, erase, write and read, and the convolution."""
-        return 8 * self.heads * self.k_head_dim * self.v_head_dim + 2 * self.conv * self.conv_width
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat

@@ -7,6 +7,7 @@ from pydantic import PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, grained, linear, vector
+from .heads import HeadLayout, head_columns, head_rows
 from .recurrent import recurrence
 
 
@@ -39,12 +40,19 @@ class Lightning(Block):
             linear("out_proj", d_model, self.width, "mixer.out"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        size = (self.heads, self.head_dim)
+        return {
+            "in_proj": HeadLayout(
+                axis=0, parts={"q": size, "k": size, "v": size}, interleaved=True
+            ),
+            "gate_proj": head_rows(z=size),
+            "norm": head_rows(norm=size),
+            "out_proj": head_columns(o=size),
+        }
+
     def cache(self, d_model: int) -> Cache:
         return Cache(state_elements=self.heads * self.head_dim**2)
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, write and read of the state."""
-        return 6 * self.heads * self.head_dim**2
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt
 
 from ..operators import ChannelScan, NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .heads import HeadLayout, head_rows
 from .recurrent import convolution
 
 
@@ -46,15 +47,18 @@ class Mamba1(Block):
             linear("out_proj", d_model, self.d_inner, "mixer.out"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        channels, state = (1, self.d_inner), (1, self.d_state)
+        return {
+            "in_proj": head_rows(x=channels, gate=channels),
+            "x_proj": head_rows(rate=(1, self.dt_rank), B=state, C=state),
+        }
+
     def cache(self, d_model: int) -> Cache:
         return Cache(
             state_elements=self.d_inner * self.d_state,
             conv_elements=(self.conv - 1) * self.d_inner,
         )
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, write and read of the state, and the convolution."""
-        return self.d_inner * (6 * self.d_state + 2 * self.conv)
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .heads import HeadLayout, head_columns, head_rows
 from .recurrent import convolution, recurrence
 
 
@@ -64,15 +65,20 @@ class Mamba2(Block):
             linear("out_proj", d_model, self.d_inner, "mixer.out"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        values, shared = (self.heads, self.head_dim), (self.groups, self.d_state)
+        return {
+            "in_proj": head_rows(z=values, v=values, k=shared, q=shared, dt=(self.heads, 1)),
+            "conv": head_rows(conv_v=values, conv_k=shared, conv_q=shared),
+            "norm": head_rows(norm=values),
+            "out_proj": head_columns(o=values),
+        }
+
     def cache(self, d_model: int) -> Cache:
         return Cache(
             state_elements=self.heads * self.head_dim * self.d_state,
             conv_elements=(self.conv - 1) * self.conv_width,
         )
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, write and read of the state, and the convolution."""
-        return 6 * self.d_inner * self.d_state + 2 * self.conv * self.conv_width
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ..document import Terse
 from ..operators import (
+    AttentionDecode,
     IndexScores,
     MLADecode,
     MLAPrefill,
@@ -14,9 +15,11 @@ from ..operators import (
     Operator,
     Point,
     Rows,
+    SelectedAttention,
     visible,
 )
 from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .heads import HeadLayout, head_columns, head_rows
 from .rope import Rope
 
 
@@ -29,10 +32,6 @@ class Indexer(Terse):
     heads: PositiveInt
     head_dim: PositiveInt
     top_k: PositiveInt
-
-    def flops(self, keys: float) -> float:
-        """FLOPs a token to score so many index keys."""
-        return 2 * self.heads * self.head_dim * keys
 
     def scores(self, point: Point, *, every: int = 1) -> IndexScores:
         """The call that scores one key for `every` tokens of the context."""
@@ -133,6 +132,19 @@ class MLA(Block):
             linear("indexer.head_proj", index.heads, d_model, "gate"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        queries = head_rows(latent_q=(self.heads, self.qk_head_dim))
+        values = (self.heads, self.v_head_dim)
+        expanded = (self.heads, self.qk_nope_head_dim + self.v_head_dim)
+        return {
+            "q_proj": queries,
+            "q_b_proj": queries,
+            "kv_a_proj": head_rows(latent=(1, self.kv_lora_rank), rope=(1, self.qk_rope_head_dim)),
+            "kv_b_proj": head_rows(latent_kv=expanded),
+            "gate_proj": head_rows(latent_z=values),
+            "o_proj": head_columns(latent_o=values),
+        }
+
     def cache(self, d_model: int) -> Cache:
         return Cache(
             kv_elements=self.kv_lora_rank + self.qk_rope_head_dim,
@@ -141,24 +153,26 @@ class MLA(Block):
             selected=self.indexer.top_k if self.indexer else None,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """In the expanded form, as trained; the absorbed form of decoding is in `operators`."""
-        return 2 * self.heads * (self.qk_head_dim + self.v_head_dim) * visible
-
-    def index_flops(self, context: float) -> float:
-        return self.indexer.flops(context) if self.indexer else 0.0
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
-        selected = self.indexer.top_k if self.indexer else None
         yield Rows(rows=point.rows, elements=2 * (self.kv_lora_rank + (self.q_lora_rank or 0)))
         if self.indexer:
             yield self.indexer.scores(point)
-        if point.decode:
+        if self.indexer and self.indexer.top_k < point.context:
+            yield SelectedAttention(
+                batch=point.batch,
+                rows=point.tokens,
+                keys=point.context,
+                selected=self.indexer.top_k,
+                heads=self.heads,
+                head_dim=self.kv_lora_rank + self.qk_rope_head_dim,
+                v_head_dim=self.kv_lora_rank,
+            )
+        elif point.decode:
             yield MLADecode(
                 batch=point.batch,
-                context=visible(point.context, selected),
+                context=point.context,
                 heads=self.heads,
                 kv_lora_rank=self.kv_lora_rank,
                 qk_rope_head_dim=self.qk_rope_head_dim,
@@ -171,10 +185,24 @@ class MLA(Block):
                 heads=self.heads,
                 qk_head_dim=self.qk_head_dim,
                 v_head_dim=self.v_head_dim,
-                window=selected if selected and selected < point.tokens else None,
             )
         if self.out_gate:
             yield Rows(rows=point.rows, elements=3 * self.heads * self.v_head_dim)
+
+    def operator_flops(self, d_model: int, context: int) -> float:
+        """In the expanded form of training and prefill; decoding runs the absorbed form."""
+        scored = 0.0
+        if self.indexer:
+            scored = self.indexer.scores(Point(batch=1, tokens=1, context=context)).flops
+        expanded = AttentionDecode(
+            batch=1,
+            context=visible(context, self.indexer.top_k if self.indexer else None),
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_dim=self.qk_head_dim,
+            v_head_dim=self.v_head_dim,
+        )
+        return scored + expanded.flops
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         v_head_dim = grained(self.v_head_dim * share)

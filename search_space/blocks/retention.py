@@ -7,6 +7,7 @@ from pydantic import PositiveInt, model_validator
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, grained, linear
+from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import recurrence
 
 
@@ -50,12 +51,12 @@ class Retention(Block):
             linear("out_proj", d_model, self.v_width, "mixer.out"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        keys, values = (self.heads, self.k_head_dim), (self.heads, self.v_head_dim)
+        return linear_mixer_heads(keys, values) | {"gate_proj": head_rows(z=values)}
+
     def cache(self, d_model: int) -> Cache:
         return Cache(state_elements=self.heads * self.k_head_dim * self.v_head_dim)
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, write and read of the state."""
-        return 6 * self.heads * self.k_head_dim * self.v_head_dim
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat

@@ -59,15 +59,16 @@ class RGLRU(Block):
     def cache(self, d_model: int) -> Cache:
         return Cache(state_elements=self.width, conv_elements=(self.conv - 1) * self.width)
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        return self.width * (4 + 2 * self.conv)
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
         yield convolution(point, self.width, self.conv)
         yield ChannelScan(batch=point.batch, tokens=point.tokens, channels=self.width, states=1)
         yield Rows(rows=point.rows, elements=3 * self.width)
+
+    def operator_flops(self, d_model: int, context: int) -> float:
+        """Less the read of the state that a scan counts: here the state is the output."""
+        return super().operator_flops(d_model, context) - 2 * self.width
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         blocks = max(1, round(self.blocks * share))

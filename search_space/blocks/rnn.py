@@ -7,6 +7,7 @@ from pydantic import PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows, Waiting
 from .block import Block, Cache, Weight, biases, grained, linear
+from .heads import HeadLayout, head_rows
 
 GATES = {"gru": 3, "lstm": 4}
 
@@ -30,6 +31,10 @@ class RNN(Block):
             *biases({"input": gates, "hidden": gates}),
             linear("out_proj", d_model, self.width, "mixer.out"),
         )
+
+    def head_layout(self) -> dict[str, HeadLayout]:
+        gates = {f"gate{index}": (1, self.width) for index in range(GATES[self.cell])}
+        return {"input": head_rows(**gates), "hidden": head_rows(**gates)}
 
     def cache(self, d_model: int) -> Cache:
         return Cache(conv_elements=self.width * (2 if self.cell == "lstm" else 1))

@@ -7,6 +7,7 @@ from pydantic import PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Owner, Weight, biases, grained, linear, vector
+from .heads import HeadLayout, head_columns, head_rows
 from .recurrent import recurrence
 
 
@@ -60,12 +61,17 @@ class RWKV7(Block):
             Weight(name=f"{name}_b_proj.bias", shape=(self.width,), owner=owner),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        size = (self.heads, self.head_dim)
+        parts = {"r_proj": "q", "k_proj": "k", "v_proj": "v", "gate_b_proj": "z"}
+        own = ("decay_b_proj", "a_b_proj", "v_b_proj", "k_k", "k_a", "r_k", "norm")
+        rows = parts | {name: name for name in own}
+        return {name: head_rows(**{part: size}) for name, part in rows.items()} | {
+            "out_proj": head_columns(o=size)
+        }
+
     def cache(self, d_model: int) -> Cache:
         return Cache(state_elements=self.heads * self.head_dim**2, conv_elements=d_model)
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """The recurrence itself: decay, erase, write and read of the state."""
-        return 10 * self.heads * self.head_dim**2
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat

@@ -8,6 +8,7 @@ from pydantic import PositiveInt, model_validator
 from ..operators import AttentionDecode, AttentionPrefill, NumberFormat, Operator, Point, Rows
 from .block import Block, Cache, Weight, grained, grouped, linear, vector
 from .feed_forward import Activation, up_projections
+from .heads import HeadLayout, head_columns, head_rows
 from .rope import Rope
 
 
@@ -65,14 +66,20 @@ class SharedBlock(Block):
             linear("use_proj", d_model, d_model, "ffn.down", owner="use"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        queries, shared = (self.heads, self.head_dim), (self.kv_heads, self.head_dim)
+        return {
+            "q_proj": head_rows(q=queries),
+            "k_proj": head_rows(k=shared),
+            "v_proj": head_rows(v=shared),
+            "o_proj": head_columns(o=queries),
+        }
+
     def cache(self, d_model: int) -> Cache:
         return Cache(
             kv_elements=2 * self.kv_heads * self.head_dim,
             kv_scales=2 * self.kv_heads,
         )
-
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        return 4 * self.heads * self.head_dim * visible
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat

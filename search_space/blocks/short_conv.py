@@ -30,11 +30,12 @@ class ShortConv(Block):
     def cache(self, d_model: int) -> Cache:
         return Cache(conv_elements=(self.conv - 1) * d_model)
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        return (2 * self.conv + 2) * d_model
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
         yield Rows(rows=point.rows, elements=6 * d_model)  # the two gates
         yield convolution(point, d_model, self.conv)
+
+    def operator_flops(self, d_model: int, context: int) -> float:
+        """With one product per channel for each of the two gates."""
+        return super().operator_flops(d_model, context) + 2 * d_model

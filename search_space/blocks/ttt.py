@@ -1,13 +1,15 @@
 """Test-time training: a mixer whose state is a linear model, trained on each token it reads."""
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from ..operators import NumberFormat, Operator, Point, Rows
+from ..operators import Gemm, NumberFormat, Operator, Point, Rows, Waiting
 from .block import Block, Cache, Weight, biases, grained, linear, vector
-from .recurrent import convolution, recurrence
+from .heads import HeadLayout, head_rows, linear_mixer_heads
+from .recurrent import convolution
 
 
 class TTTLinear(Block):
@@ -48,6 +50,10 @@ class TTTLinear(Block):
             linear("out_proj", d_model, self.width, "mixer.out"),
         )
 
+    def head_layout(self) -> dict[str, HeadLayout]:
+        size = (self.heads, self.head_dim)
+        return linear_mixer_heads(size, size) | {"gate_proj": head_rows(z=size)}
+
     def cache(self, d_model: int) -> Cache:
         """W and its gradient within the open mini-batch, and the convolution's tail."""
         return Cache(
@@ -55,24 +61,24 @@ class TTTLinear(Block):
             conv_elements=(self.conv - 1) * 3 * self.width,
         )
 
-    def mixing_flops(self, d_model: int, visible: float) -> float:
-        """Prediction, its gradient, the update and the read."""
-        return 8 * self.heads * self.head_dim**2 + 2 * self.conv * 3 * self.width
-
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
         yield convolution(point, 3 * self.width, self.conv)
-        yield recurrence(
-            point,
-            k_heads=self.heads,
-            heads=self.heads,
-            k_dim=self.head_dim,
-            v_dim=self.head_dim,
-            delta=True,
-            writes=2,
-        )
+        rows, K = point.rows * self.heads, self.head_dim
+        batches = ceil(point.tokens / self.mini_batch)
+        for _ in ("prediction", "gradient of W", "read"):
+            yield Gemm(m=rows, n=K, k=K)
+        if not point.decode:  # what the gradients of a mini-batch add to its own reads
+            within = min(self.mini_batch, point.tokens)
+            yield Gemm(m=rows, n=within, k=K)
+            yield Gemm(m=rows, n=K, k=within)
+            yield Waiting(steps=batches, n=self.width, k=K)
         yield Rows(rows=point.rows, elements=9 * self.width)
+
+    def operator_flops(self, d_model: int, context: int) -> float:
+        """With the update of W, which runs as a sum and not as a product."""
+        return super().operator_flops(d_model, context) + 2 * self.heads * self.head_dim**2
 
     def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
         head_dim = grained(self.head_dim * share)

@@ -1,12 +1,11 @@
-"""The doors: a config.json in, an architecture out, and the other way round.
+"""Public API: convert a Hugging Face config.json to an architecture, and back.
 
     imported = read_config(path.read_text(), source=str(path))
     config = write_config(imported.architecture)
 
-Reading takes the text tower of a multimodal file. What a file says about the architecture and our
-schema has no place for is told in `not_expressed`, never dropped. Writing is exact or refused: what
-is written, read again, is the same architecture. A name has no field; a precision plan has one
-where precision.py can say it, else the plan is refused with the rest.
+Fields of a file that describe the architecture and have no place in our schema are listed in
+`not_expressed`. Writing is exact or raises InputError: what is written reads back as the same
+architecture, apart from its name. families/ has the mapping of fields of each model family.
 """
 
 import json
@@ -19,39 +18,19 @@ from pydantic import BaseModel, ValidationError
 from ..architecture import Architecture
 from ..document import InputError, constraint_of, nearest, place_of
 from ..pattern import branches, compress, unroll
-from . import delta, dense, experts, gemma, latent, mamba, recurrent, switch
 from .family import Family
-from .json_fields import Fields, says_nothing, shown
-from .parts import Draft
+from .json_fields import Fields, as_json, is_ignorable
+from .mapping import ArchitectureDraft
 from .precision import read_precision, write_precision
-
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for room in (dense, gemma, experts, latent, delta, mamba, recurrent, switch)
-    for family in room.FAMILIES
-}
-# Other names of a family, most of them those of files whose text tower it is.
-_ALIASES = {
-    "gemma3": "gemma3_text",
-    "gemma4": "gemma4_text",
-    "llama4": "llama4_text",
-    "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
-    "minimax_m3_vl": "minimax_m3_vl_text",
-    "minimax_m3": "minimax_m3_vl_text",
-    "minimax_m3_text": "minimax_m3_vl_text",
-    "minimax_text_01": "minimax",
-    "mimo_v2": "mimo_v2_flash",
-    "kimi_k2": "deepseek_v3",
-}
+from .registry import ALIASES, FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What a config.json says: the architecture, whose class it is for, and what is left over.
+    """The result of read_config.
 
-    `not_expressed` has `field=value` for each field that may say something about the architecture
-    and has no place in it.
+    `model_type` is that of the family, of the language model in a multimodal file. `not_expressed`
+    has `field=value` for each field that may describe the architecture and has no place in it.
     """
 
     architecture: Architecture
@@ -59,69 +38,78 @@ class Imported:
     not_expressed: tuple[str, ...]
 
 
-class _Inexact(InputError):
-    """What a family writes comes back with other values in so many fields."""
+class _InexactError(InputError):
+    """A config that reads back as another architecture; `num_fields` of it differ."""
 
-    def __init__(self, told: str, fields: int) -> None:
-        super().__init__(told)
-        self.fields = fields
+    def __init__(self, message: str, num_fields: int) -> None:
+        super().__init__(message)
+        self.num_fields = num_fields
 
 
 def model_types() -> tuple[str, ...]:
-    """The names that read_config knows, those of wrapping files included."""
-    return tuple(sorted({*FAMILIES, *_ALIASES}))
+    """The model_types that read_config accepts, sorted, with aliases and multimodal ones."""
+    return tuple(sorted({*FAMILIES, *ALIASES}))
 
 
 def read_config(text: str, *, source: str) -> Imported:
-    """Read a config.json; raises InputError, one line that names the file, for anything else."""
-    fields, family, around = _text_tower(Fields.parse(text, source=source))
-    architecture = _built(family.read(fields), source)
+    """Read the text of a config.json; `source` names the file in messages.
+
+    In a multimodal file only the language model, `text_config`, is read. Absent fields have the
+    defaults of the family's class in transformers. `quantization_config` becomes the precision.
+
+    Raises InputError, one line `source: field: constraint, got value`: not a JSON object, an
+    unknown model_type, a field of the wrong type or range, fields that contradict each other, or an
+    architecture that our schema rejects.
+    """
+    fields, family, outside = _text_tower(Fields.parse(text, source=source))
+    architecture = _architecture(family.read(fields), source)
     precision = read_precision(fields, architecture)
     return Imported(
         architecture=architecture.changed(precision=precision),
         model_type=family.model_type,
-        not_expressed=tuple(sorted({*around, *fields.unexpressed()})),
+        not_expressed=tuple(sorted({*outside, *fields.unexpressed()})),
     )
 
 
 def write_config(architecture: Architecture, model_type: str | None = None) -> dict[str, Any]:
     """The config.json from which the family's class builds this architecture, exactly.
 
-    Without a model_type the first family is taken that can say all of it. Raises InputError with
-    the first fields that would come back different, or the reason why there is no way.
+    Without a model_type, that of the first family in the registry that can express the
+    architecture. Raises InputError where none can, with the reasons of the closest, or where the
+    family given cannot: the fields that would read back different, or the constraint violated.
     """
     if model_type is not None:
-        name = _ALIASES.get(model_type, model_type)
+        name = ALIASES.get(model_type, model_type)
         if name not in FAMILIES:
             raise InputError(
                 f"unknown model_type {model_type!r}{nearest(model_type, model_types())}"
             )
-        return _written(architecture, FAMILIES[name])
+        return _write(architecture, FAMILIES[name])
     closest = None
     for family in FAMILIES.values():
         try:
-            return _written(architecture, family)
-        except _Inexact as inexact:
-            if closest is None or inexact.fields < closest.fields:
+            return _write(architecture, family)
+        except _InexactError as inexact:
+            if closest is None or inexact.num_fields < closest.num_fields:
                 closest = inexact
-        except InputError:  # it has no such layers at all
+        except InputError:  # the family has no such layers
             continue
     near = f"; the closest: {closest}" if closest else ""
-    raise InputError(f"no family of Hugging Face can express this architecture{near}")
+    raise InputError(f"no model family of Hugging Face can express this architecture{near}")
 
 
 def _text_tower(fields: Fields) -> tuple[Fields, Family, list[str]]:
-    """The fields of the language model, its family, and what stands around it."""
-    outer = fields.text("model_type")
-    inner = fields.part("text_config")
-    names = [outer, inner.text("model_type") if inner else None]
+    """The fields of the language model, its family, and `field=value` of those outside it."""
+    outer_type = fields.text("model_type")
+    inner = fields.section("text_config")
+    names = [outer_type, inner.text("model_type") if inner else None]
     family = next((f for name in names if (f := _family(name)) is not None), None)
     if family is None:
         if names == [None, None]:
             raise fields.error("model_type", "required field is missing")
-        told = str(names[1] or names[0])
+        unknown = str(names[1] or names[0])
         raise fields.error(
-            "model_type", f"unknown model_type {told!r}{nearest(told, model_types())}"
+            "model_type", f"unknown model_type {unknown!r}{nearest(unknown, model_types())}"
         )
     if inner is None:
         return fields, family, []
@@ -131,25 +119,29 @@ def _text_tower(fields: Fields) -> tuple[Fields, Family, list[str]]:
         if fields.data.get(name) is None:
             continue
         if data.setdefault(name, fields.data[name]) != fields.data[name]:
-            raise fields.error(name, f"contradicts that of text_config: {shown(fields.data[name])}")
-    around = [
-        f"{name}={shown(value)}"
+            raise fields.error(
+                name,
+                f"{as_json(fields.data[name])} contradicts text_config.{name}: "
+                f"{as_json(data[name])}",
+            )
+    outside = [
+        f"{name}={as_json(value)}"
         for name, value in fields.data.items()
-        if name not in (*shared, "text_config") and not says_nothing(name, value)
+        if name not in (*shared, "text_config") and not is_ignorable(name, value)
     ]
-    return Fields(data, source=fields.source, path=("text_config",)), family, around
+    return Fields(data, source=fields.source, path=("text_config",)), family, outside
 
 
 def _family(name: str | None) -> Family | None:
-    return FAMILIES.get(_ALIASES.get(name or "", name or ""))
+    return FAMILIES.get(ALIASES.get(name or "", name or ""))
 
 
-def _built(draft: Draft, source: str) -> Architecture:
-    """The architecture of a draft, of whose blocks it has those that occur."""
-    inner = [part["pattern"] for name in ("mtp", "encoder") if (part := draft.outer.get(name))]
+def _architecture(draft: ArchitectureDraft, source: str) -> Architecture:
+    """The architecture of a draft, with only those of its blocks that occur in a pattern."""
+    inner = [part["pattern"] for name in ("mtp", "encoder") if (part := draft.top_level.get(name))]
     stacks = [draft.symbols, *(unroll(pattern) for pattern in inner)]
     used = {symbol for stack in stacks for group in stack for symbol in branches(group)}
-    plain = draft.outer | {
+    plain = draft.top_level | {
         "pattern": compress(draft.symbols),
         "blocks": {symbol: block for symbol, block in draft.blocks.items() if symbol in used},
     }
@@ -164,47 +156,50 @@ def _built(draft: Draft, source: str) -> Architecture:
         raise InputError(f"{source}: {place}: {constraint_of(found, Architecture)}") from None
 
 
-def _written(architecture: Architecture, family: Family) -> dict[str, Any]:
-    """One family's config, shown to read back as the same architecture."""
+def _write(architecture: Architecture, family: Family) -> dict[str, Any]:
+    """The config of one family; raises InputError unless it reads back the same."""
     try:
         config = family.write(architecture)
         write_precision(architecture, config)
         config["dtype"] = "bfloat16"
         if family.text_type is not None:
-            config = _wrapped(config, family.text_type)
+            config = _nest(config, family.text_type)
         back = read_config(json.dumps(config), source="config.json").architecture
     except InputError as error:
-        law = str(error).removeprefix("config.json: ")
-        raise InputError(f"{family.model_type} cannot express this architecture: {law}") from None
+        reason = str(error).removeprefix("config.json: ")
+        raise InputError(
+            f"{family.model_type} cannot express this architecture: {reason}"
+        ) from None
     if back.key != architecture.key:
         found = [
-            f"{path}: {shown(_plain(mine))} would come back as {shown(_plain(theirs))}"
-            for path, mine, theirs in _differences(architecture, back, "")
+            f"{path}: {as_json(_plain(value))} would come back as {as_json(_plain(other))}"
+            for path, value, other in _differences(architecture, back, "")
         ]
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        told = f"{family.model_type} cannot express {'; '.join(found[:3])}{more}"
-        raise _Inexact(told, len(found))
+        message = f"{family.model_type} cannot express {'; '.join(found[:3])}{more}"
+        raise _InexactError(message, len(found))
     return config
 
 
-def _wrapped(config: dict[str, Any], text_type: str) -> dict[str, Any]:
+def _nest(config: dict[str, Any], text_type: str) -> dict[str, Any]:
+    """The config with the fields of the language model in text_config."""
     outer = {name: config.pop(name) for name in ("architectures", "model_type")}
     return outer | {"text_config": {"model_type": text_type} | config}
 
 
-def _differences(mine: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """The fields in which two records differ, from the outside in."""
-    if isinstance(mine, BaseModel) and type(mine) is type(theirs):
-        for name in type(mine).model_fields:
+def _differences(value: Any, other: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """The path and both values of each field in which two records differ, names excepted."""
+    if isinstance(value, BaseModel) and type(value) is type(other):
+        for name in type(value).model_fields:
             if name != "name":
                 yield from _differences(
-                    getattr(mine, name), getattr(theirs, name), _join(path, name)
+                    getattr(value, name), getattr(other, name), _join(path, name)
                 )
-    elif isinstance(mine, dict) and isinstance(theirs, dict):
-        for name in {**mine, **theirs}:
-            yield from _differences(mine.get(name), theirs.get(name), _join(path, name))
-    elif mine != theirs:
-        yield path, mine, theirs
+    elif isinstance(value, dict) and isinstance(other, dict):
+        for name in {**value, **other}:
+            yield from _differences(value.get(name), other.get(name), _join(path, name))
+    elif value != other:
+        yield path, value, other
 
 
 def _join(path: str, name: str) -> str:

@@ -1,52 +1,58 @@
-"""One model_type of Hugging Face: the parts of its mapping and the class that builds it."""
+"""Family record: one model_type of Hugging Face, as an ordered list of field mappings."""
 
 from dataclasses import dataclass
 
 from ..architecture import Architecture
 from .json_fields import Fields
-from .parts import Config, Draft, Part
+from .mapping import ArchitectureDraft, Config, FieldMapping
 
-Parts = Part | tuple["Parts", ...]
+Mappings = FieldMapping | tuple["Mappings", ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """`model_class` goes into `architectures`.
+    """One model_type; `model_class` is the class of transformers, written to `architectures`.
 
-    A file with `text_type` has it all in its text_config, whose model_type that is.
+    With `text_type`, the config of the family is nested in `text_config` and that is its model_type
+    there.
     """
 
     model_type: str
     model_class: str
-    parts: tuple[Part, ...]
+    mappings: tuple[FieldMapping, ...]
     text_type: str | None = None
 
-    def read(self, fields: Fields) -> Draft:
-        draft = Draft()
-        for part in self.parts:
-            part.read(fields, draft)
+    def read(self, fields: Fields) -> ArchitectureDraft:
+        """The draft of the architecture; raises InputError for fields that are not allowed."""
+        draft = ArchitectureDraft()
+        for mapping in self.mappings:
+            mapping.read(fields, draft)
         return draft
 
     def write(self, architecture: Architecture) -> Config:
+        """The config of an architecture, without precision; not yet checked to be exact.
+
+        Raises InputError where a mapping has no value for what the architecture has.
+        """
         config: Config = {"architectures": [self.model_class], "model_type": self.model_type}
-        for part in self.parts:
-            part.write(architecture, config)
+        for mapping in self.mappings:
+            mapping.write(architecture, config)
         return config
 
 
 def family(
-    model_type: str, model_class: str, *parts: Parts, text_type: str | None = None
+    model_type: str, model_class: str, *mappings: Mappings, text_type: str | None = None
 ) -> Family:
-    """A family from its parts, in the order in which they need each other."""
+    """A family from mappings and tuples of mappings, in the order in which they need each other."""
     return Family(
         model_type=model_type,
         model_class=model_class,
-        parts=tuple(_flat(parts)),
+        mappings=tuple(_flat(mappings)),
         text_type=text_type,
     )
 
 
-def _flat(parts: Parts) -> list[Part]:
-    if isinstance(parts, tuple):
-        return [part for inner in parts for part in _flat(inner)]
-    return [parts]
+def _flat(mappings: Mappings) -> list[FieldMapping]:
+    if isinstance(mappings, tuple):
+        return [mapping for inner in mappings for mapping in _flat(inner)]
+    return [mappings]

@@ -1,4 +1,4 @@
-"""The fields of one JSON object: what each must be, and which of them were asked for."""
+"""Typed access to the fields of a JSON object, with a record of the fields that nothing read."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ MAX_INTEGER = 1 << 40
 MAX_NUMBER = 1e30
 T = TypeVar("T")
 
-# Fields that say nothing about the architecture: bookkeeping, training, generation, kernels.
+# Fields that do not describe the architecture: bookkeeping, training, generation, kernel choice.
 _BOOKKEEPING = frozenset(
     [
         "architectures",
@@ -103,174 +103,198 @@ _BOOKKEEPING = frozenset(
 )
 _STEP_LIMITS = ("time_step_limit", "mamba_dt_limit")
 _UNLIMITED = ([0, inf], [0, {"__float__": "Infinity"}])
-_TOKEN_IDS = ("token_id", "token_ids", "token_index")
+_TOKEN_ID_SUFFIXES = ("token_id", "token_ids", "token_index")
 
 
-def says_nothing(name: str, value: Any) -> bool:
-    """Whether a field may be passed over: bookkeeping, a token's id, nothing, a dropout of zero."""
+def is_ignorable(name: str, value: Any) -> bool:
+    """Whether a field does not describe the architecture.
+
+    True for bookkeeping, token ids, empty values, dropout of zero and an unlimited step size.
+    """
     return (
         value in (None, [], {})
         or name in _BOOKKEEPING
         or name.startswith("_")
-        or name.endswith(_TOKEN_IDS)
+        or name.endswith(_TOKEN_ID_SUFFIXES)
         or ("dropout" in name and value == 0)
         or (name in _STEP_LIMITS and value in _UNLIMITED)
     )
 
 
 class Fields:
-    """One object of the file, its fields checked as they are asked for.
+    """One JSON object of a config.json, its fields checked as they are read.
 
-    A field that is absent or null is None. `names` are several spellings of one fact: they may not
-    contradict each other. Every complaint is an InputError that names file, field, law and value.
+    Readers return None for a field that is absent or null. Several `names` are alternative
+    spellings of one field: any of them is read, and two that are present must agree. All readers
+    raise InputError `file: field: constraint, got value` for a value of the wrong type or range.
     """
 
     def __init__(self, data: dict[str, Any], *, source: str, path: tuple[str, ...] = ()) -> None:
         self.data, self.source, self.path = data, source, path
-        self._used: set[str] = set()
-        self._parts: dict[str, Fields] = {}
-        self._left: list[str] = []
+        self._read: set[str] = set()
+        self._sections: dict[str, Fields] = {}
+        self._unexpressed: list[str] = []
 
     @classmethod
     def parse(cls, text: str, *, source: str) -> Self:
-        """The object that a file's text holds."""
+        """Parse the text of a file; `source` is its name in messages.
+
+        Raises InputError where the text is too long, nested too deeply, not JSON, not an object,
+        or gives a field twice.
+        """
         if len(text) > MAX_BYTES:
             raise InputError(
                 f"{source}: a config may have at most {MAX_BYTES} characters, got {len(text)}"
             )
         try:
-            data = json.loads(text, object_pairs_hook=lambda pairs: _once_each(pairs, source))
+            data = json.loads(text, object_pairs_hook=lambda pairs: _unique_keys(pairs, source))
         except RecursionError:
-            raise InputError(f"{source}: a config nests at most {MAX_DEPTH} levels") from None
+            raise InputError(
+                f"{source}: a config may be nested at most {MAX_DEPTH} levels deep"
+            ) from None
         except InputError:
             raise
         except ValueError as error:
             raise InputError(f"{source}: not valid JSON: {str(error).splitlines()[0]}") from None
-        if _nests_deeper(data, MAX_DEPTH):
-            raise InputError(f"{source}: a config nests at most {MAX_DEPTH} levels")
+        if _is_deeper_than(data, MAX_DEPTH):
+            raise InputError(f"{source}: a config may be nested at most {MAX_DEPTH} levels deep")
         if not isinstance(data, dict):
-            raise InputError(f"{source}: expected an object of fields, got {shown(data)}")
+            raise InputError(f"{source}: expected a JSON object, got {as_json(data)}")
         return cls(data, source=source)
 
-    def error(self, name: str, law: str) -> InputError:
-        return InputError(f"{self.source}: {'.'.join((*self.path, name))}: {law}")
+    def error(self, name: str, constraint: str) -> InputError:
+        """The error `file: field: constraint` for a field of this object."""
+        return InputError(f"{self.source}: {'.'.join((*self.path, name))}: {constraint}")
 
-    def given(self, *names: str) -> Any:
-        """The value of a fact in any of its spellings, whatever its type."""
+    def value(self, *names: str) -> Any:
+        """The value of a field under any of its spellings, of any type."""
         found = [(name, self.data[name]) for name in names if self.data.get(name) is not None]
-        self._used.update(names)
+        self._read.update(names)
         if not found:
             return None
-        (said, value), *others = found
-        for name, other in others:
+        (name, value), *others = found
+        for other_name, other in others:
             if other != value:
-                raise self.error(said, f"{shown(value)} contradicts {name}: {shown(other)}")
+                raise self.error(
+                    name, f"{as_json(value)} contradicts {other_name}: {as_json(other)}"
+                )
         return value
 
     def is_null(self, name: str) -> bool:
-        """Whether a field is there to say that there is none."""
+        """Whether the field is present with the value null."""
         return name in self.data and self.data[name] is None
 
     def integer(self, *names: str, least: int = 1) -> int | None:
-        value = self._checked(names, lambda v: type(v) is int, "a whole number")
+        """An integer of at least `least`."""
+        value = self._checked(names, lambda v: type(v) is int, "an integer")
         if value is not None and not least <= value <= MAX_INTEGER:
             raise self.error(
-                self._name(names), f"must be from {least} to {MAX_INTEGER}, got {value}"
+                self._present(names), f"must be from {least} to {MAX_INTEGER}, got {value}"
             )
         return value
 
     def number(self, *names: str) -> float | None:
+        """A finite number, as a float."""
         value = self._checked(names, lambda v: type(v) in (int, float), "a number")
         if value is None:
             return None
         if not abs(value) <= MAX_NUMBER:
-            raise self.error(self._name(names), f"must be a finite number, got {shown(value)}")
+            raise self.error(self._present(names), f"must be a finite number, got {as_json(value)}")
         return float(value)
 
     def flag(self, *names: str) -> bool | None:
+        """A boolean."""
         return self._checked(names, lambda v: type(v) is bool, "true or false")
 
     def text(self, *names: str) -> str | None:
+        """A string."""
         return self._checked(names, lambda v: type(v) is str, "a string")
 
-    def choice(self, known: dict[str, T], *names: str) -> T | None:
-        """What a name stands for, among those that are known."""
+    def choice(self, options: dict[str, T], *names: str) -> T | None:
+        """A string that is a key of `options`, as the value it stands for there."""
         value = self.text(*names)
         if value is None:
             return None
-        if value not in known:
+        if value not in options:
             raise self.error(
-                self._name(names), f"unknown name {shown(value)}{nearest(value, known)}"
+                self._present(names), f"unknown name {as_json(value)}{nearest(value, options)}"
             )
-        return known[value]
+        return options[value]
 
     def texts(self, *names: str) -> list[str] | None:
+        """A list of strings."""
         return self._checked(names, lambda v: _all_of(v, str), "a list of strings")
 
     def integers(self, *names: str) -> list[int] | None:
-        return self._checked(names, lambda v: _all_of(v, int), "a list of whole numbers")
+        """A list of integers."""
+        return self._checked(names, lambda v: _all_of(v, int), "a list of integers")
 
     def numbers(self, *names: str) -> list[float] | None:
+        """A list of finite numbers, as floats."""
         found = self._checked(names, lambda v: _all_of(v, int, float), "a list of numbers")
         if found and not all(abs(value) <= MAX_NUMBER for value in found):
-            raise self.error(self._name(names), f"must be finite numbers, got {shown(found)}")
+            raise self.error(self._present(names), f"must be finite numbers, got {as_json(found)}")
         return found and [float(value) for value in found]
 
-    def part(self, *names: str) -> "Fields | None":
-        """The object that is the value of a field."""
+    def section(self, *names: str) -> "Fields | None":
+        """The nested object that a field holds, the same one at each call."""
         value = self._checked(names, lambda v: isinstance(v, dict), "an object")
         if value is None:
             return None
-        name = self._name(names)
-        if name not in self._parts:
-            self._parts[name] = Fields(value, source=self.source, path=(*self.path, name))
-        return self._parts[name]
+        name = self._present(names)
+        if name not in self._sections:
+            self._sections[name] = Fields(value, source=self.source, path=(*self.path, name))
+        return self._sections[name]
 
-    def pass_over(self, *names: str) -> None:
-        """These fields have no effect here."""
-        self._used.update(names)
+    def ignore(self, *names: str) -> None:
+        """Count these fields as read: the family's class does not use them."""
+        self._read.update(names)
 
     def expect(self, name: str, *values: Any) -> None:
-        """A field that may only say what holds anyway; anything else stays unexpressed."""
+        """Count a field as read if it has one of these values; any other stays unexpressed."""
         if self.data.get(name) in values:
-            self._used.add(name)
+            self._read.add(name)
 
-    def leave(self, name: str, value: Any = None) -> None:
-        """Count a field that was asked for, or its default, among those that are not expressed."""
-        told = self.data.get(name) if value is None else value
-        self._left.append(f"{'.'.join((*self.path, name))}={shown(told)}")
+    def mark_unexpressed(self, name: str, value: Any = None) -> None:
+        """Report a field as not expressed; `value` is the class's default where it is absent."""
+        value = self.data.get(name) if value is None else value
+        self._unexpressed.append(f"{'.'.join((*self.path, name))}={as_json(value)}")
 
     def unexpressed(self) -> Iterator[str]:
-        """The fields, with their values, that nothing asked for although they may say something."""
-        yield from self._left
-        for name, value in self.data.items():
-            if name in self._parts:
-                yield from self._parts[name].unexpressed()
-            elif name not in self._used and not says_nothing(name, value):
-                yield f"{'.'.join((*self.path, name))}={shown(value)}"
+        """`field=value` for the fields that nothing read and that may describe the architecture.
 
-    def _name(self, names: Sequence[str]) -> str:
+        Fields of nested objects are included if the object was read with `section`.
+        """
+        yield from self._unexpressed
+        for name, value in self.data.items():
+            if name in self._sections:
+                yield from self._sections[name].unexpressed()
+            elif name not in self._read and not is_ignorable(name, value):
+                yield f"{'.'.join((*self.path, name))}={as_json(value)}"
+
+    def _present(self, names: Sequence[str]) -> str:
+        """The first spelling that the file has."""
         return next((name for name in names if self.data.get(name) is not None), names[0])
 
-    def _checked(self, names: Sequence[str], fits: Callable[[Any], bool], law: str) -> Any:
-        value = self.given(*names)
+    def _checked(self, names: Sequence[str], fits: Callable[[Any], bool], kind: str) -> Any:
+        value = self.value(*names)
         if value is not None and not fits(value):
-            raise self.error(self._name(names), f"must be {law}, got {shown(value)}")
+            raise self.error(self._present(names), f"must be {kind}, got {as_json(value)}")
         return value
 
 
-def first(*values: T | None) -> T:
-    """The first value that was given; the last is a default and always is."""
+def coalesce(*values: T | None) -> T:
+    """The first value that is not None; the last one, a default, must not be."""
     return next(value for value in values if value is not None)
 
 
-def shown(value: Any) -> str:
-    """A value as JSON, cut where it is long."""
+def as_json(value: Any) -> str:
+    """A value as JSON for a message, cut after 80 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _nests_deeper(data: Any, depth: int) -> bool:
+def _is_deeper_than(data: Any, depth: int) -> bool:
     level = [data] if isinstance(data, dict | list) else []
     for _ in range(depth):
         inner = [item.values() if isinstance(item, dict) else item for item in level if item]
@@ -278,14 +302,14 @@ def _nests_deeper(data: Any, depth: int) -> bool:
     return bool(level)
 
 
-def _all_of(value: Any, *kinds: type) -> bool:
-    return isinstance(value, list) and all(type(item) in kinds for item in value)
+def _all_of(value: Any, *types: type) -> bool:
+    return isinstance(value, list) and all(type(item) in types for item in value)
 
 
-def _once_each(pairs: list[tuple[str, Any]], source: str) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]], source: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise InputError(f"{source}: {name}: the same field is given twice")
+            raise InputError(f"{source}: {name}: the field is given twice")
         found[name] = value
     return found

@@ -1,4 +1,4 @@
-"""Which block stands in which layer, and the many ways in which files say so."""
+"""Mappings of the stack: which block each layer has, in the ways in which config files list them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,181 +7,210 @@ from typing import Any
 from ..architecture import Architecture
 from ..document import InputError, nearest
 from ..pattern import units
-from .json_fields import Fields, first
-from .parts import Config, Draft, Pair, Part, look
+from .json_fields import Fields, coalesce
+from .mapping import ArchitectureDraft, Config, CustomMapping, FieldMapping, get_field
 
 MAX_LAYERS = 256
-_LEGACY = {
+_OLD_NAMES = {
     "mamba": "linear_attention",
     "attention": "full_attention",
     "deepseek_sparse_attention": "indexed_attention",
 }
 
+# Names of `layer_types` and `mlp_layer_types` in several families, with our symbols.
 ATTENTION = {"full_attention": "*", "sliding_attention": "W"}
+DENSE_OR_SPARSE = {"dense": "-", "sparse": "E"}
+
+# The symbols of so many layers, by the fields of a file.
+LayerRule = Callable[[Fields, int], Iterable[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """What stands in one place of every layer: its mixer, or its feed-forward."""
+class LayerBlocks:
+    """One block per layer, all mixers or all feed-forwards.
+
+    `read(fields, num_layers)` gives the symbol of each layer, `write(symbols)` the fields. Both
+    raise InputError for what the other side has no name for.
+    """
 
     read: Callable[[Fields, int], list[str]]
     write: Callable[[list[str]], Config]
 
 
-def every(symbol: str) -> Column:
-    """The same in each layer; no field says so."""
-    return Column(read=lambda _, number: [symbol] * number, write=lambda _: {})
+def every_layer(symbol: str) -> LayerBlocks:
+    """The same block in every layer, without a field."""
+    return LayerBlocks(read=lambda _, number: [symbol] * number, write=lambda _: {})
 
 
-def named(
-    theirs: str, names: Mapping[str, str], absent: Callable[[Fields, int], Iterable[str]]
-) -> Column:
-    """A list of names, one a layer; `absent` gives the symbols where a file has no list."""
-    spellings = tuple(theirs.split("|"))
+def layer_types(name: str, symbols_of: Mapping[str, str], default: LayerRule) -> LayerBlocks:
+    """A list with one name per layer; `default` gives the symbols where the list is absent.
+
+    Reading raises InputError for an unknown name and for a list of another length.
+    """
+    names = tuple(name.split("|"))
 
     def read(fields: Fields, number: int) -> list[str]:
-        given = fields.texts(*spellings)
+        given = fields.texts(*names)
         if given is None:
-            return list(absent(fields, number))
-        _check_length(fields, spellings[0], given, number)
+            return list(default(fields, number))
+        check_length(fields, names[0], given, number)
         symbols = []
-        for name in given:
-            current = name if name in names else _LEGACY.get(name, name)
-            if current not in names:
-                raise fields.error(spellings[0], f"unknown kind {name!r}{nearest(name, names)}")
-            symbols.append(names[current])
+        for layer_type in given:
+            current = (
+                layer_type if layer_type in symbols_of else _OLD_NAMES.get(layer_type, layer_type)
+            )
+            if current not in symbols_of:
+                raise fields.error(
+                    names[0], f"unknown layer type {layer_type!r}{nearest(layer_type, symbols_of)}"
+                )
+            symbols.append(symbols_of[current])
         return symbols
 
     def write(symbols: list[str]) -> Config:
-        back = {symbol: name for name, symbol in names.items()}
-        return {spellings[0]: [_name_of(symbol, back, spellings[0]) for symbol in symbols]}
+        types = {symbol: layer_type for layer_type, symbol in symbols_of.items()}
+        if odd := next((symbol for symbol in symbols if symbol not in types), None):
+            raise InputError(f"pattern: {names[0]} has no name for {odd!r}{nearest(odd, types)}")
+        return {names[0]: [types[symbol] for symbol in symbols]}
 
-    return Column(read=read, write=write)
+    return LayerBlocks(read=read, write=write)
 
 
-def dense_first(theirs: str, default: int, *, other: str = "mlp_layer_types") -> Column:
-    """So many dense feed-forwards, experts after them; or a list of which is which."""
-    kinds = {"dense": "-", "sparse": "E"}
+def every_nth(symbols: tuple[str, str], default: int, *names: str) -> LayerRule:
+    """The second symbol in every n-th layer, the first in the others; `names` may give n."""
+
+    def rule(fields: Fields, number: int) -> Iterable[str]:
+        step = coalesce(fields.integer(*names) if names else None, default)
+        return [symbols[(i + 1) % step == 0] for i in range(number)]
+
+    return rule
+
+
+def zeros_and_ones(
+    name: str, symbols: tuple[str, str], default: LayerRule, *, section: str | None = None
+) -> LayerRule:
+    """A list of zeros and ones, one per layer, for the first and the second symbol.
+
+    The list may be in a nested object, `section`. Raises InputError for a list of another length.
+    """
+
+    def rule(fields: Fields, number: int) -> Iterable[str]:
+        holder = fields.section(section) if section else fields
+        given = holder and holder.integers(name)
+        if holder is None or given is None:
+            return default(fields, number)
+        check_length(holder, name, given, number)
+        return [symbols[mark != 0] for mark in given]
+
+    return rule
+
+
+def leading_dense(name: str, default: int) -> LayerBlocks:
+    """Dense feed-forwards in the first layers, as many as the field says, experts after them.
+
+    The list `mlp_layer_types` takes precedence, and is written where the order is another.
+    """
 
     def leading(fields: Fields, number: int) -> list[str]:
-        dense = min(number, first(fields.integer(theirs, least=0), default))
+        dense = min(number, coalesce(fields.integer(name, least=0), default))
         return ["-"] * dense + ["E"] * (number - dense)
 
-    listed = named(other, kinds, leading)
+    listed = layer_types("mlp_layer_types", DENSE_OR_SPARSE, leading)
+
+    def read(fields: Fields, number: int) -> list[str]:
+        fields.ignore(name)
+        return listed.read(fields, number)
 
     def write(symbols: list[str]) -> Config:
         dense = next((i for i, symbol in enumerate(symbols) if symbol != "-"), len(symbols))
         if symbols == ["-"] * dense + ["E"] * (len(symbols) - dense):
-            return {theirs: dense}
+            return {name: dense}
         return listed.write(symbols)
 
-    def read(fields: Fields, number: int) -> list[str]:
-        fields.pass_over(theirs)
-        return listed.read(fields, number)
-
-    return Column(read=read, write=write)
+    return LayerBlocks(read=read, write=write)
 
 
-def only_dense(interval: str, listed: str) -> Column:
-    """Experts in each `interval`-th layer, but for the layers of a list (Qwen)."""
+def sparse_steps(step_name: str, dense_name: str) -> LayerBlocks:
+    """Experts in every n-th layer, except in the layers of a list, which are dense (Qwen)."""
 
     def read(fields: Fields, number: int) -> list[str]:
-        step = fields.integer(interval) or 1
-        dense = set(fields.integers(listed) or ())
+        step = fields.integer(step_name) or 1
+        dense = set(fields.integers(dense_name) or ())
         return ["-" if i in dense or (i + 1) % step else "E" for i in range(number)]
 
     def write(symbols: list[str]) -> Config:
-        return {interval: 1, listed: [i for i, symbol in enumerate(symbols) if symbol == "-"]}
+        return {step_name: 1, dense_name: [i for i, symbol in enumerate(symbols) if symbol == "-"]}
 
-    return Column(read=read, write=write)
-
-
-def periodic(period: str, offset: str, defaults: tuple[int, int], pair: tuple[str, str]) -> Column:
-    """The second of a pair in each `period`-th layer from `offset` on, else the first (Jamba)."""
-
-    def read(fields: Fields, number: int) -> list[str]:
-        step = first(fields.integer(period), defaults[0])
-        start = first(fields.integer(offset, least=0), defaults[1])
-        if start >= step:
-            raise fields.error(offset, f"must be below {period}={step}, got {start}")
-        return [pair[i % step == start] for i in range(number)]
-
-    def write(symbols: list[str]) -> Config:
-        at = [i for i, symbol in enumerate(symbols) if symbol == pair[1]]
-        if not at:
-            return {period: len(symbols) + 1, offset: len(symbols)}
-        return {
-            period: at[1] - at[0] if len(at) > 1 else max(len(symbols), at[0] + 1),
-            offset: at[0],
-        }
-
-    return Column(read=read, write=write)
+    return LayerBlocks(read=read, write=write)
 
 
-def marked(theirs: str, pair: tuple[str, str]) -> Callable[[Fields, int], list[str] | None]:
-    """A list of zeros and ones, one a layer, for the first and the second of a pair."""
+def periodic(
+    period_name: str, offset_name: str, defaults: tuple[int, int], symbols: tuple[str, str]
+) -> LayerBlocks:
+    """The second symbol in every n-th layer from an offset on, the first in the others (Jamba).
 
-    def read(fields: Fields, number: int) -> list[str] | None:
-        given = fields.integers(theirs)
-        if given is None:
-            return None
-        _check_length(fields, theirs, given, number)
-        return [pair[mark != 0] for mark in given]
-
-    return read
-
-
-def one_in(
-    symbols: tuple[str, str], default: int, *names: str
-) -> Callable[[Fields, int], Iterable[str]]:
-    """The second of a pair in each so-many-th layer, the first in the others."""
-
-    def absent(fields: Fields, number: int) -> Iterable[str]:
-        step = first(fields.integer(*names) if names else None, default)
-        return [symbols[(i + 1) % step == 0] for i in range(number)]
-
-    return absent
-
-
-def window_everywhere(default: int | None, switch: str | None = None) -> tuple[Column, Part]:
-    """All layers look back as far as `sliding_window` says, or without end where it is null.
-
-    With `switch` they do so only where that field is true.
+    `defaults` are n and the offset, which must be below n, else InputError.
     """
 
-    def window(fields: Fields) -> int | None:
-        given = fields.integer("sliding_window")
-        off = switch is not None and not fields.flag(switch)
-        return None if off or fields.is_null("sliding_window") else given or default
+    def read(fields: Fields, number: int) -> list[str]:
+        period = coalesce(fields.integer(period_name), defaults[0])
+        offset = coalesce(fields.integer(offset_name, least=0), defaults[1])
+        if offset >= period:
+            raise fields.error(offset_name, f"must be below {period_name}={period}, got {offset}")
+        return [symbols[i % period == offset] for i in range(number)]
+
+    def write(layers: list[str]) -> Config:
+        at = [i for i, symbol in enumerate(layers) if symbol == symbols[1]]
+        if not at:
+            return {period_name: len(layers) + 1, offset_name: len(layers)}
+        return {
+            period_name: at[1] - at[0] if len(at) > 1 else max(len(layers), at[0] + 1),
+            offset_name: at[0],
+        }
+
+    return LayerBlocks(read=read, write=write)
+
+
+def windowed_or_full(default: int | None, switch: str | None = None) -> LayerBlocks:
+    """Attention with the window `sliding_window` in every layer, or full attention in every layer.
+
+    Full where the window is null, or where the field `switch` is not true. Goes with shared_window.
+    """
+    return LayerBlocks(
+        read=lambda fields, number: ["W" if _window(fields, default, switch) else "*"] * number,
+        write=lambda _: {},
+    )
+
+
+def shared_window(default: int | None, switch: str | None = None) -> FieldMapping:
+    """The window of windowed_or_full, with the same arguments."""
+
+    def read(fields: Fields, draft: ArchitectureDraft) -> None:
+        draft.set("W.window", _window(fields, default, switch))
 
     def write(architecture: Architecture, config: Config) -> None:
-        config["sliding_window"] = look(architecture, "W.window")
+        config["sliding_window"] = get_field(architecture, "W.window")
         if switch is not None:
             config[switch] = "W" in architecture.blocks
 
-    column = Column(
-        read=lambda fields, number: ["W" if window(fields) else "*"] * number,
-        write=lambda _: {},
-    )
-    part = Pair(
-        read=lambda fields, draft: draft.put("W.window", window(fields)),
-        write=write,
-    )
-    return column, part
+    return CustomMapping(read=read, write=write)
+
+
+def _window(fields: Fields, default: int | None, switch: str | None) -> int | None:
+    given = fields.integer("sliding_window")
+    off = switch is not None and not fields.flag(switch)
+    return None if off or fields.is_null("sliding_window") else given or default
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """The stack: in each layer a mixer, then a feed-forward where the family has any."""
+    """See layers()."""
 
     default: int
-    mixers: Column
-    feed_forwards: Column | None
+    mixers: LayerBlocks
+    feed_forwards: LayerBlocks | None
 
-    def read(self, fields: Fields, draft: Draft) -> None:
-        number = fields.integer("num_hidden_layers") or self.default
-        if number > MAX_LAYERS:
-            raise fields.error("num_hidden_layers", f"may be at most {MAX_LAYERS}, got {number}")
+    def read(self, fields: Fields, draft: ArchitectureDraft) -> None:
+        number = num_layers(fields, "num_hidden_layers", self.default)
         mixers = self.mixers.read(fields, number)
         if self.feed_forwards is None:
             draft.symbols = tuple(mixers)
@@ -198,26 +227,35 @@ class Layers:
         pairs = units(architecture.symbols)
         if odd := next((pair for pair in pairs if len(pair) != 2), None):
             raise InputError(
-                f"pattern: every layer has a mixer and a feed-forward, got {''.join(odd)!r} alone"
+                f"pattern: each layer must be a mixer and a feed-forward, got {''.join(odd)!r}"
             )
         mixers, rest = ([pair[place] for pair in pairs] for place in (0, 1))
         config["num_hidden_layers"] = len(pairs)
         config |= self.mixers.write(mixers) | self.feed_forwards.write(rest)
 
 
-def layers(default: int, mixers: Column, feed_forwards: Column | None = None) -> Layers:
-    """The stack of a family; `default` layers where a file does not say how many."""
+def layers(
+    default: int, mixers: LayerBlocks, feed_forwards: LayerBlocks | None = None
+) -> FieldMapping:
+    """The stack: in each layer a mixer, and a feed-forward after it where the family has them.
+
+    `default` is the number of layers where the file does not give it. Writing raises InputError for
+    another order of blocks.
+    """
     return Layers(default=default, mixers=mixers, feed_forwards=feed_forwards)
 
 
-def _check_length(fields: Fields, name: str, given: Sequence[Any], number: int) -> None:
+def num_layers(fields: Fields, name: str, default: int) -> int:
+    """A number of layers; raises InputError above MAX_LAYERS."""
+    number = coalesce(fields.integer(name), default)
+    if number > MAX_LAYERS:
+        raise fields.error(name, f"must be at most {MAX_LAYERS}, got {number}")
+    return number
+
+
+def check_length(fields: Fields, name: str, given: Sequence[Any], number: int) -> None:
+    """Raise InputError unless a list has one entry per layer."""
     if len(given) != number:
         raise fields.error(
-            name, f"must have one entry for each of num_hidden_layers={number}, got {len(given)}"
+            name, f"must have one entry per layer, num_hidden_layers={number}, got {len(given)}"
         )
-
-
-def _name_of(symbol: str, names: Mapping[str, str], field: str) -> str:
-    if symbol not in names:
-        raise InputError(f"pattern: {field} has no name for {symbol!r}{nearest(symbol, names)}")
-    return names[symbol]

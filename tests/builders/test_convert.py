@@ -1,4 +1,4 @@
-"""A model that starts from another one computes what that one does, where it can."""
+"""Initialization of a model from the weights of another one."""
 
 from typing import Any
 
@@ -24,9 +24,20 @@ def built(pattern: str, *, d_model: int = 32, seed: int = 0, **blocks: Any) -> H
 @pytest.mark.parametrize("name", CASES)
 def test_a_child_of_the_same_shape_is_the_parent(name: str) -> None:
     parent, child = model(name), build(architecture(name), dtype=torch.float64, seed=7)
-    told = inherit(child, parent)
-    assert {inherited.how for inherited in told} == {"whole"}
+    inherited = inherit(child, parent)
+    assert {one.how for one in inherited} == {"whole"}
     torch.testing.assert_close(child(text()), parent(text()))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_head_layout_covers_the_whole_axis_of_its_weight(name: str) -> None:
+    made = architecture(name)
+    for block in made.blocks.values():
+        shapes = {weight.name: weight.shape for weight in block.weights(made.d_model)}
+        for stem, layout in block.head_layout().items():
+            shape = shapes.get(f"{stem}.weight") or shapes.get(stem)
+            size = sum(heads * width for heads, width in layout.parts.values())
+            assert shape is None or shape[layout.axis] == size, stem
 
 
 class TestUpcycling:
@@ -53,10 +64,10 @@ class TestUpcycling:
 
 
 class TestAnotherMixer:
-    def test_attention_lends_its_heads_to_a_linear_mixer(self) -> None:
+    def test_a_linear_mixer_takes_the_heads_of_attention(self) -> None:
         gdn = {"kind": "gdn", "k_heads": 4, "v_heads": 4, "k_head_dim": 8, "v_head_dim": 8}
         parent, child = built("*", A=ATTN), built("G", G=gdn, seed=1)
-        told = {inherited.parameter: inherited for inherited in inherit(child, parent)}
+        inherited = {one.parameter: one for one in inherit(child, parent)}
         attention, mixer = parent.blocks[0].body, child.blocks[0].body
         q, k, v, _ = mixer.in_proj.weight.split(32)
         torch.testing.assert_close(q, attention.q_proj.weight)
@@ -65,14 +76,14 @@ class TestAnotherMixer:
         of_values = attention.v_proj.weight.unflatten(0, (2, 8)).repeat_interleave(2, 0)
         torch.testing.assert_close(v, of_values.flatten(0, 1))
         torch.testing.assert_close(mixer.out_proj.weight, attention.o_proj.weight)
-        assert told["blocks.0.body.in_proj.weight"].how == "converted"
-        assert told["blocks.0.body.A_log"].how == "fresh"
+        assert inherited["blocks.0.body.in_proj.weight"].how == "converted"
+        assert inherited["blocks.0.body.A_log"].how == "fresh"
 
     @pytest.mark.parametrize("name", ["mamba2", "kda", "lightning", "gla", "rwkv7", "retention"])
-    def test_every_linear_mixer_takes_something_over(self, name: str) -> None:
+    def test_every_linear_mixer_takes_weights_of_attention(self, name: str) -> None:
         child = build(architecture(name), dtype=torch.float64)
-        told = inherit(child, built("*-", A=ATTN, F=FFN))
-        assert summary(told)["converted"] >= 2
+        inherited = inherit(child, built("*-", A=ATTN, F=FFN))
+        assert summary(inherited)["converted"] >= 2
         assert child(text()).isfinite().all()
 
 
@@ -89,14 +100,14 @@ class TestOtherSizes:
         v = of_parent[2].unflatten(0, (4, 8))[:2, :6, :16]
         torch.testing.assert_close(of_child[2].unflatten(0, (2, 6)), v)
 
-    def test_a_shallower_child_takes_after_layers_spread_over_the_parent(self) -> None:
+    def test_a_shallower_child_takes_layers_at_the_same_relative_depths(self) -> None:
         parent, child = built("(*-)x5", A=ATTN, F=FFN), built("(*-)x3", A=ATTN, F=FFN, seed=1)
         sources = {i.parameter: i.source for i in inherit(child, parent)}
         assert [sources[f"blocks.{i}.body.q_proj.weight"] for i in (0, 2, 4)] == [
             f"blocks.{i}.body.q_proj.weight" for i in (0, 4, 8)
         ]
 
-    def test_a_deeper_child_of_a_trained_parent_knows_more_than_a_fresh_one(self) -> None:
+    def test_a_deeper_child_of_a_trained_parent_has_a_lower_loss_than_a_fresh_model(self) -> None:
         parent = built("*-*-", A=ATTN, F=FFN)
         tokens = torch.arange(12).repeat(4, 4)
         optimizer = torch.optim.AdamW(parent.parameters(), lr=3e-3)

@@ -23,7 +23,8 @@ from archfront.builders.body import Pass, text_positions
 from archfront.builders.model import HybridLM, build
 from archfront.builders.moe import MoE
 from archfront.search_space.architecture import Architecture
-from archfront.search_space.hugging_face import convert
+from archfront.search_space.hugging_face.convert import write_config
+from archfront.search_space.hugging_face.registry import FAMILIES as HF_FAMILIES
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 longcat = pytest.importorskip("transformers.models.longcat_flash.modeling_longcat_flash")
@@ -40,7 +41,7 @@ def pair(name: str) -> tuple[nn.Module, HybridLM]:
     """The class's model with weights under which everything matters, and ours with the same."""
     case = CASES[name]
     ours = build(case.architecture(), dtype=torch.float64)
-    config = convert.write_config(ours.architecture, case.family) | {"pad_token_id": None}
+    config = write_config(ours.architecture, case.family) | {"pad_token_id": None}
     kind = getattr(transformers, config["architectures"][0])
     _in_torch_alone(sys.modules[kind.__module__])
     with in_float64():
@@ -133,4 +134,4 @@ def test_zero_experts_give_back_their_input_as_in_longcat_flash() -> None:
 
 def test_every_family_with_a_class_is_compared() -> None:
     compared = {case.family for case in CASES.values()}
-    assert compared == convert.FAMILIES.keys() - WITHOUT_CLASS - NO_DECODER
+    assert compared == HF_FAMILIES.keys() - WITHOUT_CLASS - NO_DECODER

@@ -298,3 +298,14 @@ def test_the_door_does_not_import_triton():
         "import sys; from archfront.kernels.attention import op; sys.exit('triton' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_listed_keys_in_torch_equal_the_reference():
+    shapes = (2, 7, 3, 20), (2, 30, 20)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    index = torch.rand(2, 7, 30).topk(11).indices.int()
+    index = index.masked_fill(torch.rand(index.shape) < 0.3, -1)
+    rule = {"index_BTN": index, "v_dim": 12, "scale": 0.3}
+    ours = with_gradients(partial(op.attend_selected, backend="torch", **rule), inputs)
+    theirs = with_gradients(partial(reference.attend_selected, **rule), inputs)
+    torch.testing.assert_close(ours, theirs)

@@ -58,13 +58,13 @@ def test_a_lost_node_costs_no_trial(cluster: Cluster, tmp_path: Path, small_spac
     def trainable(config: dict[str, Any]) -> None:
         key = json.loads(config[workers.TASK])["key"]
 
-        def profile(architecture: Any, plan: Any, seed: int) -> Report:
+        def profile(architecture: Any, plan: Any, seed: int) -> Iterator[Report]:
             time.sleep(1.5)
             values = {name: int(key[i : i + 3], 16) / 4096 for i, name in enumerate(NAMES)}
             measurements = [
                 Measurement(name=n, value=v, provenance="counted") for n, v in values.items()
             ]
-            return Report(key=key, measurements=tuple(measurements))
+            yield Report(key=key, measurements=tuple(measurements))
 
         workers.attempt(config, profile)
 

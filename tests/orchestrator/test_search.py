@@ -61,7 +61,7 @@ def answering(fault_of: Callable[[int], str | None] = lambda number: None) -> Tr
         task = json.loads(config[workers.TASK])
         fault, key = fault_of(task["number"]), task["key"]
 
-        def profile(architecture: Any, plan: Any, seed: int) -> Report:
+        def profile(architecture: Any, plan: Any, seed: int) -> Iterator[Report]:
             if fault == "raise":
                 raise ArithmeticError("the sums do not add up")
             if fault == "exit":
@@ -80,7 +80,7 @@ def answering(fault_of: Callable[[int], str | None] = lambda number: None) -> Tr
                 Measurement(name=n, value=v, provenance="counted")
                 for n, v in zip(names, values, strict=True)
             )
-            return Report(key=key, measurements=measurements)
+            yield Report(key=key, measurements=measurements)
 
         if fault == "silent":
             return

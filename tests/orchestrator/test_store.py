@@ -846,7 +846,7 @@ class TestTimings:
 
 def timed(seconds, *, context=4096):
     return Timed(
-        piece="block:abc",
+        unit="block:abc",
         device="gpu",
         point=Point(batch=4, tokens=1, context=context),
         seconds=seconds,

@@ -181,7 +181,7 @@ class TestTimedBlocks:
     def timed(self, seconds: float, *kept: str) -> TargetTimings:
         answers = {
             (piece.key, self.POINT): Timed(
-                piece=piece.key,
+                unit=piece.key,
                 device="h200_sxm",
                 point=self.POINT,
                 seconds=seconds,

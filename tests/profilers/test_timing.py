@@ -119,7 +119,7 @@ def test_whole_models_teach_what_a_layer_costs_beside_its_blocks() -> None:
 def test_the_same_timing_under_other_software_has_another_key() -> None:
     answers = [
         Timed(
-            piece="block:x",
+            unit="block:x",
             device="d",
             point=Point(batch=1, tokens=1, context=2),
             seconds=1.0,

@@ -11,6 +11,14 @@ from archfront.search_space.architecture import Architecture
 from archfront.search_space.operators import mean_visible
 
 Make = Callable[..., Architecture]
+MLA_BLOCK = {
+    "kind": "mla",
+    "heads": 2,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
 ATLAS = Path(__file__).parents[3] / "shared" / "atlas.yaml"
 
 
@@ -113,6 +121,27 @@ def test_flops_grow_with_the_context_only_by_attention(architecture: Make) -> No
     grown = [accounting.flops_per_token(architecture(p), 200) - accounting.flops_per_token(architecture(p), 100)
              for p in ("*-", "M-", "G-", "W-")]  # fmt: skip
     assert grown == [4 * 4 * 16 * 100, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("symbol", "block", "flops"),
+    [
+        ("*", {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 16}, 4 * 4 * 16 * 100),
+        ("L", MLA_BLOCK, 2 * 2 * (24 + 16) * 100),
+        ("M", {"kind": "mamba2", "heads": 4, "head_dim": 16, "d_state": 8}, 6 * 64 * 8 + 2 * 4 * 80),
+        ("G", {"kind": "gdn", "k_heads": 2, "v_heads": 4, "k_head_dim": 8, "v_head_dim": 16}, 8 * 64 * 8 + 2 * 4 * 96),
+        ("m", {"kind": "mamba1", "d_inner": 32, "d_state": 4, "dt_rank": 4}, 6 * 32 * 4 + 2 * 4 * 32),
+        ("U", {"kind": "rglru", "width": 32, "blocks": 2}, (4 + 2 * 4) * 32),
+        ("D", {"kind": "ttt_linear", "heads": 4, "head_dim": 16}, 8 * 64 * 16 + 2 * 4 * 192),
+        ("Y", {"kind": "shortconv", "conv": 3}, (2 * 3 + 2) * 64),
+        ("E", {"kind": "moe", "n_experts": 8, "top_k": 2, "d_expert": 32}, 2 * 2 * 3 * 64 * 32),
+    ],
+)  # fmt: skip
+def test_operator_flops_are_those_by_hand(
+    architecture: Make, symbol: str, block: dict, flops: int
+) -> None:
+    made = architecture(f"{symbol}-", blocks={symbol: block}).blocks[symbol]
+    assert made.operator_flops(d_model=64, context=100) == flops
 
 
 def test_mean_visible_is_the_mean_over_a_prefill() -> None:

@@ -1,4 +1,4 @@
-"""config.json of Hugging Face, read and written: the same architecture both ways, or a clear no."""
+"""config.json import and export: an exact round trip, or a one-line error."""
 
 import json
 import re
@@ -12,22 +12,22 @@ from archfront.search_space import published
 from archfront.search_space.architecture import Architecture, Precision
 from archfront.search_space.document import InputError
 from archfront.search_space.hugging_face.convert import (
-    FAMILIES,
     Imported,
     model_types,
     read_config,
     write_config,
 )
+from archfront.search_space.hugging_face.registry import FAMILIES
 
-# Why no family says an entry.
-UNSAID = {
+# Entries of the atlas that no family can express, and why.
+NOT_EXPRESSIBLE = {
     "gshard_600b": "it has no public class",
     "moba_llama_8b": "it has no public class",
-    "switch_base_128": "Switch is read, not written",
+    "switch_base_128": "Switch Transformers can be read, not written",
 }
-SAID = [name for name in published.names() if name not in UNSAID]
-# Entries of a class whose architectures an earlier family can say as well.
-OWN_CLASS = {
+EXPRESSIBLE = [name for name in published.names() if name not in NOT_EXPRESSIBLE]
+# Entries that an earlier family in the registry can express too, with the family of their class.
+OWN_FAMILY = {
     "qwen3.5_35b_a3b": "qwen3_5_moe_text",
     "qwen3.5_397b_a17b": "qwen3_5_moe_text",
 }
@@ -42,39 +42,42 @@ def read(config: object) -> Imported:
 
 
 def rejection(config: object) -> str:
-    """What is said about a config that is refused: one line that names the file."""
+    """The message for a config that cannot be read: one line that names the file."""
     text = config if isinstance(config, str) else json.dumps(config)
     with pytest.raises(InputError) as caught:
         read_config(text, source="config.json")
-    told = str(caught.value)
-    assert "\n" not in told
-    assert told.startswith("config.json: ")
-    return told.removeprefix("config.json: ")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("config.json: ")
+    return message.removeprefix("config.json: ")
 
 
-def cannot(architecture: Architecture, model_type: str | None = None) -> str:
+def export_error(architecture: Architecture, model_type: str | None = None) -> str:
+    """The message for an architecture that cannot be written: one line."""
     with pytest.raises(InputError) as caught:
         write_config(architecture, model_type)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", SAID)
-def test_an_entry_comes_back_from_its_config(name: str) -> None:
+@pytest.mark.parametrize("name", EXPRESSIBLE)
+def test_an_entry_reads_back_the_same_from_its_config(name: str) -> None:
     architecture = entry(name)
-    back = read(write_config(architecture, OWN_CLASS.get(name)))
+    back = read(write_config(architecture, OWN_FAMILY.get(name)))
     assert back.architecture.key == architecture.key
     assert back.not_expressed == ()
 
 
-def test_every_family_says_some_entry() -> None:
-    said = {write_config(entry(n), OWN_CLASS.get(n))["model_type"] for n in SAID}
-    assert said == set(FAMILIES) - {"switch_transformers"}
+def test_every_family_expresses_an_entry() -> None:
+    written = {write_config(entry(n), OWN_FAMILY.get(n))["model_type"] for n in EXPRESSIBLE}
+    assert written == set(FAMILIES) - {"switch_transformers"}
 
 
-@pytest.mark.parametrize("name", UNSAID)
-def test_an_entry_without_a_class_is_refused(name: str) -> None:
-    assert cannot(entry(name)).startswith("no family of Hugging Face can express this architecture")
+@pytest.mark.parametrize("name", NOT_EXPRESSIBLE)
+def test_an_entry_without_a_class_cannot_be_written(name: str) -> None:
+    assert export_error(entry(name)).startswith(
+        "no model family of Hugging Face can express this architecture"
+    )
 
 
 YARN_V4 = {
@@ -90,7 +93,7 @@ BLOCKWISE = {
     "activation_scheme": "dynamic",
     "weight_block_size": [128, 128],
 }
-# Files as they were published, tokens and training left out; most of them have older spellings.
+# Published files without token ids and training fields; most have older spellings of fields.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llama3_8b": {
         "model_type": "llama",
@@ -579,7 +582,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_file_is_the_entry_of_the_atlas(name: str) -> None:
+def test_a_published_file_reads_as_its_atlas_entry(name: str) -> None:
     imported = read(PUBLISHED[name])
     assert imported.architecture.key == entry(name).key
     assert imported.not_expressed == ()
@@ -599,31 +602,31 @@ def test_absent_fields_are_the_defaults_of_the_class() -> None:
     }
 
 
-def test_both_spellings_of_the_positions_say_the_same() -> None:
+def test_both_spellings_of_rope_read_the_same() -> None:
     scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
     old = read(llama(rope_theta=5e5, rope_scaling=scaling))
     new = read(llama(rope_parameters=scaling | {"rope_theta": 5e5}))
     assert old.architecture == new.architecture
 
 
-def test_the_length_of_the_context_may_stand_for_the_one_that_is_stretched() -> None:
+def test_yarn_starts_from_max_position_embeddings_if_no_original_length_is_given() -> None:
     config = llama(max_position_embeddings=2048, rope_scaling={"type": "yarn", "factor": 4.0})
     rope = read(config).architecture.plain()["blocks"]["*"]["rope"]
     assert rope["scaling"]["original_context"] == 2048
 
 
-def test_a_window_that_does_not_count_the_token_itself_is_one_longer() -> None:
+def test_sliding_window_size_without_the_current_token_becomes_one_more() -> None:
     config = PUBLISHED["mimo_v2_flash"] | {"sliding_window_size": 128, "sliding_window": None}
     assert read(config).architecture.plain()["blocks"]["W"]["window"] == 129
 
 
-def test_windows_of_qwen3_begin_where_the_file_says() -> None:
+def test_qwen3_windows_start_at_max_window_layers() -> None:
     config = {"model_type": "qwen3", "num_hidden_layers": 4, "max_window_layers": 2}
     assert read(config).architecture.pattern == "(*-)x4"
     assert read(config | {"use_sliding_window": True}).architecture.pattern == "*-*-W-W-"
 
 
-def test_the_factors_of_granite_are_ours() -> None:
+def test_granite_multipliers_become_softmax_scale_and_logit_scale() -> None:
     config = write_config(entry("granite4_h_small")) | {
         "attention_multiplier": 0.0078125,
         "logits_scaling": 16,
@@ -634,7 +637,7 @@ def test_the_factors_of_granite_are_ours() -> None:
     assert write_config(architecture)["logits_scaling"] == 16
 
 
-def test_the_factors_of_falcon_that_we_have_none_for_are_told() -> None:
+def test_falcon_multipliers_without_a_field_of_ours_are_reported() -> None:
     config = write_config(entry("falcon_h1_0.5b")) | {
         "key_multiplier": 0.390625,
         "ssm_in_multiplier": 1.25,
@@ -649,7 +652,7 @@ def test_the_factors_of_falcon_that_we_have_none_for_are_told() -> None:
     )
 
 
-def test_what_has_no_place_is_told_and_bookkeeping_is_not() -> None:
+def test_fields_that_are_not_expressed_are_reported_without_bookkeeping() -> None:
     config = llama(
         clip_qkv=8.0,
         rope_parameters={"rope_type": "default", "rope_theta": 10000, "spiral": True},
@@ -661,14 +664,14 @@ def test_what_has_no_place_is_told_and_bookkeeping_is_not() -> None:
     assert read(config).not_expressed == ("clip_qkv=8.0", "rope_parameters.spiral=true")
 
 
-def test_the_text_tower_of_a_multimodal_file_is_taken_and_the_rest_told() -> None:
-    around = {"vision_config": {"depth": 27}, "image_token_index": 7}
-    imported = read(PUBLISHED["gemma3_27b"] | around)
+def test_a_multimodal_file_reads_as_its_text_tower_and_the_rest_is_reported() -> None:
+    outside = {"vision_config": {"depth": 27}, "image_token_index": 7}
+    imported = read(PUBLISHED["gemma3_27b"] | outside)
     assert imported.model_type == "gemma3_text"
     assert imported.not_expressed == ('vision_config={"depth": 27}',)
 
 
-def test_an_encoder_and_a_decoder_are_read() -> None:
+def test_an_encoder_decoder_is_read() -> None:
     config = {
         "model_type": "switch_transformers",
         "d_ff": 3072,
@@ -681,15 +684,15 @@ def test_an_encoder_and_a_decoder_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ("", "not valid JSON: Expecting value: line 1 column 1 (char 0)"),
         ("{]", "not valid JSON"),
-        ("[1, 2]", "expected an object of fields, got [1, 2]"),
-        ("[" * 100_000, "a config nests at most 16 levels"),
-        ('{"a": ' * 40 + "1" + "}" * 40, "a config nests at most 16 levels"),
+        ("[1, 2]", "expected a JSON object, got [1, 2]"),
+        ("[" * 100_000, "a config may be nested at most 16 levels deep"),
+        ('{"a": ' * 40 + "1" + "}" * 40, "a config may be nested at most 16 levels deep"),
         ("nonsense " * 1_200_000, "a config may have at most 1048576 characters, got 10800000"),
-        ('{"model_type": "llama", "model_type": "olmo2"}', "model_type: the same field is given"),
+        ('{"model_type": "llama", "model_type": "olmo2"}', "model_type: the field is given twice"),
         ('{"model_type": "llama", "rms_norm_eps": NaN}', "rms_norm_eps: must be a finite number"),
         ({}, "model_type: required field is missing"),
         ({"model_type": "lama"}, "unknown model_type 'lama'; did you mean 'llama'?"),
@@ -697,11 +700,11 @@ def test_an_encoder_and_a_decoder_are_read() -> None:
         ({"model_type": "llava", "text_config": {"model_type": "fuyu"}}, "model_type 'fuyu'"),
         ({"model_type": "gemma3", "text_config": [1]}, "text_config: must be an object, got [1]"),
         ({"model_type": "deepseek_v2"}, "num_experts_per_tok: required field is missing"),
-        (llama(hidden_size="64"), 'hidden_size: must be a whole number, got "64"'),
+        (llama(hidden_size="64"), 'hidden_size: must be an integer, got "64"'),
         (llama(hidden_size=-64), "hidden_size: must be from 1 to"),
         (llama(hidden_size=65), "hidden_size: must be a multiple of num_attention_heads=4, got 65"),
         (llama(num_key_value_heads=3), "blocks.*: kv_heads must divide heads, got heads=4,"),
-        (llama(num_hidden_layers=10**9), "num_hidden_layers: may be at most 256, got 1000000000"),
+        (llama(num_hidden_layers=10**9), "num_hidden_layers: must be at most 256, got 1000000000"),
         (llama(hidden_act="sillu"), "hidden_act: unknown name \"sillu\"; did you mean 'silu'?"),
         (llama(rope_scaling={"type": "yarm"}), 'rope_scaling.type: unknown name "yarm"'),
         (
@@ -710,11 +713,11 @@ def test_an_encoder_and_a_decoder_are_read() -> None:
         ),
         (
             {"model_type": "olmo3", "num_hidden_layers": 2, "layer_types": ["full_attention"]},
-            "layer_types: must have one entry for each of num_hidden_layers=2, got 1",
+            "layer_types: must have one entry per layer, num_hidden_layers=2, got 1",
         ),
         (
             {"model_type": "olmo3", "num_hidden_layers": 1, "layer_types": ["fool_attention"]},
-            "layer_types: unknown kind 'fool_attention'; did you mean 'full_attention'?",
+            "layer_types: unknown layer type 'fool_attention'; did you mean 'full_attention'?",
         ),
         (
             {"model_type": "mixtral", "num_experts": 4, "num_local_experts": 8},
@@ -726,7 +729,7 @@ def test_an_encoder_and_a_decoder_are_read() -> None:
                 "tie_word_embeddings": True,
                 "text_config": {"tie_word_embeddings": False},
             },
-            "tie_word_embeddings: contradicts that of text_config: true",
+            "tie_word_embeddings: true contradicts text_config.tie_word_embeddings: false",
         ),
         (
             {"model_type": "nemotron_h", "hybrid_override_pattern": "M-X"},
@@ -738,16 +741,16 @@ def test_an_encoder_and_a_decoder_are_read() -> None:
         ),
     ],
 )
-def test_a_bad_config_is_refused_in_one_line(config: object, told: str) -> None:
-    assert told in rejection(config)
+def test_a_bad_config_is_rejected_in_one_line(config: object, message: str) -> None:
+    assert message in rejection(config)
 
 
-def test_a_model_type_of_each_kind_is_listed() -> None:
+def test_model_types_include_aliases_and_multimodal_files() -> None:
     assert {"llama", "gemma3", "gemma3_text", "kimi_k2"} <= set(model_types())
 
 
 @pytest.mark.parametrize(
-    ("name", "model_type", "told"),
+    ("name", "model_type", "message"),
     [
         ("qwen3_8b", "lama", "unknown model_type 'lama'; did you mean 'llama'?"),
         (
@@ -765,18 +768,18 @@ def test_a_model_type_of_each_kind_is_listed() -> None:
             "nemotron_h",
             "blocks.E.activation: mlp_hidden_act has no name for 'swiglu'",
         ),
-        ("mamba2_2.7b", "llama", "every layer has a mixer and a feed-forward, got 'M' alone"),
-        ("switch_base_128", "switch_transformers", "the family is read, not written"),
+        ("mamba2_2.7b", "llama", "each layer must be a mixer and a feed-forward, got 'M'"),
+        ("switch_base_128", "switch_transformers", "this family can be read, not written"),
     ],
 )
-def test_a_family_refuses_what_it_cannot_say(name: str, model_type: str, told: str) -> None:
-    assert told in cannot(entry(name), model_type)
+def test_a_family_rejects_what_it_cannot_express(name: str, model_type: str, message: str) -> None:
+    assert message in export_error(entry(name), model_type)
 
 
-def test_the_closest_family_is_named_where_none_fits() -> None:
+def test_the_closest_family_is_named_if_none_fits() -> None:
     plain = entry("llama3_8b").plain() | {"embedding_norm": True}
-    told = cannot(Architecture.model_validate(plain))
-    assert told.endswith(
+    message = export_error(Architecture.model_validate(plain))
+    assert message.endswith(
         "the closest: llama cannot express embedding_norm: true would come back as false"
     )
 
@@ -798,7 +801,7 @@ DENSE = ["attention.qkv", "attention.out", "ffn.up", "ffn.down"]
         ("mixtral_8x7b", {"fp4": ["experts"], "fp4_scales": "nvfp4"}),
     ],
 )
-def test_a_precision_that_has_a_field_comes_back(name: str, plan: dict[str, Any]) -> None:
+def test_a_precision_plan_with_a_field_reads_back_the_same(name: str, plan: dict[str, Any]) -> None:
     architecture = precise(name, **plan)
     assert read(write_config(architecture)).architecture.key == architecture.key
 
@@ -812,15 +815,15 @@ def test_a_precision_that_has_a_field_comes_back(name: str, plan: dict[str, Any]
         {"int8": ["kv_cache"]},
     ],
 )
-def test_a_precision_without_a_field_is_refused(plan: dict[str, Any]) -> None:
-    assert "precision" in cannot(precise("llama3_8b", **plan), "llama")
+def test_a_precision_plan_without_a_field_is_rejected(plan: dict[str, Any]) -> None:
+    assert "precision" in export_error(precise("llama3_8b", **plan), "llama")
 
 
 @pytest.mark.parametrize(
     "plan",
     [
         {"quant_method": "awq", "bits": 4},
-        {"quant_method": "mxfp4"},  # of experts, which a Llama has not
+        {"quant_method": "mxfp4"},  # of experts, which Llama does not have
         {
             "quant_method": "compressed-tensors",
             "config_groups": {"group_0": {"weights": {"num_bits": 4, "strategy": "group"}}},
@@ -828,16 +831,16 @@ def test_a_precision_without_a_field_is_refused(plan: dict[str, Any]) -> None:
         },
     ],
 )
-def test_a_quantization_that_has_no_place_is_told(plan: dict[str, Any]) -> None:
+def test_a_quantization_without_a_precision_plan_is_reported(plan: dict[str, Any]) -> None:
     imported = read(llama(quantization_config=plan))
     assert imported.architecture.precision == Precision()
     assert imported.not_expressed[0].startswith("quantization_config")
 
 
-def test_modules_left_out_of_the_quantization_are_told() -> None:
+def test_unquantized_modules_of_a_block_are_reported() -> None:
     plan = BLOCKWISE | {"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.down_proj"]}
-    (told,) = read(llama(quantization_config=plan)).not_expressed
-    assert told.startswith("quantization_config.modules_to_not_convert=")
+    (reported,) = read(llama(quantization_config=plan)).not_expressed
+    assert reported.startswith("quantization_config.modules_to_not_convert=")
 
 
 NAMES = sorted({n for c in PUBLISHED.values() for n in {**c, **c.get("text_config", {})}})
@@ -858,23 +861,24 @@ WRITTEN = [{"model_type": name} for name in FAMILIES]
 FUZZ = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
 
-def reads_or_refuses(text: str) -> None:
+def assert_reads_or_rejects(text: str) -> None:
+    """The text reads as an architecture, or raises InputError with one line."""
     try:
-        told = read_config(text, source="config.json").architecture.key
-    except InputError as rejected:
-        told = str(rejected).removeprefix("config.json: ")
-    assert re.fullmatch(r".+", told)
+        result = read_config(text, source="config.json").architecture.key
+    except InputError as error:
+        result = str(error).removeprefix("config.json: ")
+    assert re.fullmatch(r".+", result)
 
 
 @FUZZ
 @given(st.text(max_size=60) | VALUES.map(json.dumps))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    reads_or_refuses(text)
+def test_any_text_is_read_or_rejected(text: str) -> None:
+    assert_reads_or_rejects(text)
 
 
 @FUZZ
 @given(st.sampled_from(list(PUBLISHED.values()) + WRITTEN), st.data())
-def test_any_change_of_a_config_is_read_or_refused(config: dict[str, Any], data: Any) -> None:
+def test_any_change_of_a_config_is_read_or_rejected(config: dict[str, Any], data: Any) -> None:
     changed = json.loads(json.dumps(config))
     for _ in range(data.draw(st.integers(1, 3))):
         at, inner = changed, data.draw(st.booleans())
@@ -885,4 +889,4 @@ def test_any_change_of_a_config_is_read_or_refused(config: dict[str, Any], data:
             at[name] = data.draw(VALUES)
         else:
             at.pop(name, None)
-    reads_or_refuses(json.dumps(changed))
+    assert_reads_or_rejects(json.dumps(changed))

@@ -100,7 +100,7 @@ def test_fp8_shapes_must_divide_by_16(tiny_space: str) -> None:
 
 BAD = {
     "unknown field": ("  d_model: 512", "  d_modle: 512", r"s.yaml:7: architecture.d_modle: unknown field; did you mean 'd_model'"),
-    "unknown top": ("architecture_constraints:", "architecture_constraintz:", r"s.yaml:40: lawz: unknown field; did you mean 'architecture_constraints'"),
+    "unknown top": ("architecture_constraints:", "laws:", r"s.yaml:40: laws: unknown field; did you mean 'architecture_constraints'"),
     "unknown in block": ("heads: 8, kv_heads: {", "headz: 8, kv_heads: {", r"s.yaml:18: .*headz: unknown field; did you mean 'heads'"),
     "wrong type": ("d_model: 512", "d_model: wide", r"s.yaml:7: architecture.d_model: .*got 'wide'"),
     "wrong type of choice": ("{choices: [64, 128]}", "{choices: [64, many]}", r"s.yaml:27: .*M.d_state: .*got 'many'"),

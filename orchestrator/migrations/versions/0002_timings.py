@@ -1,4 +1,4 @@
-"""Timed blocks, and what was timings of devices."""
+"""Timings, and calibrations of devices."""
 
 import sqlalchemy as sa
 from alembic import op

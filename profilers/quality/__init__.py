@@ -1,0 +1,1 @@
+"""Quality of a candidate: its proxy model trained on tasks."""

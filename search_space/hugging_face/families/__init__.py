@@ -1,0 +1,1 @@
+"""Model families of Hugging Face, a file per maker or line of models."""
