@@ -77,7 +77,7 @@ class TokenCache(Memory):
         self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
 
     def _places(self, counts: list[int], T: int, device: torch.device) -> tuple[Any, Any, Any]:
-        """(row, place, source): index tensors of each kept token: where it goes, whence it comes."""
+        """(row, place, source): index tensors of the kept tokens, in the cache and in the pass."""
         start = self._place(self.lengths[0])
         if self.uniform and set(counts) == {T} and start + T <= (self.room or start + T):
             everything = slice(None)

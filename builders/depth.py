@@ -16,9 +16,9 @@ class DepthRouter(nn.Module):
     """arXiv 2404.02258 with a causal selection by sign.
 
     A token is selected if its logit w . x is positive; the output of the sub-block is multiplied by
-    the sigmoid of the logit and is zero for other tokens. `capacity_loss` of the last forward trains
-    the fraction of selected tokens towards `capacity`: the binary cross-entropy of the logits
-    against membership in the top `capacity` of the row (section 3.5 of the paper).
+    the sigmoid of the logit and is zero for other tokens. `capacity_loss` of the last forward
+    trains the fraction of selected tokens towards `capacity`: the binary cross-entropy of the
+    logits against membership in the top `capacity` of the row (section 3.5 of the paper).
     """
 
     capacity_loss: Tensor

@@ -362,7 +362,7 @@ class MTPModule(nn.Module):
 
 
 class _StackBuilder:
-    """Creates the sub-blocks of a model, and `Parameters` in the order in which weights are drawn."""
+    """Creates the sub-blocks of a model in the order in which weights are drawn."""
 
     def __init__(
         self,
@@ -388,7 +388,7 @@ class _StackBuilder:
         return self._parameters(located, self.architecture, None, 0, {})
 
     def stack(self, architecture: Architecture) -> Sequence[SubBlock]:
-        """All sub-blocks; later uses of a shared block are tied to the use that owns the weights."""
+        """All sub-blocks; later uses of a shared block are tied to the first ones."""
         by_index: dict[int | None, dict[str, LocatedWeight]] = {}
         for located in located_weights(architecture):
             by_index.setdefault(located.sub_block, {})[located.weight.name] = located

@@ -134,7 +134,7 @@ class SubBlock(nn.Module):
         return x if self.residual.keep == 1 else self.residual.keep * x, y
 
     def _inner(self, x_BTD: Tensor, run: Pass, cache: Any, h_BTD: Tensor | None = None) -> Tensor:
-        """Output of the sub-block before the residual connection; `h` is norm_in(x), if computed."""
+        """Output before the residual connection; `h` is norm_in(x) if already computed."""
         if not self.is_shared_block and run.shared_block_output_BTD is not None:
             x_BTD = x_BTD + run.shared_block_output_BTD
             run.shared_block_output_BTD = None

@@ -22,7 +22,7 @@ SMALLEST_KERNEL_BLOCK = 16  # the kernel takes powers of two from here on
 
 
 class BlockIndex(nn.Module):
-    """Selects `top_k` key blocks per query: the `local_blocks` nearest and those that score highest.
+    """Selects `top_k` key blocks per query: the `local_blocks` nearest and the best by score.
 
     Without index heads, a block scores q . mean(k of the block) for each query head (MoBA, arXiv
     2502.13189). With an index branch it scores max(q_i . k_i over the block) for each index head i

@@ -14,10 +14,11 @@ from .recurrent import Recurrent, ShortConvolution, dt_and_decay, l2_normalized,
 
 
 class GatedDeltaNet(Recurrent):
-    """arXiv 2412.06464: S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, o_t = S_t^T q_t.
+    """The gated delta rule (arXiv 2412.06464).
 
-    S is [K, V] per value head; q and k have length one, q is scaled by K^-1/2; a_t is a scalar per
-    head (1 unless `gated`). An RMSNorm gated by z follows, then the output projection.
+    S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, o_t = S_t^T q_t. S is [K, V] per
+    value head; q and k have length one and q is scaled by K^-1/2; a_t is a scalar per head (1
+    unless `gated`). An RMSNorm gated by z follows, then the output projection.
     """
 
     fields = frozenset(record.GatedDeltaNet.model_fields)

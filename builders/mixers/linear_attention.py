@@ -53,8 +53,9 @@ class Lightning(Recurrent):
 
 
 class Retention(Recurrent):
-    """RetNet (arXiv 2307.08621): S_t = g_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, g_h = 1 - 2^{-5-h}.
+    """RetNet (arXiv 2307.08621): S_t = g_h S_{t-1} + k_t v_t^T, o_t = S_t^T q_t.
 
+    The decay of head h = 0, 1, ... is g_h = 1 - 2^{-5-h}; S is [K, V] per head.
     Queries and keys carry a rotary embedding, q is scaled by K^-1/2; an RMSNorm per head without
     weight and a SwiGLU gate follow.
     """
@@ -97,8 +98,9 @@ class Retention(Recurrent):
 
 
 class GLA(Recurrent):
-    """Gated linear attention (arXiv 2312.06635): S_t = diag(a_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t.
+    """Gated linear attention (arXiv 2312.06635).
 
+    S_t = diag(a_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, S [K, V] per head, with
     a_t = sigmoid(W_b W_a x_t)^{1/tau} per key channel, q is scaled by K^-1/2; a gated RMSNorm
     follows.
     """

@@ -16,10 +16,11 @@ from .recurrent import Recurrent, ShortConvolution, slow_dt_bias, zero_padding
 
 
 class Mamba1(Recurrent):
-    """arXiv 2312.00752: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t per channel.
+    """The selective scan of arXiv 2312.00752.
 
-    A is [N, S], dt, B and C depend on the token; `inner_norms` adds Jamba's norms on them. The
-    output is gated by SiLU(z).
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t per channel. A is [N, S]; dt, B
+    and C depend on the token, with Jamba's norms (arXiv 2403.19887) under `inner_norms`. The output
+    is gated by SiLU(z).
     """
 
     fields = frozenset(record.Mamba1.model_fields)

@@ -14,10 +14,11 @@ from .recurrent import Recurrent, ShortConvolution, dt_and_decay, slow_dt_bias
 
 
 class Mamba2(Recurrent):
-    """SSD (arXiv 2405.21060): S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T, y_t = S_t^T C_t + D x_t.
+    """State space duality (SSD, arXiv 2405.21060).
 
-    The linear recurrence with q = C, k = B, v = dt x and a scalar decay dt A per head; S is [K, V].
-    The output is gated by SiLU(z), with an RMSNorm if `gated_norm`.
+    S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T, y_t = S_t^T C_t + D x_t per head: the linear
+    recurrence with q = C, k = B, v = dt x and a scalar decay dt A; S is [K, V]. The output is gated
+    by SiLU(z), with an RMSNorm under `gated_norm`.
     """
 
     fields = frozenset(record.Mamba2.model_fields)

@@ -179,8 +179,8 @@ class MLA(Body):
 class TokenIndexer(nn.Module):
     """DeepSeek's lightning indexer: a query reads the `top_k` tokens that score highest.
 
-    score = sum over heads of w_h relu(q_h . k) (DeepSeek-V3.2-Exp report, equation 1). The selection
-    has no gradient.
+    score = sum over heads of w_h relu(q_h . k) (DeepSeek-V3.2-Exp report, equation 1). The
+    selection has no gradient.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class TokenIndexer(nn.Module):
     def selected(
         self, x_BTD: Tensor, latent: Tensor, k_BC1K: Tensor, mask_BTC: Tensor, run: Pass
     ) -> Tensor | None:
-        """index_BTS of the `top_k` best tokens of each query in `mask_BTC`; None if all are read."""
+        """index_BTS of each query's `top_k` best tokens in `mask_BTC`; None if all are read."""
         q_BTIK = self.q_b_proj(latent).unflatten(-1, (self.index.heads, -1))
         score_BTC = attention.index_scores(
             self._rotated(q_BTIK, run), k_BC1K.squeeze(2), self.head_proj(x_BTD)

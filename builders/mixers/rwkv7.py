@@ -33,12 +33,12 @@ def token_shift(x_BTD: Tensor, run: Pass, cache: StateCache | None) -> Tensor:
 
 
 class RWKV7(Recurrent):
-    """arXiv 2503.14456, section 3; names as in its reference code.
+    """The time mix of arXiv 2503.14456, section 3; names as in its reference code.
 
-    S_t = (diag(w_t) - kappa_t (a_t kappa_t)^T) S_{t-1} + k_t v_t^T and o_t = S_t^T r_t per head, with
-    kappa of length one, S [K, V]. Every input is mixed with the previous token's (`shift`). Values
-    of later blocks are mixed with those of the first one. A norm per head, a bonus r k v and a gate
-    follow. The shapes are in kernels/recurrent/reference.py.
+    S_t = (diag(w_t) - (a_t kappa_t) kappa_t^T) S_{t-1} + k_t v_t^T and o_t = S_t^T r_t per head,
+    with kappa of length one and S [K, V]. Every input is mixed with that of the previous token
+    (`shift`), the values of later blocks with those of the first. A norm per head, a bonus
+    (r . k) v and a gate follow.
     """
 
     fields = frozenset(record.RWKV7.model_fields)

@@ -301,9 +301,7 @@ class TestModels:
             for number in range(60, 66):
                 suggestion = sampler.ask(number)
                 suggested.append(json.dumps(suggestion.parameters))
-                sampler.tell(
-                    Outcome(number=number, parameters=suggestion.parameters, state=state)
-                )
+                sampler.tell(Outcome(number=number, parameters=suggestion.parameters, state=state))
             return suggested[1:]
 
         assert after(60, "rejected") == after(30, "rejected")  # whatever was learned

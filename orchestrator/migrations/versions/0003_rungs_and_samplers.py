@@ -57,9 +57,7 @@ def _change(table: sa.TableClause, name: str, change: Callable[[Any], Any]) -> N
     for row_id, value in connection.execute(sa.select(table.c.id, table.c[name])).all():
         changed = value if value is None else change(value)
         if changed != value:
-            connection.execute(
-                sa.update(table).where(table.c.id == row_id).values({name: changed})
-            )
+            connection.execute(sa.update(table).where(table.c.id == row_id).values({name: changed}))
 
 
 def _metric(label: str) -> str:
