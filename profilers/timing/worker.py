@@ -91,7 +91,7 @@ def _call(model: HybridLM, kind: str, point: Point, dtype: torch.dtype) -> Calla
         positions_BT=text_positions(point.batch, point.tokens, device) + before,
         tokens_BT=tokens,
         embedded_BTD=x,
-        reads_texts=not point.decode,
+        whole_rows=not point.decode,
     )
     streams = architecture.hyper_connections
     if streams is not None:
@@ -100,11 +100,11 @@ def _call(model: HybridLM, kind: str, point: Point, dtype: torch.dtype) -> Calla
     held = model.fill_random(point.batch, before).blocks if point.decode else None
     for index, other in enumerate(earlier):  # the timed block may read what it leaves in the pass
         other(x, run, held[index] if held else None)
-    left = dict(run.left)
 
     def call() -> object:
-        run.left = dict(left)
-        return block(x, run, held[-1] if held else block.new_cache(point.batch))
+        cache = held[-1] if held else block.new_cache(point.batch)
+        # as in a stack: the sum before a norm is part of its kernel
+        return block.advance((x, x if block.reads_sum else None), run.copy(), cache)
 
     return _repeatable(call, held[-1:]) if held else call
 
