@@ -5,7 +5,7 @@ from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 from .cluster import cluster
 from .memory import GIB, memory
-from .pricing import TargetTimings, latency, measured_peak
+from .pricing import Pricing, TargetTimings
 from .report import Measurement
 
 
@@ -28,10 +28,11 @@ def static_metrics(
         "state_bytes_per_sequence": caches.state_bytes_per_sequence,
     }
     found = [Measurement.counted(name, value) for name, value in counted.items()]
-    target = cluster(plan.target)
+    target, timings = cluster(plan.target), timings or TargetTimings()
     for workload in plan.workloads:
-        peak = measured_peak(architecture, target, workload, timings or TargetTimings())
-        told = memory(architecture, workload, devices=target.count)
-        found += [peak if peak and m.name == peak.name else m for m in told]
-        found += latency(architecture, target, workload, timings)
+        estimated = memory(architecture, workload, devices=target.count)
+        pricing = Pricing.for_architecture(architecture, target, timings, workload)
+        peak = pricing.measured_peak(architecture, workload)
+        found += [peak if peak and m.name == peak.name else m for m in estimated]
+        found += pricing.latency(architecture, workload)
     return tuple(found)
