@@ -8,13 +8,15 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from .document import Record, nearest
 from .workload import WORKLOADS, Workload
 
+MAX_PROXY_WIDTH, MAX_PROXY_LAYERS = 8192, 256  # beyond what trains in seconds
+
 
 class ProxySettings(Record):
     """Size of the proxy model that is trained in a candidate's place (search_space/proxy.py)."""
 
-    d_model: PositiveInt = 64
-    """Model width."""
-    layers: PositiveInt = 4
+    d_model: int = Field(default=64, ge=1, le=MAX_PROXY_WIDTH)
+    """Width of the residual stream."""
+    layers: int = Field(default=4, ge=1, le=MAX_PROXY_LAYERS)
     """Number of layers, at least one for each kind of layer that the candidate has."""
 
 
@@ -117,6 +119,14 @@ class Plan(Record):
         if unknown := [w for w in given if isinstance(w, str) and w not in WORKLOADS]:
             raise ValueError(f"unknown workload {unknown[0]!r}{nearest(unknown[0], WORKLOADS)}")
         return [WORKLOADS[w] if isinstance(w, str) else w for w in given]
+
+    @field_validator("workloads")
+    @classmethod
+    def _named_once(cls, given: tuple[Workload, ...]) -> tuple[Workload, ...]:
+        names = [workload.name for workload in given]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"names of workloads must differ, got {twice[0]} twice")
+        return given
 
     @field_validator("rungs")
     @classmethod

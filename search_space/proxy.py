@@ -1,9 +1,9 @@
-"""The proxy model: a small model of the same design as a candidate, trained in seconds.
+"""Proxy models: small models of the same design that train in seconds.
 
-Kept: the fractions and the order of layer kinds, head grouping, expert sparsity, activated width
-over d_model, windows as a fraction of the context, latent ranks as a fraction of d_model, the
-precision plan. Not kept: absolute sizes. State sizes shrink with d_model, so recall is to be
-compared at equal cache bytes, which the report has as `recall_cache_bytes`.
+Kept are the proportions and the order of layer kinds, head grouping, expert sparsity, active width
+over d_model, windows relative to the context, latent ranks relative to d_model, and the precision
+plan. Absolute sizes are not kept. State sizes shrink with d_model, so recall should be compared at
+equal cache bytes, `recall_cache_bytes` in the report.
 """
 
 from collections import Counter
@@ -12,15 +12,15 @@ from .architecture import Architecture
 from .pattern import compress, units
 from .plan import ProxySettings
 
-PROXY_VOCABULARY = 256  # the proxy model reads bytes
+PROXY_VOCABULARY = 256  # bytes: what the proxy model reads
 
 
 def proxy_architecture(
     architecture: Architecture, proxy: ProxySettings, *, context_fraction: float
 ) -> Architecture:
-    """The proxy of `architecture`; `context_fraction` in (0, 1] is the factor on its windows.
+    """The proxy model of `architecture`; windows are multiplied by `context_fraction`.
 
-    Raises ValueError when `proxy.layers` is less than the number of layer kinds.
+    Raises ValueError if `proxy.layers` is less than the number of layer kinds.
     """
     width_fraction = proxy.d_model / architecture.d_model
     symbols = shrink_depth(architecture.symbols, proxy.layers)
@@ -49,11 +49,10 @@ def proxy_architecture(
 
 
 def shrink_depth(symbols: tuple[str, ...], num_layers: int) -> tuple[str, ...]:
-    """The symbols of at most `num_layers` layers, each kind in its proportion and at its depths.
+    """`num_layers` layers with the kinds of `symbols`, in the same proportions and order.
 
-    Layers are apportioned to kinds by largest remainder, at least one to each; the layers of a
-    kind sit at even quantiles of the depths that it has in `symbols`. Raises ValueError when
-    there are more kinds than `num_layers`.
+    Layers are apportioned to kinds by the largest deficit, at least one each; those of a kind are
+    at even quantiles of the depths of its layers. Raises ValueError for fewer layers than kinds.
     """
     layers = units(symbols)
     if len(layers) <= num_layers:
@@ -64,15 +63,15 @@ def shrink_depth(symbols: tuple[str, ...], num_layers: int) -> tuple[str, ...]:
             f"proxy.layers must be at least the number of layer kinds, got {num_layers} for "
             f"{len(counts)} kinds: {' '.join(''.join(layer) for layer in counts)}"
         )
-    allotted = dict.fromkeys(counts, 1)
+    kept = dict.fromkeys(counts, 1)
     for _ in range(num_layers - len(counts)):
-        # The kind furthest below its proportion gets the next layer; on a tie, the first in order.
+        # The kind furthest below its quota gets the next layer; among equals the first one.
         next_kind = max(
-            counts, key=lambda kind: counts[kind] * num_layers / len(layers) - allotted[kind]
+            counts, key=lambda kind: counts[kind] * num_layers / len(layers) - kept[kind]
         )
-        allotted[next_kind] += 1
+        kept[next_kind] += 1
     placed: list[tuple[float, tuple[str, ...]]] = []
-    for kind, count in allotted.items():
+    for kind, count in kept.items():
         depths = [depth for depth, layer in enumerate(layers) if layer == kind]
         placed += [(depths[(2 * i + 1) * len(depths) // (2 * count)], kind) for i in range(count)]
     return tuple(symbol for _, layer in sorted(placed, key=lambda p: p[0]) for symbol in layer)

@@ -32,7 +32,9 @@ def test_rungs_that_do_not_ascend_to_one_are_rejected(given: tuple[float, ...]):
 
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.5, float("nan")])
 def test_a_fraction_is_above_zero_and_at_most_one(fraction: float):
-    with pytest.raises(ValidationError, match=r"greater than 0|less than or equal to 1"):
+    with pytest.raises(
+        ValidationError, match=r"greater than 0|less than or equal to 1|finite number"
+    ):
         Plan.model_validate({"rungs": fractions(fraction, 1)})
 
 
@@ -57,3 +59,8 @@ def test_recall_has_room_for_its_pairs(field: str):
     message = f"{field} must be at least 4 \\* pairs, got {field}=19, pairs=5"
     with pytest.raises(ValidationError, match=message):
         RecallSettings.model_validate({field: 19})
+
+
+def test_the_names_of_workloads_differ():
+    with pytest.raises(ValidationError, match="names of workloads must differ, got chat-4k twice"):
+        Plan.model_validate({"workloads": ["chat-4k", "chat-4k"]})

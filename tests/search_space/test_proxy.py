@@ -1,4 +1,4 @@
-"""The proxy model keeps proportions, order and sparsity."""
+"""Proxy models keep proportions, order and sparsity."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +27,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("M-*-", 4, "M-*-"),
     ],
 )
-def test_layer_kinds_keep_their_proportions_and_depths(
-    pattern: str, layers: int, small: str
-) -> None:
+def test_depth_shrinks_in_proportion_and_order(pattern: str, layers: int, small: str) -> None:
     assert compress(shrink_depth(unroll(pattern), layers)) == small
 
 
-def test_a_proxy_with_fewer_layers_than_kinds_is_an_error() -> None:
+def test_fewer_layers_than_kinds_are_rejected() -> None:
     with pytest.raises(ValueError, match="at least the number of layer kinds, got 2 for 3 kinds"):
         shrink_depth(unroll("(M-*-L-)x4"), 2)
 
@@ -63,7 +61,7 @@ def test_a_window_keeps_its_fraction_of_the_context(
 
 
 @pytest.mark.parametrize("name", ["tiny", "hybrid-1b"])
-def test_every_candidate_of_an_example_space_has_a_small_proxy(name: str) -> None:
+def test_every_candidate_of_a_space_has_a_proxy_model(name: str) -> None:
     space = load_space(EXAMPLES / f"{name}.yaml")
     for candidate in sample(space, 40, seed=3).legal:
         small = proxy_architecture(candidate, space.plan.proxy, context_fraction=128 / 4096)
