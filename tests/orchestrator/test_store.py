@@ -679,7 +679,8 @@ class TestOpening:
         script = (
             "import sys; from archfront.orchestrator.store import open_store;"
             "open_store(sys.argv[1]).close();"
-            "heavy = {'alembic', 'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules); assert not heavy, heavy"
+            "heavy = {'alembic', 'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules);"
+            "assert not heavy, heavy"
         )
         subprocess.run([sys.executable, "-c", script, store_url], check=True)
 
