@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-# The reference lies behind the worst values, so that the extreme points count: by 1 / H of the span,
+# The reference lies behind the worst values, so that extreme points count: by 1 / H of the span,
 # here a tenth, as Ishibuchi et al. 2018 (Evolutionary Computation 26(3)) have it for a front of
 # eleven points per side.
 SLACK = 0.1
@@ -79,7 +79,7 @@ def knee(values: ArrayLike, signs: Sequence[int]) -> int:
 
     With each objective scaled to 0..1 over the front, that plane is the chord of Das 1999 ("On
     characterizing the knee of the Pareto curve", Structural Optimization 18) and the deepest point
-    is the one with the smallest sum (Chiu, Yen and Juan 2016, "Minimum Manhattan distance approach",
+    is that of the smallest sum (Chiu, Yen and Juan 2016, "Minimum Manhattan distance approach",
     IEEE Trans. Evolutionary Computation 20(6)). The first of equals. Raises ValueError for no
     candidates.
     """

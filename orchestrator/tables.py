@@ -178,7 +178,7 @@ class FrontRow(Base):
 
 
 class TimingRow(Base):
-    """A timing of a block, of embedding and head, or of a model; see profilers/timing/measure.py."""
+    """A timing of a block, embedding and head, or a model; see profilers/timing/measure.py."""
 
     __tablename__ = f"{PREFIX}timings"
 
