@@ -12,11 +12,7 @@ from ..orchestrator.format import interval, number, unit_text
 from ..orchestrator.queries import PublishedMetric, knee_index, published_metrics
 from ..orchestrator.store import FrontStep, Store, Study, Trial, TrialMeasurement, open_store
 from ..search_space.architecture import Architecture
-<<<<<<< HEAD
-from ..search_space.metrics import METRICS, MetricRef
-=======
 from ..search_space.metrics import MetricRef
->>>>>>> main
 
 _CANDIDATE = ("number", "key", "pattern", "active_params", "feasible", "on_front")
 
