@@ -1,8 +1,8 @@
-"""How fast twins train on one core: whole models, and mixers beside their token-by-token loops.
+"""Training speed of proxy models on one core, and of recurrences against per-token loops.
 
     OMP_NUM_THREADS=1 python benchmarks/cpu.py
 
-Other work on the machine only slows a run down: all take turns, and the fastest turn counts.
+All cases run in turns and the fastest turn counts, since other load only slows a run down.
 """
 
 import sys
@@ -21,7 +21,7 @@ from archfront.search_space.architecture import Architecture
 
 TURNS = 5
 BATCH, TOKENS, D_MODEL, VOCABULARY = 8, 256, 128, 256
-STEPS = 3  # of a turn; its median is one number
+STEPS = 3  # per turn; their median counts
 TOKENS_PER_S_GOAL, RATIO_GOAL = 6000, 3.0
 BLOCKS = {
     "*": {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 32},
@@ -31,7 +31,7 @@ BLOCKS = {
     "-": {"kind": "ffn", "width": 384},
 }
 PATTERNS = ("*-*-*-*-", "M-M-M-*-", "G-G-G-*-", "K-K-K-*-")
-FORMS = {  # the axes behind [B, T] that its decay has, and whether it is a delta rule
+RECURRENCES = {  # dimensions of the decay after [B, T], and whether it is a delta rule
     "linear attention": (0, False),
     "deltanet": (0, True),
     "mamba-2": (1, False),
@@ -71,7 +71,7 @@ def seconds_per_step(pattern: str) -> float:
 
 
 def recurrences() -> dict[str, Call]:
-    """The function of each, the same name in both forms, and its inputs."""
+    """(function name, inputs) of each recurrence, in both implementations."""
     B, T, H, K, N, S = BATCH, TOKENS, 4, 32, 2 * D_MODEL, 16
     unit = F.normalize(torch.randn(B, T, H, K), dim=-1)
     q, v, b = torch.randn(3, B, T, H, K)
@@ -79,7 +79,7 @@ def recurrences() -> dict[str, Call]:
     beta = torch.rand(B, T, H)
     found: dict[str, Call] = {
         name: ("linear_recurrence", (q, unit, v, decays[axes], beta if delta else None))
-        for name, (axes, delta) in FORMS.items()
+        for name, (axes, delta) in RECURRENCES.items()
     }
     found["rwkv-7"] = ("rwkv7_recurrence", (q, decays[2], unit, v, -unit, unit * b.sigmoid()))
     x, gate = torch.randn(2, B, T, N)
@@ -120,14 +120,14 @@ def main() -> int:
     for name, (function, inputs) in recurrences().items():
         both = fastest(
             {
-                form.__name__: partial(forward_and_backward, getattr(form, function), inputs)
-                for form in (eager, reference)
+                module.__name__: partial(forward_and_backward, getattr(module, function), inputs)
+                for module in (eager, reference)
             }
         )
         ours, loop = (1e3 * seconds for seconds in both.values())
         missed += loop / ours < RATIO_GOAL
-        told = f"{loop / ours:6.1f} {RATIO_GOAL:5.1f} {verdict(loop / ours, RATIO_GOAL)}"
-        print(f"{name:18} {ours:9.1f} {loop:9.1f} {told}")
+        result = f"{loop / ours:6.1f} {RATIO_GOAL:5.1f} {verdict(loop / ours, RATIO_GOAL)}"
+        print(f"{name:18} {ours:9.1f} {loop:9.1f} {result}")
     return int(missed > 0)
 
 

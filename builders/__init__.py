@@ -1,1 +1,1 @@
-"""Architecture in, nn.Module out."""
+"""PyTorch modules of architectures."""

@@ -1,4 +1,4 @@
-"""What bodies keep of the tokens they have read, each row of a batch at a length of its own."""
+"""Decoding caches: keys and values by token, recurrent states; each row has its own length."""
 
 # B batch, T tokens, C tokens that there is room for, H heads, D head width
 
@@ -10,35 +10,37 @@ from torch import Tensor
 
 from ..kernels.attention.cache import PagedCache
 from ..search_space.operators import NumberFormat
-from .body import Pass
 from .precision import decode, encode
 
-PAGE = 64  # tokens that lie together
-GROWTH = 4  # pages a cache grows by: copying it then costs 1/256 of the reading in between
+PAGE = 64  # tokens of a page
+GROWTH = 4  # pages a cache grows by: one token in 256 copies it
 
 
 class Memory:
-    """Base of all caches: what a pass changed can be taken back."""
+    """Base class of all caches."""
 
     def copy(self) -> Self:
-        """The same content in tensors of its own."""
+        """A deep copy, for undoing what a pass appends."""
         return deepcopy(self)
 
     def tensors(self) -> list[Tensor]:
-        """What is held, without the room that is not used yet."""
+        """The content, without allocated room that is not used yet."""
         raise NotImplementedError
 
     def fill_random(self, tokens: int) -> None:
-        """Hold random content as if so many tokens had been read; some have been, to say of what
-        shape. A memory of constant size stays as it is."""
+        """Replace the content by random values, as if `tokens` tokens per row had been read.
+
+        At least one token must have been read, which fixes the shapes. A cache of constant size
+        keeps its content.
+        """
 
 
 class TokenCache(Memory):
-    """Named x_BTHD of the tokens of each row, and their positions.
+    """Tensors x_BTHD by name for the tokens of each row, and their positions.
 
     With a window only the first `first` tokens and the last `window` others are kept. In an 8-bit
-    format it holds values and one fp32 scale a token and head. The row's n-th token has its place
-    at n, past the first ones in turns of `window` places.
+    format each token and head has values and one fp32 scale. Token n of a row lies at index n;
+    beyond the first ones a window is a ring buffer of `window` places.
     """
 
     def __init__(self, batch: int, *, window: int | None, kv: NumberFormat, first: int = 0) -> None:
@@ -59,22 +61,23 @@ class TokenCache(Memory):
         """Whether all rows hold the same number of tokens."""
         return min(self.lengths) == max(self.lengths)
 
-    def append(self, run: Pass, **named: Tensor) -> None:
-        """Keep the valid tokens of a pass."""
-        T = run.positions_BT.shape[1]
+    def append(self, positions_BT: Tensor, valid_BT: Tensor | None, **named: Tensor) -> None:
+        """Append the tokens of a pass, those of `valid_BT` if given, each tensor x_BTHD."""
+        T = positions_BT.shape[1]
         counts = [T] * len(self.lengths)
-        if run.valid_BT is not None:
-            counts = run.valid_BT.sum(1).tolist()
-        self._make_room(max(n + c for n, c in zip(self.lengths, counts, strict=True)), named, run)
-        place = self._places(counts, T, run.positions_BT.device)
-        self.positions_BC[place[:2]] = run.positions_BT[place[2]]
+        if valid_BT is not None:
+            counts = valid_BT.sum(1).tolist()
+        needed = max(n + c for n, c in zip(self.lengths, counts, strict=True))
+        self._make_room(needed, named, positions_BT.device)
+        place = self._places(counts, T, positions_BT.device)
+        self.positions_BC[place[:2]] = positions_BT[place[2]]
         for name, x in named.items():
             for buffer, part in zip(self.parts[name], self._encoded(x), strict=True):
                 buffer[place[:2]] = part[place[2]]
         self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
 
     def _places(self, counts: list[int], T: int, device: torch.device) -> tuple[Any, Any, Any]:
-        """(row, place, source): where each kept token of the pass goes, as indices."""
+        """(row, place, source): index tensors of the kept tokens, in the cache and in the pass."""
         start = self._place(self.lengths[0])
         if self.uniform and set(counts) == {T} and start + T <= (self.room or start + T):
             everything = slice(None)
@@ -97,20 +100,20 @@ class TokenCache(Memory):
         return self.first + (n - self.first) % (self.room - self.first)
 
     def read(self, name: str) -> Tensor:
-        """x_BCHD of what is held, in the order of the places."""
+        """x_BCHD of all cached tokens, by index; dequantized."""
         held = tuple(buffer[:, : self._used] for buffer in self.parts[name])
         return held[0] if self.kv == "bf16" else decode(*held).to(self.dtype)
 
     def positions(self) -> Tensor:
-        """positions_BC of what `read` gives, -1 where a row holds nothing."""
+        """positions_BC of what `read` returns, -1 where a row holds no token."""
         return self.positions_BC[:, : self._used]
 
     def pages(
         self, key: str, value: str | None, lengths_B: Tensor, *, value_dim: int | None = None
     ) -> PagedCache:
-        """The first `lengths_B` places of each row, as the decoding kernel reads them.
+        """The first `lengths_B` places of each row as a paged cache, without a copy.
 
-        Without a `value` the first `value_dim` numbers of the key are the value.
+        With `value` None the first `value_dim` numbers of a key are its value.
         """
         keys, k_scale = self._in_pages(key)
         values, v_scale = (None, None) if value is None else self._in_pages(value)
@@ -127,6 +130,35 @@ class TokenCache(Memory):
             v_scale=v_scale,
         )
 
+    def selected_pages(
+        self, key: str, value: str, token_BLS: Tensor, lengths_BL: Tensor
+    ) -> PagedCache:
+        """A copy of selected tokens, B L rows of one head each, as a paged cache.
+
+        `token_BLS` are their indices for L groups of heads, equally many per cached head; S is a
+        multiple of PAGE. The first `lengths_BL` of them count.
+        """
+        B, L, S = token_BLS.shape
+        row_B11 = torch.arange(B, device=token_BLS.device)[:, None, None]
+        heads = self.parts[key][0].shape[2]
+        head_L1 = (torch.arange(L, device=token_BLS.device) * heads // L)[:, None]
+
+        def copied(name: str) -> list[Tensor]:
+            gathered = (buffer[row_B11, token_BLS, head_L1] for buffer in self.parts[name])
+            return [x.reshape(B * L * S // PAGE, PAGE, 1, -1) for x in gathered]
+
+        keys, values = copied(key), copied(value)
+        page = torch.arange(len(keys[0]), dtype=torch.int32, device=token_BLS.device)
+        return PagedCache(
+            k_pages=keys[0],
+            v_pages=values[0],
+            v_dim=values[0].shape[-1],
+            page_table=page.view(B * L, -1),
+            lengths_B=lengths_BL.flatten().int(),
+            k_scale=keys[1].squeeze(-1) if len(keys) == 2 else None,
+            v_scale=values[1].squeeze(-1) if len(values) == 2 else None,
+        )
+
     def _in_pages(self, name: str) -> tuple[Tensor, Tensor | None]:
         pages = [buffer.unflatten(1, (-1, PAGE)).flatten(0, 1) for buffer in self.parts[name]]
         return pages[0], pages[1].squeeze(-1) if len(pages) == 2 else None
@@ -138,10 +170,10 @@ class TokenCache(Memory):
     def _encoded(self, x: Tensor) -> tuple[Tensor, ...]:
         return (x,) if self.kv == "bf16" else encode(x, (-1,), self.kv)
 
-    def _make_room(self, tokens: int, named: dict[str, Tensor], run: Pass) -> None:
+    def _make_room(self, tokens: int, named: dict[str, Tensor], device: torch.device) -> None:
         wanted = min(tokens, self.room or tokens)
         if not self.parts:
-            self.positions_BC = self.positions_BC.to(run.positions_BT.device)
+            self.positions_BC = self.positions_BC.to(device)
             self.dtype = next(iter(named.values())).dtype
             empty = {name: self._encoded(x[:, :1]) for name, x in named.items()}
             self.parts = {name: tuple(p[:, :0] for p in parts) for name, parts in empty.items()}
@@ -162,7 +194,7 @@ class TokenCache(Memory):
         room = _rounded(self._used, PAGE)
         device = self.positions_BC.device
         place_C = torch.arange(room, device=device)
-        if self.room is not None and tokens > self.room:  # a window is as new as its text
+        if self.room is not None and tokens > self.room:  # the positions of the last ones
             late_C = place_C >= self.first
             place_C = torch.where(late_C, place_C + tokens - self.room, place_C)
         self.positions_BC = place_C.expand(len(self.lengths), -1).clone()
@@ -177,7 +209,7 @@ def _rounded(tokens: int, grain: int) -> int:
 
 
 def grown(buffer: Tensor, room: int, fill: int) -> Tensor:
-    """The same content with room for more along the second dimension."""
+    """A copy that is longer along the second dimension, the new part set to `fill`."""
     B, T, *rest = buffer.shape
     grown = torch.full((B, room, *rest), fill, dtype=torch.float32, device=buffer.device)
     grown = grown.to(buffer.dtype)
@@ -185,8 +217,59 @@ def grown(buffer: Tensor, room: int, fill: int) -> Tensor:
     return grown
 
 
+class KeyValues:
+    """Tensors x_BCGD by name (keys, values, latents) of the tokens that a pass may attend to.
+
+    Appends the tokens of the pass to `cache`, if there is one. Three cases:
+    `prefill`: the tokens are those of the pass, nothing was cached before.
+    `decode`: one new token per row; the tokens are those of the cache, the new one among them.
+    Neither: several tokens follow cached ones. The new tokens are concatenated behind what was
+    cached before, since in a window they may evict tokens that the first of them still sees.
+
+    `positions_BC` are the positions of the tokens, -1 for padding.
+    """
+
+    def __init__(
+        self,
+        cache: TokenCache | None,
+        positions_BT: Tensor,
+        valid_BT: Tensor | None,
+        named: dict[str, Tensor],
+    ) -> None:
+        self.cache = cache
+        self.prefill = cache is None or cache.empty
+        self.decode = not self.prefill and positions_BT.shape[1] == 1 and valid_BT is None
+        self.positions_BC = positions_BT
+        if valid_BT is not None:
+            self.positions_BC = torch.where(valid_BT, positions_BT, -1)
+        self._named = named
+        if cache is None:
+            return
+        if not self.prefill and not self.decode:
+            self._named = {n: torch.cat([cache.read(n), x], 1) for n, x in named.items()}
+            self.positions_BC = torch.cat([cache.positions(), self.positions_BC], 1)
+        cache.append(positions_BT, valid_BT, **named)
+        if self.decode:
+            self.positions_BC = cache.positions()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self.decode:
+            assert self.cache is not None, "decoding has a cache"
+            return self.cache.read(name)
+        return self._named[name]
+
+    def pages(
+        self, key: str, value: str | None, lengths_B: Tensor, *, value_dim: int | None = None
+    ) -> PagedCache:
+        """The cached tokens as a paged cache, see `TokenCache.pages`; only for `decode`."""
+        assert self.cache is not None, "decoding has a cache"
+        room = self.cache.room
+        lengths_B = lengths_B if room is None else lengths_B.clamp(max=room)
+        return self.cache.pages(key, value, lengths_B, value_dim=value_dim)
+
+
 class StateCache(Memory):
-    """Named tensors of constant size, one row a sequence: states, convolution tails, shifts."""
+    """Tensors of constant size by name, one row per sequence: states, convolution tails, shifts."""
 
     def __init__(self, **named: Tensor) -> None:
         self.named = named
@@ -202,7 +285,7 @@ class StateCache(Memory):
 
 
 def last_inputs(x_BTN: Tensor, tail_BWN: Tensor, valid_BT: Tensor | None) -> Tensor:
-    """tail_BWN after the tokens of a pass: the last W valid inputs of each row."""
+    """The next tail_BWN: the last W valid inputs of each row, `tail_BWN` being those before x."""
     W = tail_BWN.shape[1]
     seen_BSN = torch.cat([tail_BWN, x_BTN], 1)
     if valid_BT is None:

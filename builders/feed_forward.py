@@ -1,4 +1,4 @@
-"""Dense feed-forward bodies."""
+"""The dense feed-forward, and its activations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,8 @@ from ..kernels.rows import op as rows
 from ..kernels.rows.reference import Activation as Gate
 from ..search_space.blocks import feed_forward as record
 from .body import Body, Pass
-from .parts import Parts, Projection
+from .layers import Projection
+from .parameters import Parameters
 
 GATES: dict[record.Activation, Gate] = {
     "swiglu": "silu",
@@ -20,11 +21,15 @@ GATES: dict[record.Activation, Gate] = {
     "geglu_tanh": "gelu_tanh",
     "swiglu_oai": "oai",
 }
-SITU_GATE, SITU_UP = 4.0, 25.0  # Kimi-K3's soft bounds of gate and up
+SITU_GATE, SITU_UP = 4.0, 25.0  # soft bounds of gate and up in Kimi-K3
 
 
 class MLP(Body):
-    """Up, activation, down; with the groups of rows sorted by expert, each expert's own."""
+    """y = W_down (act(W_gate x) * W_up x), or W_down act(W_up x) for ungated activations.
+
+    `make` creates the projections: of one feed-forward, or stacked ones of all experts, whose
+    `feed` takes rows sorted by expert and their groups.
+    """
 
     gate_proj: Projection
     up_proj: Projection
@@ -49,9 +54,10 @@ class MLP(Body):
         return self.feed(x_BTD)
 
     def feed(self, x: Tensor, *groups: Groups) -> Tensor:
+        """y [..., D] of x [..., D]."""
         up = self.up_proj(x, *groups)
         if self.activation in record.UNGATED:
-            return self.down_proj(alone(self.activation, up), *groups)
+            return self.down_proj(ungated_activation(self.activation, up), *groups)
         gate = self.gate_proj(x, *groups)
         if self.activation == "situ":
             hidden = situ(gate, up)
@@ -61,14 +67,16 @@ class MLP(Body):
 
 
 class FeedForward(MLP):
+    """The dense feed-forward of a block (SwiGLU: arXiv 2002.05202)."""
+
     fields = frozenset(record.FeedForward.model_fields)
 
-    def __init__(self, block: record.FeedForward, parts: Parts) -> None:
-        super().__init__(block.activation, block.limit, parts.linear)
+    def __init__(self, block: record.FeedForward, params: Parameters) -> None:
+        super().__init__(block.activation, block.limit, params.linear)
 
 
-def alone(activation: record.Activation, up: Tensor) -> Tensor:
-    """An activation without a gate."""
+def ungated_activation(activation: record.Activation, up: Tensor) -> Tensor:
+    """act(up) for the activations that have no gate."""
     match activation:
         case "relu2":
             return rows.relu2(up)
@@ -81,8 +89,8 @@ def alone(activation: record.Activation, up: Tensor) -> Tensor:
 
 
 def situ(gate: Tensor, up: Tensor) -> Tensor:
-    """4 tanh(gate / 4) sigmoid(gate) * 25 tanh(up / 25)."""
-    wide = torch.promote_types(gate.dtype, torch.float32)
-    g, u = gate.to(wide), up.to(wide)
+    """4 tanh(gate / 4) sigmoid(gate) * 25 tanh(up / 25) (Kimi-K3)."""
+    fp32 = torch.promote_types(gate.dtype, torch.float32)
+    g, u = gate.to(fp32), up.to(fp32)
     bounded = SITU_GATE * torch.tanh(g / SITU_GATE) * g.sigmoid()
     return (bounded * SITU_UP * torch.tanh(u / SITU_UP)).to(gate.dtype)

@@ -1,4 +1,4 @@
-"""Text from a model: greedy or sampled, one token at a time or drafted by its MTP modules."""
+"""Text generation: greedy or sampled, or speculative with the model's MTP modules."""
 
 # B batch, T tokens of the prompt, N new tokens, V vocabulary, D model width
 
@@ -15,10 +15,10 @@ from .model import HybridLM
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn. A temperature of 0 takes the most likely one.
+    """Sampling settings. A temperature of 0 is greedy decoding.
 
-    `top_k` keeps the likeliest tokens, `top_p` the fewest that make up that probability
-    (arXiv 1904.09751).
+    `top_k` keeps the most probable tokens, `top_p` the smallest set with that total probability
+    (nucleus sampling, arXiv 1904.09751). Raises ValueError for values out of range.
     """
 
     temperature: float = 0.0
@@ -32,30 +32,30 @@ class Sampling:
             and (self.top_k is None or self.top_k >= 1)
         ):
             raise ValueError(
-                "sampling wants temperature >= 0, top_k >= 1, 0 < top_p <= 1, got "
+                "sampling requires temperature >= 0, top_k >= 1 and 0 < top_p <= 1, got "
                 f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}"
             )
 
     def draw(self, logits_BV: Tensor, generator: torch.Generator | None) -> Tensor:
-        """tokens_B."""
+        """tokens_B drawn from logits_BV."""
         if self.temperature == 0:
             return logits_BV.argmax(-1)
-        return torch.multinomial(self.shares(logits_BV), 1, generator=generator).squeeze(1)
+        return torch.multinomial(self.probabilities(logits_BV), 1, generator=generator).squeeze(1)
 
-    def shares(self, logits_BV: Tensor) -> Tensor:
-        """The probability of each token."""
+    def probabilities(self, logits_BV: Tensor) -> Tensor:
+        """probability_BV that tokens are drawn with."""
         logits_BV = logits_BV.float() / self.temperature
         if self.top_k is not None:
             least_B1 = logits_BV.topk(min(self.top_k, logits_BV.shape[-1]), -1).values[:, -1:]
             logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
-        share_BV = logits_BV.softmax(-1)
+        probability_BV = logits_BV.softmax(-1)
         if self.top_p < 1:
-            sorted_BV, order_BV = share_BV.sort(-1, descending=True)
-            before_BV = sorted_BV.cumsum(-1) - sorted_BV
-            sorted_BV = sorted_BV.masked_fill(before_BV >= self.top_p, 0.0)
-            share_BV = torch.zeros_like(share_BV).scatter(-1, order_BV, sorted_BV)
-            share_BV = share_BV / share_BV.sum(-1, keepdim=True)
-        return share_BV
+            sorted_BV, order_BV = probability_BV.sort(-1, descending=True)
+            earlier_BV = sorted_BV.cumsum(-1) - sorted_BV
+            sorted_BV = sorted_BV.masked_fill(earlier_BV >= self.top_p, 0.0)
+            probability_BV = torch.zeros_like(probability_BV).scatter(-1, order_BV, sorted_BV)
+            probability_BV = probability_BV / probability_BV.sum(-1, keepdim=True)
+        return probability_BV
 
 
 GREEDY = Sampling()
@@ -72,9 +72,10 @@ def generate(
     seed: int = 0,
     end: int | None = None,
 ) -> Tensor:
-    """tokens_BN that follow each prompt, of `lengths_B` tokens where they are not all of T.
+    """tokens_BN, N = `new_tokens`, that continue each prompt.
 
-    A row that has come to the `end` token repeats it; when all have, fewer than N are given.
+    `lengths_B` are the lengths of prompts shorter than T. A row that has produced the token `end`
+    repeats it; once all rows have, generation stops with fewer than N tokens.
     """
     generator = torch.Generator(prompt_BT.device).manual_seed(seed)
     logits_BV, caches = model.prefill(prompt_BT, lengths_B)
@@ -92,26 +93,28 @@ def generate(
 
 @dataclass(frozen=True, kw_only=True)
 class Drafted:
-    """The new tokens, and how many drafted ones each pass of the model accepted."""
+    """Result of speculative decoding: new tokens, and accepted drafts per pass of the model."""
 
     tokens_N: Tensor
     accepted: tuple[int, ...]
 
     @property
     def tokens_per_pass(self) -> float:
+        """Mean number of new tokens per pass of the model."""
         return 1 + sum(self.accepted) / max(1, len(self.accepted))
 
 
 @torch.no_grad()
 def speculate(model: HybridLM, prompt_T: Tensor, new_tokens: int) -> Drafted:
-    """The greedy continuation of one prompt, drafted by the MTP modules and verified by the model.
+    """Greedy continuation of one prompt by speculative decoding (arXiv 2211.17192).
 
-    Each pass of the model reads the last token and the drafts, keeps the drafts up to the first that
-    it would not have taken itself, and adds its own token: the text is the one of `generate`.
+    The MTP modules draft, the model verifies: each of its passes reads the last token and the
+    drafts, accepts those before the first that differs from its own choice, and adds its own token.
+    The text equals that of `generate`. Raises Unbuilt without MTP modules.
     """
     if not len(model.mtp):
         raise Unbuilt("speculative decoding needs MTP modules, this architecture has none")
-    text = _Draft(model, prompt_T)
+    text = _DraftedText(model, prompt_T)
     accepted = []
     while len(text.tokens) < len(prompt_T) + new_tokens:
         accepted.append(text.advance())
@@ -119,65 +122,65 @@ def speculate(model: HybridLM, prompt_T: Tensor, new_tokens: int) -> Drafted:
     return Drafted(tokens_N=torch.tensor(tokens, device=prompt_T.device), accepted=tuple(accepted))
 
 
-class _Draft:
-    """A text that grows: its last token is known but not read yet.
+class _DraftedText:
+    """The text so far, whose last token has not been read by the model yet.
 
-    Module k (from 1) reads, at a position, the hidden state that module k - 1 (0 is the model) has
-    there and the token k places on. What it made of sure tokens is kept, in `sure` and its cache.
+    At a position, MTP module k = 1, 2, ... reads the hidden state of module k - 1 (0 is the model)
+    and the token k places on. `hidden[k]` and its cache hold the positions of accepted tokens.
     """
 
     def __init__(self, model: HybridLM, prompt_T: Tensor) -> None:
         self.model, self.device = model, prompt_T.device
         self.caches = model.new_caches(1)
-        self.of_module = [module.new_cache(1) for module in model.mtp]
+        self.module_caches = [module.new_cache(1) for module in model.mtp]
         self.tokens: list[int] = prompt_T.tolist()
         hidden_1TD = model.read(prompt_T[None], self.caches)
-        self.sure = [hidden_1TD, *(hidden_1TD[:, :0] for _ in model.mtp)]
-        self.tokens += self._likeliest(hidden_1TD[:, -1:])
+        self.hidden = [hidden_1TD, *(hidden_1TD[:, :0] for _ in model.mtp)]
+        self.tokens += self._most_likely(hidden_1TD[:, -1:])
 
     def advance(self) -> int:
-        """One pass of the model: how many drafts were right."""
+        """Run one pass of the model and return the number of accepted drafts."""
         drafts = self._drafts()
-        before = deepcopy(self.caches)
+        saved = deepcopy(self.caches)
         read_1T = self._row([self.tokens[-1], *drafts])
         hidden_1TD = self.model.read(read_1T, self.caches)
-        wanted = self._likeliest(hidden_1TD)
-        right = next((i for i, d in enumerate(drafts) if d != wanted[i]), len(drafts))
-        if right < len(drafts):  # take back what was read in vain
-            self.caches = before
-            hidden_1TD = self.model.read(read_1T[:, : right + 1], self.caches)
-        self.tokens += wanted[: right + 1]
-        self.sure[0] = torch.cat([self.sure[0], hidden_1TD], 1)
-        return right
+        chosen = self._most_likely(hidden_1TD)
+        accepted = next((i for i, d in enumerate(drafts) if d != chosen[i]), len(drafts))
+        if accepted < len(drafts):  # undo the rejected tokens
+            self.caches = saved
+            hidden_1TD = self.model.read(read_1T[:, : accepted + 1], self.caches)
+        self.tokens += chosen[: accepted + 1]
+        self.hidden[0] = torch.cat([self.hidden[0], hidden_1TD], 1)
+        return accepted
 
     def _drafts(self) -> list[int]:
-        """One token from each module, each drawn on those before it."""
-        hidden, drafts = self.sure[0], []
+        """One drafted token per module, each from those before it."""
+        hidden, drafts = self.hidden[0], []
         length = hidden.shape[1]
-        for k, cache in enumerate(self.of_module, 1):
-            start = self.sure[k].shape[1]
-            stop = max(start, length - k + 1)  # from here on a draft is read
+        for k, cache in enumerate(self.module_caches, 1):
+            start = self.hidden[k].shape[1]
+            stop = max(start, length - k + 1)  # later positions read a draft
             known = self._read(k, hidden, start, stop, drafts, cache)
-            self.sure[k] = torch.cat([self.sure[k], known], 1)
+            self.hidden[k] = torch.cat([self.hidden[k], known], 1)
             rest = self._read(k, hidden, stop, length, drafts, deepcopy(cache))
-            hidden = torch.cat([self.sure[k], rest], 1)
-            drafts += self._likeliest(hidden[:, -1:])
+            hidden = torch.cat([self.hidden[k], rest], 1)
+            drafts += self._most_likely(hidden[:, -1:])
         return drafts
 
     def _read(
         self, k: int, hidden: Tensor, start: int, stop: int, drafts: list[int], cache: list[Any]
     ) -> Tensor:
-        """What module k makes of the positions from `start` to `stop`; its cache keeps them."""
+        """hidden_1TD of module k at positions `start` to `stop`, appended to its cache."""
         if start == stop:
             return hidden[:, :0]
         next_1T = self._row((self.tokens + drafts)[start + k : stop + k])
         positions_1T = torch.arange(start, stop, device=self.device)[None]
-        run = Pass(positions_BT=positions_1T, tokens_BT=next_1T, reads_texts=start == 0)
+        run = Pass(positions_BT=positions_1T, tokens_BT=next_1T, whole_rows=start == 0)
         embedded = self.model.embed(next_1T)
         return self.model.mtp[k - 1](hidden[:, start:stop], embedded, run, cache)
 
     def _row(self, tokens: list[int]) -> Tensor:
         return torch.tensor([tokens], device=self.device)
 
-    def _likeliest(self, hidden_1TD: Tensor) -> list[int]:
+    def _most_likely(self, hidden_1TD: Tensor) -> list[int]:
         return self.model.logits(hidden_1TD)[0].argmax(-1).tolist()

@@ -1,7 +1,6 @@
-"""The module of each kind of block. A new mixer is a record, a module, and a name here."""
+"""The module of each kind of block."""
 
 from .body import Body
-from .experts import MoE
 from .feed_forward import FeedForward
 from .mixers.attention import Attention
 from .mixers.compressed import CompressedAttention
@@ -18,6 +17,7 @@ from .mixers.rwkv7 import RWKV7, RWKV7ChannelMix
 from .mixers.shared import SharedBlock
 from .mixers.short_conv import ShortConv
 from .mixers.ttt import TTTLinear
+from .moe import MoE
 
 BODIES: dict[str, type[Body]] = {
     "attn": Attention,

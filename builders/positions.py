@@ -1,65 +1,76 @@
-"""Rotary tables: the angle of each position and pair, for every way of reaching longer contexts."""
+"""Rotary position embedding (arXiv 2104.09864) with the context-extension scalings of rope.py."""
 
-# B batch, T tokens, P pairs of a head's rotated part
+# B batch, T tokens, H heads, K head width, P pairs of a head's rotated part
 
 import math
 
 import torch
 from torch import Tensor
 
+from ..kernels.rows import op as rows
 from ..search_space.blocks.rope import Rope, RopeScaling
-from .body import Pass
+from .body import Pass, RotaryKey
 
 
-def rotation(
+def apply_rope(x_BTHK: Tensor, rope: Rope, dims: int, run: Pass) -> Tensor:
+    """The first `dims` dimensions of each head rotated by the positions of the pass."""
+    cos_BTP, sin_BTP = rotary_tables(
+        rope, run, rotated=dims, head_dim=x_BTHK.shape[-1], dtype=x_BTHK.dtype
+    )
+    width = 2 * cos_BTP.shape[-1]
+    return rows.rope(x_BTHK, cos_BTP, sin_BTP, rotated=width, interleaved=rope.interleaved)
+
+
+def rotary_tables(
     rope: Rope,
     run: Pass,
     *,
     rotated: int,
     head_dim: int,
     dtype: torch.dtype,
-    sharpened: bool = True,
+    attention_factor: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(cos_BTP, sin_BTP) at the positions of a pass, for activations of `dtype`; once a pass.
+    """(cos_BTP, sin_BTP) at the positions of a pass, computed once per pass.
 
-    They rotate the first 2 P dimensions of a head.
+    They are at least float32 and rotate the first 2 P dimensions of a head whose activations have
+    `dtype`.
     """
-    wide = torch.promote_types(dtype, torch.float32)
-    key = ("rotation", rope, rotated, head_dim, wide, sharpened)
-    if key not in run.left:
-        run.left[key] = tables(
+    fp32 = torch.promote_types(dtype, torch.float32)
+    key = RotaryKey(rope, rotated, head_dim, fp32, attention_factor)
+    if key not in run.rotary_tables:
+        run.rotary_tables[key] = tables_at(
             rope,
             run.positions_BT,
             rotated=rotated,
             head_dim=head_dim,
-            dtype=wide,
-            sharpened=sharpened,
+            dtype=fp32,
+            attention_factor=attention_factor,
         )
-    return run.left[key]
+    return run.rotary_tables[key]
 
 
-def tables(
+def tables_at(
     rope: Rope,
     positions_BT: Tensor,
     *,
     rotated: int,
     head_dim: int,
     dtype: torch.dtype,
-    sharpened: bool = True,
+    attention_factor: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(cos_BTP, sin_BTP) at any positions; unless `sharpened`, a rotation that can be undone."""
-    frequency_P, sharpness = frequencies(rope, rotated, head_dim)
-    size = sharpness if sharpened else 1.0
+    """(cos_BTP, sin_BTP) at given positions; without `attention_factor` a pure rotation."""
+    frequency_P, factor = frequencies(rope, rotated, head_dim)
+    size = factor if attention_factor else 1.0
     angle_BTP = positions_BT[..., None].double() * frequency_P.to(positions_BT.device)
     return (angle_BTP.cos() * size).to(dtype), (angle_BTP.sin() * size).to(dtype)
 
 
 def frequencies(rope: Rope, rotated: int, head_dim: int) -> tuple[Tensor, float]:
-    """(radians a token of each pair, the factor on both tables), by the scaling's own rule.
+    """(frequency_P in radians per token, the attention factor on both tables) of a scaling.
 
-    The rules of transformers, modeling_rope_utils.py. What depends on the length of the text at
-    hand there (`dynamic`, the short factors of `longrope`) is taken as the context it was trained
-    for, so that a token's rotation never changes once it is cached.
+    The formulas of transformers, modeling_rope_utils.py. Where they depend on the length of the
+    text (`dynamic`, `longrope`), the length is the training context, so that the rotation of a
+    cached token never changes.
     """
     pair_P = torch.arange(rotated // 2, dtype=torch.float64)
     plain_P = rope.theta ** (-2 * pair_P / rotated)
@@ -78,18 +89,19 @@ def frequencies(rope: Rope, rotated: int, head_dim: int) -> tuple[Tensor, float]
             return _llama3(scaling, plain_P), 1.0
         case RopeScaling(type="longrope"):
             factor_P = torch.tensor(scaling.short_factor or (1.0,), dtype=torch.float64)
-            return plain_P / factor_P, _longrope_sharpness(scaling)
-        case RopeScaling(type="proportional"):  # pairs of the whole head, most of them at rest
+            return plain_P / factor_P, _longrope_factor(scaling)
+        case RopeScaling(type="proportional"):  # pairs of the whole head, most of frequency 0
             whole_P = torch.zeros(head_dim // 2, dtype=torch.float64)
             whole_P[: len(pair_P)] = rope.theta ** (-2 * pair_P / head_dim)
             return whole_P / scaling.factor, 1.0
-    raise AssertionError(f"the record lets only known types through, got {scaling}")
+    raise AssertionError(f"validated by the record, got {scaling}")
 
 
 def _yarn(
     scaling: RopeScaling, theta: float, rotated: int, plain_P: Tensor
 ) -> tuple[Tensor, float]:
-    """arXiv 2309.00071, section 3.4: fast pairs stay, slow ones are interpolated, a ramp between."""
+    """YaRN (arXiv 2309.00071, section 3.4): fast pairs are kept, slow ones interpolated, with a
+    linear ramp between."""
     context = scaling.original_context or 4096
 
     def pair_of(rotations: float) -> float:
@@ -103,16 +115,16 @@ def _yarn(
     slow_P = ((pair_P - low) / max(high - low, 1e-3)).clamp(0, 1)
     mixed_P = plain_P / scaling.factor * slow_P + plain_P * (1 - slow_P)
     if scaling.mscale and scaling.mscale_all_dim:
-        sharpness = _mscale(scaling.factor, scaling.mscale) / _mscale(
+        factor = _mscale(scaling.factor, scaling.mscale) / _mscale(
             scaling.factor, scaling.mscale_all_dim
         )
     else:
-        sharpness = _mscale(scaling.factor, 1.0)
-    return mixed_P, sharpness
+        factor = _mscale(scaling.factor, 1.0)
+    return mixed_P, factor
 
 
-def softmax_sharpness(rope: Rope | None) -> float:
-    """The factor on the softmax scale that YaRN with `mscale_all_dim` asks for (DeepSeek-V2)."""
+def softmax_scale_factor(rope: Rope | None) -> float:
+    """Factor on the softmax scale under YaRN with `mscale_all_dim` (DeepSeek-V2), else 1."""
     scaling = rope.scaling if rope else None
     if scaling is None or not scaling.mscale_all_dim:
         return 1.0
@@ -124,7 +136,7 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def _llama3(scaling: RopeScaling, plain_P: Tensor) -> Tensor:
-    """Wavelengths beyond `original_context / low_freq_factor` are stretched by `factor`."""
+    """Llama 3.1: wavelengths above `original_context / low_freq_factor` grow by `factor`."""
     context = scaling.original_context or 8192
     turns_P = context * plain_P / (2 * math.pi)  # within the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -135,7 +147,7 @@ def _llama3(scaling: RopeScaling, plain_P: Tensor) -> Tensor:
     return plain_P * kept_P + plain_P / scaling.factor * (1 - kept_P)
 
 
-def _longrope_sharpness(scaling: RopeScaling) -> float:
+def _longrope_factor(scaling: RopeScaling) -> float:
     if scaling.mscale is not None:
         return scaling.mscale
     if scaling.factor <= 1 or not scaling.original_context:

@@ -1,4 +1,4 @@
-"""How a sub-block reads and writes the residual stream, where that is more than one sum."""
+"""Residual connections beyond a plain sum: hyper-connections and attention residuals."""
 
 # B batch, T tokens, S residual streams, N groups of layers, D model width
 
@@ -10,38 +10,39 @@ from torch.nn import functional as F
 
 from ..search_space.architecture import HyperConnections
 from .body import Pass
-from .parts import Parts, normed_without_weight
+from .layers import rms_normalized
+from .parameters import Parameters
 
-EPS = 1e-6  # keeps the mixtures of streams away from zero
-GROUPS = "groups of layers so far"  # what attention residuals look back at
-Inside = Callable[[Tensor], Tensor]
+EPS = 1e-6  # added to mixing weights, so that none is zero
+Inner = Callable[[Tensor], Tensor]
 
 
 class StreamMixture(nn.Module):
-    """DeepSeek-V4's hyper-connections: one projection of all streams says how they are mixed.
+    """Manifold-constrained hyper-connections of DeepSeek-V4 (arXiv 2512.24880).
 
-    h = sum of pre_s x_s goes in; x_s <- post_s y + sum of mix_{rs} x_r, with mix made doubly
-    stochastic (Sinkhorn) so that depth neither grows nor shrinks the streams. Equations and initial
-    scale: transformers, models/deepseek_v4. Each stream starts as the plain residual stream would.
+    The sub-block reads h = sum_s pre_s x_s and x_s <- post_s y + sum_r mix_rs x_r, where pre, post
+    and mix are a projection of all streams and mix is made doubly stochastic by Sinkhorn
+    iterations. Equations and initial values: transformers, models/deepseek_v4.
     """
 
-    def __init__(self, record: HyperConnections, parts: Parts) -> None:
+    def __init__(self, record: HyperConnections, params: Parameters) -> None:
         super().__init__()
-        self.record, self.norm_eps = record, parts.norm.eps
-        self.mix = parts.linear("mix")
-        self.base = parts.filled("base", 0.0)
-        self.scale = parts.filled("scale", 1.0)
+        self.record, self.norm_eps = record, params.norm.eps
+        self.mix = params.linear("mix")
+        self.base = params.constant("base", 0.0)
+        self.scale = params.constant("scale", 1.0)
 
-    def forward(self, x_BTSD: Tensor, inside: Inside) -> Tensor:
-        S, wide = self.record.streams, self.base.dtype
-        flat = normed_without_weight(x_BTSD.flatten(2).to(wide), self.norm_eps)
-        raw = F.linear(flat, self.mix.weight.to(wide)).split([S, S, S * S], -1)
+    def forward(self, x_BTSD: Tensor, inner: Inner) -> Tensor:
+        """x_BTSD after a sub-block `inner(h_BTD)`."""
+        S, fp32 = self.record.streams, self.base.dtype
+        flat = rms_normalized(x_BTSD.flatten(2).to(fp32), self.norm_eps)
+        raw = F.linear(flat, self.mix.weight.to(fp32)).split([S, S, S * S], -1)
         base = self.base.split([S, S, S * S])
         pre, post, mix = (r * c + b for r, b, c in zip(raw, base, self.scale, strict=True))
         pre_BTS1 = (pre.sigmoid() + EPS)[..., None]
         post_BTS1 = (2 * post.sigmoid())[..., None]
         mix_BTSS = self._stochastic(mix.unflatten(-1, (S, S)).softmax(-1) + EPS)
-        y_BTD = inside((pre_BTS1 * x_BTSD).sum(2).to(x_BTSD.dtype))
+        y_BTD = inner((pre_BTS1 * x_BTSD).sum(2).to(x_BTSD.dtype))
         kept_BTSD = mix_BTSS.mT.to(x_BTSD.dtype) @ x_BTSD
         return post_BTS1.to(x_BTSD.dtype) * y_BTD[:, :, None] + kept_BTSD
 
@@ -54,42 +55,42 @@ class StreamMixture(nn.Module):
 
 
 class StreamHead(nn.Module):
-    """One hidden state of all streams, in front of the last norm."""
+    """A weighted sum of the streams, before the final norm."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, params: Parameters) -> None:
         super().__init__()
-        self.norm_eps = parts.norm.eps
-        self.mix = parts.linear("mix")
-        self.base, self.scale = parts.filled("base", 0.0), parts.filled("scale", 1.0)
+        self.norm_eps = params.norm.eps
+        self.mix = params.linear("mix")
+        self.base, self.scale = params.constant("base", 0.0), params.constant("scale", 1.0)
 
     def forward(self, x_BTSD: Tensor) -> Tensor:
-        wide = self.base.dtype
-        flat = normed_without_weight(x_BTSD.flatten(2).to(wide), self.norm_eps)
-        pre = (F.linear(flat, self.mix.weight.to(wide)) * self.scale + self.base).sigmoid() + EPS
+        fp32 = self.base.dtype
+        flat = rms_normalized(x_BTSD.flatten(2).to(fp32), self.norm_eps)
+        pre = (F.linear(flat, self.mix.weight.to(fp32)) * self.scale + self.base).sigmoid() + EPS
         return (pre[..., None] * x_BTSD).sum(2).to(x_BTSD.dtype)
 
 
-class LookBack(nn.Module):
-    """Attention residuals (arXiv 2603.15031): softmax attention over the sums of earlier groups.
+class AttentionResidual(nn.Module):
+    """Attention residuals (arXiv 2603.15031): softmax attention over sums of layer groups.
 
-    A learned query meets the normed sum of each group of layers and of the present one; what it
-    gives is their weighted mean, unnormed.
+    x = sum_n softmax_n(norm(s_n) . w) s_n over the sums s_n of the closed groups and the open one,
+    with a learned query w.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, params: Parameters) -> None:
         super().__init__()
-        self.residual_query = parts.normal("residual_query")
-        self.residual_norm = parts.stack_norm("residual_norm")
+        self.residual_query = params.normal("residual_query")
+        self.residual_norm = params.stack_norm("residual_norm")
 
     def forward(self, x_BTD: Tensor, run: Pass) -> Tensor:
-        sums_NBTD = torch.stack([*run.left[GROUPS], x_BTD])
+        sums_NBTD = torch.stack([*run.group_sums, x_BTD])
         logits_NBT = self.residual_norm(sums_NBTD) @ self.residual_query
-        wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        share_NBT = logits_NBT.to(wide).softmax(0).to(x_BTD.dtype)
-        return torch.einsum("nbt,nbtd->btd", share_NBT, sums_NBTD)
+        fp32 = torch.promote_types(x_BTD.dtype, torch.float32)
+        weight_NBT = logits_NBT.to(fp32).softmax(0).to(x_BTD.dtype)
+        return torch.einsum("nbt,nbtd->btd", weight_NBT, sums_NBTD)
 
 
 def close_group(x_BTD: Tensor, run: Pass) -> Tensor:
-    """Set the sum so far beside the earlier ones; the present group begins with nothing."""
-    run.left[GROUPS] = [*run.left.get(GROUPS, []), x_BTD]
+    """Append the sum of the open group to the closed ones and start a new group at zero."""
+    run.group_sums = (*run.group_sums, x_BTD)
     return torch.zeros_like(x_BTD)

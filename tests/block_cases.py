@@ -1,4 +1,4 @@
-"""A small block of every kind, in each form that runs other code, as models of one sub-block or two.
+"""Small models of one or two sub-blocks, covering every kind of block and every code path.
 
 A case is (pattern, blocks, further fields of the architecture).
 """
@@ -11,7 +11,7 @@ from archfront.builders.model import HybridLM, build
 from archfront.search_space.architecture import Architecture
 
 D_MODEL, VOCAB = 32, 48
-TOKENS = 150  # more than two blocks of a window, two chunks of a recurrence; divisible by neither
+TOKENS = 150  # > 2 blocks of a window, > 2 chunks of a recurrence, divisible by neither
 
 Plain = dict[str, Any]
 
@@ -176,9 +176,21 @@ AROUND: dict[str, tuple[str, Plain, Plain]] = {
         {"joins": {"[*|M]": {"branch_norms": True, "branch_gates": True, "fusion": "mean"}}},
     ),
     "mixture of depths": ("*-1", {"*": ATTN, "-1": FFN | {"depth_capacity": 0.5}}, {}),
-    "merged tokens": ("*1-G1", {"*1": ATTN | {"token_merge": 4}, "-": FFN, "G1": GDN | {"token_merge": 3}}, {}),
-    "hyper-connections": ("*-G-", {"*": ATTN, "-": FFN, "G": GDN}, {"hyper_connections": {"streams": 3}}),
-    "attention residuals": ("*-G-", {"*": ATTN, "-": FFN, "G": GDN}, {"attention_residuals": {"block": 1}}),
+    "merged tokens": (
+        "*1-G1",
+        {"*1": ATTN | {"token_merge": 4}, "-": FFN, "G1": GDN | {"token_merge": 3}},
+        {},
+    ),
+    "hyper-connections": (
+        "*-G-",
+        {"*": ATTN, "-": FFN, "G": GDN},
+        {"hyper_connections": {"streams": 3}},
+    ),
+    "attention residuals": (
+        "*-G-",
+        {"*": ATTN, "-": FFN, "G": GDN},
+        {"attention_residuals": {"block": 1}},
+    ),
     "scaled residual": ("*-", {"*": ATTN, "-": FFN}, {"residual": {"keep": 0.8, "add": 0.5}}),
     "sandwich of layer norms": (
         "*-",
@@ -186,7 +198,7 @@ AROUND: dict[str, tuple[str, Plain, Plain]] = {
         {"norm": {"type": "layer", "placement": "sandwich"}},
     ),
     "norms on the stream": ("*-", {"*": ATTN, "-": FFN}, {"norm": {"placement": "stream"}}),
-}  # fmt: skip
+}
 FP8_CACHE, INT8_CACHE = {"precision": {"fp8": ["kv_cache"]}}, {"precision": {"int8": ["kv_cache"]}}
 EIGHT_BITS: dict[str, tuple[str, Plain, Plain]] = {
     "gqa, fp8 cache": ("*", {"*": ATTN}, FP8_CACHE),
@@ -205,7 +217,7 @@ def architecture(name: str, **fields: Any) -> Architecture:
 
 
 def model(name: str, dtype: torch.dtype = torch.float64, **fields: Any) -> HybridLM:
-    """Weights large enough that gates open, attention is uneven and no gain is one."""
+    """A model with weights large enough for uneven attention, open gates and gains other than 1."""
     built = build(architecture(name, **fields), dtype=dtype).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A small architecture or two of each family of transformers, with all that its class can do."""
+"""Small architectures of each family of transformers, covering the options of its class."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ EPS = 1e-3  # large enough that a norm with another one shows
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`config` is what the class must be told besides; parameters that match `even` are all alike."""
+    """`config`: further fields of the class's config. `even`: pattern of constant parameters."""
 
     family: str
     pattern: str
@@ -42,7 +42,7 @@ class Case:
 
 
 def rope(kind: str | None = None, **fields: Any) -> Plain:
-    """Positions with a scaling of that kind; what is not of the scaling goes to them."""
+    """Rotary positions with a scaling of that kind; other fields go to the record itself."""
     own = {name: fields.pop(name) for name in ("theta", "partial", "interleaved") if name in fields}
     return {"rope": own | ({"scaling": {"type": kind} | fields} if kind else {})}
 
@@ -73,9 +73,9 @@ GEMMA = {
     "tied_embeddings": True,
 }
 TIED = {"tied_embeddings": True}
-# The classes' defaults are of the published sizes: one key head for each head of a latent attention.
+# The classes' defaults have the published sizes; latent attention has one key head per head.
 AS_MANY_KEYS = {"num_key_value_heads": MLA["heads"]}
-# Two classes clamp steps from below at what only bounds how they start, unlike the kernels that the
+# Two classes clamp steps at a lower bound of their initial values, unlike the kernels that the
 # models were trained with (transformers, issue 47246).
 NO_FLOOR = {"time_step_min": 1e-30}
 STATED_EPS = {"norm": {"eps": 1e-5}}  # of a norm inside the mixer, whatever the stack has

@@ -1,8 +1,8 @@
-"""Where the parameters of our models lie in public ones: transformers' families, fla's layers.
+"""Maps parameters of transformers' models and fla's layers to those of our models.
 
-A name of ours begins with the kind of its block, `attn.q_proj`, or with the role of its sub-block,
-`feed.norm_in`; one of theirs begins behind the number of the layer. Both stand for weight and bias.
-Where a tensor of ours is made of theirs, the way stands in front of their names.
+Our names begin with the kind of the block, `attn.q_proj`, or the role of the sub-block,
+`feed.norm_in`; theirs begin after the number of the layer. A name stands for weight and bias. Where
+a tensor of ours is computed from theirs, the function stands before their names.
 """
 
 # E experts, O features out, I features in, G key heads
@@ -26,8 +26,11 @@ Rules = dict[str, Source]
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """The rules of a family. With `one_each` a sub-block, not a mixer and its feed-forward, is a
-    layer; a shared block stands in the layer that it feeds."""
+    """The rules of a family.
+
+    With `one_each` each sub-block is a layer of its own, not a mixer with its feed-forward; a
+    shared block belongs to the layer that it feeds.
+    """
 
     rules: Rules
     layers: str = "model.layers"
@@ -35,7 +38,7 @@ class Names:
 
 
 def moved(theirs: nn.Module, model: HybridLM, names: Names) -> dict[str, Tensor]:
-    """The state dict of `model` with the values of `theirs`, all of whose parameters go in."""
+    """The state dict of `model` with the values of `theirs`; all of its parameters must be used."""
     return _moved(theirs, model, lambda name: _source(model.architecture, name, names))
 
 
@@ -51,22 +54,22 @@ def _moved(
     left = {id(p): name for name, p in held.items() if isinstance(p, nn.Parameter)}
     made = {}
     for name, mine in ours.state_dict().items():
-        way, sources, block = source(name)
+        function, sources, block = source(name)
         given = [next(held[s] for s in source.split("|") if s in held) for source in sources]
         for tensor in given:
             left.pop(id(tensor), None)
-        made[name] = way(block, *(tensor.detach() for tensor in given))
+        made[name] = function(block, *(tensor.detach() for tensor in given))
         assert made[name].shape == mine.shape, name
-    assert not left, f"of no use: {sorted(left.values())}"
+    assert not left, f"unused: {sorted(left.values())}"
     return made
 
 
 def _source(architecture: Architecture, name: str, names: Names) -> tuple[Any, list[str], Any]:
-    """(the way, their names, the block) of one tensor of ours."""
+    """(function, their names, block) of one tensor of ours."""
     inside = re.fullmatch(r"blocks\.(\d+)\.(?:branches\.(\d+)\.)?(body\.)?(.*)", name)
     if inside is None:
-        way, sources = _rule(names.rules, [name])
-        return way, sources, None
+        function, sources = _rule(names.rules, [name])
+        return function, sources, None
     index, branch, local = int(inside[1]), inside[2], inside[4]
     symbols = architecture.symbols
     blocks = [body.block for body in architecture.bodies if body.sub_block == index]
@@ -75,11 +78,15 @@ def _source(architecture: Architecture, name: str, names: Names) -> tuple[Any, l
     kinds = ["feed" if is_feed_forward(symbols[index]) else "mixer"]
     if not of_group:
         kinds.insert(0, block.kind)
-    way, sources = _rule(names.rules, [f"{kind}.{local}" for kind in kinds])
+    function, sources = _rule(names.rules, [f"{kind}.{local}" for kind in kinds])
     uses = symbols[:index].count("@")
     layer = index - uses if names.one_each else architecture.layer_of(index)
     roots = [f"{names.layers}.{layer}.{source}" for source in sources]
-    return way, [r.replace("|", f"|{names.layers}.{layer}.").format(use=uses) for r in roots], block
+    return (
+        function,
+        [r.replace("|", f"|{names.layers}.{layer}.").format(use=uses) for r in roots],
+        block,
+    )
 
 
 def _rule(rules: Rules, keys: list[str]) -> tuple[Any, list[str]]:
@@ -88,12 +95,12 @@ def _rule(rules: Rules, keys: list[str]) -> tuple[Any, list[str]]:
         for known, behind in ((key, ""), (stem, dot + suffix)):
             if known in rules:
                 rule = rules[known]
-                way, *sources = (_as_it_is, rule) if isinstance(rule, str) else rule
-                return way, ["|".join(s + behind for s in n.split("|")) for n in sources]
+                function, *sources = (_unchanged, rule) if isinstance(rule, str) else rule
+                return function, ["|".join(s + behind for s in n.split("|")) for n in sources]
     raise KeyError(keys)
 
 
-def _as_it_is(_: Any, x: Tensor) -> Tensor:
+def _unchanged(_: Any, x: Tensor) -> Tensor:
     return x
 
 
@@ -102,7 +109,7 @@ def _flat(_: Any, x: Tensor) -> Tensor:
 
 
 def _taps(_: Any, x: Tensor) -> Tensor:
-    """A depthwise convolution without its middle dimension; its bias as it is."""
+    """A depthwise convolution without its middle dimension; its bias unchanged."""
     return x.squeeze(1) if x.ndim == 3 else x
 
 
@@ -114,13 +121,13 @@ def _stacked_taps(_: Any, *parts: Tensor) -> Tensor:
     return torch.cat([part.squeeze(1) for part in parts])
 
 
-def _turned(_: Any, x_EIO: Tensor) -> Tensor:
+def _transposed(_: Any, x_EIO: Tensor) -> Tensor:
     return x_EIO.mT
 
 
-def _part(index: int, dim: int = 0, *, turned: bool = False) -> Callable[..., Tensor]:
+def _part(index: int, dim: int = 0, *, transposed: bool = False) -> Callable[..., Tensor]:
     """One half of a fused gate and up projection."""
-    return lambda _, x: x.chunk(2, dim)[index].mT if turned else x.chunk(2, dim)[index]
+    return lambda _, x: x.chunk(2, dim)[index].mT if transposed else x.chunk(2, dim)[index]
 
 
 def _every_other(start: int) -> Callable[..., Tensor]:
@@ -267,7 +274,7 @@ FAMILIES: dict[str, Names] = {
             "moe.router": "mlp.router",
             "moe.experts.gate_proj.weight": (_every_other(0), "mlp.experts.gate_up_proj"),
             "moe.experts.up_proj.weight": (_every_other(1), "mlp.experts.gate_up_proj"),
-            "moe.experts.down_proj.weight": (_turned, "mlp.experts.down_proj"),
+            "moe.experts.down_proj.weight": (_transposed, "mlp.experts.down_proj"),
             "moe.experts.gate_proj.bias": (_every_other(0), "mlp.experts.gate_up_proj_bias"),
             "moe.experts.up_proj.bias": (_every_other(1), "mlp.experts.gate_up_proj_bias"),
             "moe.experts.down_proj.bias": "mlp.experts.down_proj_bias",
@@ -288,14 +295,14 @@ FAMILIES: dict[str, Names] = {
         | _experts("feed_forward", "router", "shared_expert")
         | {
             "moe.experts.gate_proj.weight": (
-                _part(0, 2, turned=True),
+                _part(0, 2, transposed=True),
                 "feed_forward.experts.gate_up_proj",
             ),
             "moe.experts.up_proj.weight": (
-                _part(1, 2, turned=True),
+                _part(1, 2, transposed=True),
                 "feed_forward.experts.gate_up_proj",
             ),
-            "moe.experts.down_proj.weight": (_turned, "feed_forward.experts.down_proj"),
+            "moe.experts.down_proj.weight": (_transposed, "feed_forward.experts.down_proj"),
         }
     ),
     "minimax_m2": Names(rules=MIXTRAL | {"moe.correction_bias": "mlp.e_score_correction_bias"}),
@@ -478,9 +485,9 @@ FAMILIES: dict[str, Names] = {
             "rglru.conv": (_taps, "temporal_block.conv_1d"),
             "rglru.Lambda": "temporal_block.rg_lru.recurrent_param",
             **{
-                f"rglru.{gate}_gate.{part}": (way, f"temporal_block.rg_lru.{gate}_gate_{part}")
+                f"rglru.{gate}_gate.{part}": (function, f"temporal_block.rg_lru.{gate}_gate_{part}")
                 for gate in ("input", "recurrent")
-                for part, way in (("weight", _turned), ("bias", _as_it_is))
+                for part, function in (("weight", _transposed), ("bias", _unchanged))
             },
         }
     ),

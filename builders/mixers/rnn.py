@@ -1,4 +1,4 @@
-"""GRU and LSTM as torch has them."""
+"""GRU and LSTM layers as in torch.nn."""
 
 # B batch, T tokens, D model width, N units, O = gates x N
 
@@ -8,21 +8,24 @@ from torch import Tensor
 from ...search_space.blocks import rnn as record
 from ..body import Body, Pass
 from ..caches import StateCache
-from ..parts import Parts
+from ..parameters import Parameters
 
 
 class RNN(Body):
-    """One recurrent layer and a projection back; cuDNN runs it where there is one."""
+    """One torch.nn.GRU or LSTM layer of `width` units, and an output projection.
+
+    Whole texts run in torch's fused operator (cuDNN on a GPU), cached and packed ones per token.
+    """
 
     fields = frozenset(record.RNN.model_fields)
 
-    def __init__(self, block: record.RNN, parts: Parts) -> None:
+    def __init__(self, block: record.RNN, params: Parameters) -> None:
         super().__init__()
         self.block = block
-        self.input = parts.linear("input")
-        self.hidden = parts.linear("hidden")
-        self.out_proj = parts.linear("out_proj", to_residual=True)
-        self.device, self.dtype = parts.device, parts.dtype
+        self.input = params.linear("input")
+        self.hidden = params.linear("hidden")
+        self.out_proj = params.linear("out_proj", to_residual=True)
+        self.device, self.dtype = params.device, params.dtype
 
     def new_cache(self, batch: int) -> StateCache:
         names = ("h", "c") if self.block.cell == "lstm" else ("h",)
@@ -56,7 +59,7 @@ class RNN(Body):
         return torch.gru(x_BTD, zeros[0][None], weights, *settings)[0]
 
     def _step(self, given_BO: Tensor, before: dict[str, Tensor]) -> dict[str, Tensor]:
-        """torch.nn.GRU and LSTM, written out for one token."""
+        """One token of torch.nn.GRU or torch.nn.LSTM: the new hidden (and cell) state."""
         recalled_BO = self.hidden(before["h"])
         if self.block.cell == "lstm":
             i, f, g, o = (given_BO + recalled_BO).chunk(4, -1)

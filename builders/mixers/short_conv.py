@@ -1,4 +1,4 @@
-"""Gated short convolution: a mixer that looks back a few tokens only."""
+"""Gated short convolution."""
 
 # B batch, T tokens, D model width
 
@@ -8,22 +8,25 @@ from torch import Tensor
 from ...search_space.blocks import short_conv as record
 from ..body import Body, Pass
 from ..caches import StateCache
-from ..parts import Parts
+from ..parameters import Parameters
 from .recurrent import ShortConvolution
 
 
 class ShortConv(Body):
-    """LFM2's: out(C * conv(B * x)), with B, C and x projected from the input."""
+    """LFM2: y = W_out (C * conv(B * x)), with B, C and x projections of the input.
+
+    `conv` is causal and depthwise over the last few tokens, without an activation.
+    """
 
     fields = frozenset(record.ShortConv.model_fields)
 
-    def __init__(self, block: record.ShortConv, parts: Parts) -> None:
+    def __init__(self, block: record.ShortConv, params: Parameters) -> None:
         super().__init__()
-        self.in_proj = parts.linear("in_proj")
-        self.conv = ShortConvolution(parts, activation=None)
-        self.out_proj = parts.linear("out_proj", to_residual=True)
+        self.in_proj = params.linear("in_proj")
+        self.conv = ShortConvolution(params, activation=None)
+        self.out_proj = params.linear("out_proj", to_residual=True)
         self.tail_shape = (block.conv - 1, self.conv.weight.shape[0])
-        self.device, self.dtype = parts.device, parts.dtype
+        self.device, self.dtype = params.device, params.dtype
 
     def new_cache(self, batch: int) -> StateCache:
         tail = torch.zeros(batch, *self.tail_shape, device=self.device, dtype=self.dtype)

@@ -35,7 +35,9 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """(normed, summed): summed = x + residual in their dtype, normed = rms_norm(summed)."""
     summed = x + residual
-    return rms_norm(summed, weight, eps, zero_centered), summed
+    # a view: the norm's gradients are summed before they meet that of `summed`, so that the bits
+    # are those of `rms_norm` followed by a sum
+    return rms_norm(summed.view_as(summed), weight, eps, zero_centered), summed
 
 
 def gated_rms_norm(

@@ -12,15 +12,7 @@ from rich.text import Text
 from ...profilers.cluster import Cluster
 from ...profilers.cost.work import cost_class
 from ...profilers.memory import GIB, MARGIN, Verdict, verdict
-from ...profilers.pricing import (
-    Cost,
-    TargetTimings,
-    best_split,
-    decode_cost,
-    prefill_cost,
-    tokens_a_step,
-    train_cost,
-)
+from ...profilers.pricing import Cost, Pricing, TargetTimings, tokens_per_step
 from ...profilers.report import Report
 from ...profilers.timing.calibration import Calibration
 from ...search_space.architecture import Architecture
@@ -52,12 +44,12 @@ class PassCost:
             "split": str(cost.split),
             "parts": [
                 {
-                    "layers": share.place,
-                    "operators": share.family,
-                    "seconds": share.seconds,
-                    "basis": share.known,
+                    "layers": term.group,
+                    "operators": term.family,
+                    "seconds": term.seconds,
+                    "basis": term.provenance,
                 }
-                for share in cost.shares
+                for term in cost.terms
             ],
         }
 
@@ -69,18 +61,20 @@ def explain(
     timings: TargetTimings,
 ) -> list[PassCost]:
     """The cost of every pass of every workload. Raises ValueError for a target without FP8."""
-    target, found = timings.target(target), list[PassCost]()
+    found = list[PassCost]()
     for workload in workloads:
-        split = best_split(architecture, target, workload, timings)
+        pricing = Pricing.for_architecture(architecture, target, timings, workload)
         passes: dict[str, Callable[..., Cost]] = {
-            f"prefill of {workload.prefill_batch} x {workload.prefill_tokens:,}": prefill_cost,
-            f"decoding step of {workload.decode_batch} at {workload.decode_context:,}": decode_cost,
+            f"prefill of {workload.prefill_batch} x {workload.prefill_tokens:,}": pricing.prefill,
+            f"decoding step of {workload.decode_batch} at {workload.decode_context:,}": (
+                pricing.decode
+            ),
         }
         if workload.train_batch is not None:
             what = f"training step of {workload.train_batch} x {workload.train_tokens:,}"
-            passes[what] = train_cost
+            passes[what] = pricing.train
         for what, price in passes.items():
-            cost = price(architecture, target, workload, timings, split)
+            cost = price(architecture, workload)
             found.append(PassCost(workload=workload.name, what=what, cost=cost))
     return found
 
@@ -136,7 +130,7 @@ def explanation(
     found: Sequence[PassCost],
 ) -> RenderableType:
     """The time of each pass by layer group and operator family, and what each figure is based on."""
-    tokens = {w.name: tokens_a_step(architecture, w) for w in workloads}
+    tokens = {w.name: tokens_per_step(architecture, w) for w in workloads}
     return Group(*(_one(architecture, target, part, tokens[part.workload]) for part in found))
 
 
@@ -159,27 +153,27 @@ def _one(
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("based on", no_wrap=True)
     hidden = 0.0
-    for share in sorted(cost.shares, key=lambda share: -share.seconds):
-        fraction = share.seconds / cost.seconds
+    for term in sorted(cost.terms, key=lambda term: -term.seconds):
+        fraction = term.seconds / cost.seconds
         if fraction < MIN_FRACTION:
-            hidden += share.seconds
+            hidden += term.seconds
             continue
         table.add_row(
-            Text(share.place),
-            _kind(architecture, share.place),
-            share.family,
-            number(1e3 * share.seconds),
+            Text(term.group),
+            _kind(architecture, term.group),
+            term.family,
+            number(1e3 * term.seconds),
             f"{100 * fraction:.1f}",
-            share.known.replace("_", "-"),
+            term.provenance.replace("_", "-"),
         )
     if hidden:
         table.add_row("…", "", "", number(1e3 * hidden), f"{100 * hidden / cost.seconds:.1f}", "")
     sums: dict[str, float] = defaultdict(float)
-    for share in cost.shares:
-        sums[share.known] += share.seconds / cost.seconds
+    for term in cost.terms:
+        sums[term.provenance] += term.seconds / cost.seconds
     foot = "based on: " + ", ".join(
-        f"{100 * fraction:.0f}% {BASES[known]}"
-        for known, fraction in sorted(sums.items(), key=lambda s: -s[1])
+        f"{100 * fraction:.0f}% {BASES[provenance]}"
+        for provenance, fraction in sorted(sums.items(), key=lambda s: -s[1])
     )
     return Group(Text(head, style="bold"), table, Text(foot, style="dim"), Text())
 
@@ -194,9 +188,9 @@ BASES = {
 }
 
 
-def _kind(architecture: Architecture, place: str) -> str:
-    block = architecture.blocks.get(place)
-    return block.kind if block else "group" if place.startswith("[") else ""
+def _kind(architecture: Architecture, group: str) -> str:
+    block = architecture.blocks.get(group)
+    return block.kind if block else "group" if group.startswith("[") else ""
 
 
 def calibration_summary(found: Calibration) -> dict[str, dict[str, float]]:

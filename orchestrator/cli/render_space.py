@@ -13,7 +13,7 @@ from ...search_space.warm_start import starts
 from .render import block_lines
 
 if TYPE_CHECKING:  # it imports torch, which a box without triton may lack
-    from ...profilers.kernel_support import Lack
+    from ...profilers.kernel_support import UnsupportedChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Kernels:
     """The GPU architectures that a space was checked for, and the choices without a kernel."""
 
     archs: tuple[str, ...]
-    lacks: "tuple[Lack, ...]"
+    unsupported: "tuple[UnsupportedChoice, ...]"
 
 
 def table(checked: SearchSpace, drawn: Sample, kernels: Kernels | None) -> RenderableType:
@@ -59,13 +59,15 @@ def _kernel_lines(kernels: Kernels | None) -> Iterator[str]:
     if kernels is None:
         yield "kernels were not checked: triton is not installed"
         return
-    if not kernels.lacks:
+    if not kernels.archs:
+        yield "kernels were not checked: archfront has none for the target"
+    elif not kernels.unsupported:
         yield f"every choice has a kernel on {', '.join(kernels.archs)}"
-    for lack in kernels.lacks:
-        value = "" if lack.value is None else f" {lack.value}"
-        constraint = next(iter(lack.constraints.values()))
-        uses = ", ".join(lack.constraints)
-        yield f"{lack.choice}{value} cannot run on {lack.arch} ({uses}): {constraint}"
+    for choice in kernels.unsupported:
+        value = "" if choice.value is None else f" {choice.value}"
+        constraint = next(iter(choice.constraints.values()))
+        uses = ", ".join(choice.constraints)
+        yield f"{choice.choice}{value} cannot run on {choice.arch} ({uses}): {constraint}"
 
 
 def _values(domain: Any) -> str:
@@ -84,6 +86,6 @@ def plain(checked: SearchSpace, drawn: Sample, kernels: Kernels | None) -> dict[
         },
         "legal": len(drawn.legal),
         "rejected": dict(drawn.rejected),
-        "without_kernel": None if kernels is None else [asdict(lack) for lack in kernels.lacks],
+        "without_kernel": None if kernels is None else [asdict(x) for x in kernels.unsupported],
         "example": drawn.legal[0].plain() if drawn.legal else None,
     }

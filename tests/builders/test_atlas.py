@@ -1,4 +1,4 @@
-"""Every published decoder builds, MTP modules included, with exactly the counted parameters."""
+"""Published decoders, MTP modules included, build with exactly the counted parameters."""
 
 import pytest
 
@@ -12,13 +12,13 @@ ENCODER_DECODERS = {name for name, a in ENTRIES.items() if a.encoder}
 
 
 @pytest.mark.parametrize("name", sorted(ENTRIES.keys() - ENCODER_DECODERS))
-def test_it_builds_with_the_counted_parameters(name: str) -> None:
+def test_a_published_decoder_has_the_counted_parameters(name: str) -> None:
     model = build(ENTRIES[name], device="meta")
     built = sum(parameter.numel() for parameter in model.parameters())
     assert built == parameters(ENTRIES[name], mtp=True).total
 
 
 @pytest.mark.parametrize("name", sorted(ENCODER_DECODERS))
-def test_an_encoder_decoder_is_counted_and_refused(name: str) -> None:
+def test_building_an_encoder_decoder_raises_unbuilt(name: str) -> None:
     with pytest.raises(Unbuilt, match="counted, not built"):
         build(ENTRIES[name], device="meta")

@@ -1,9 +1,8 @@
-"""What a cache keeps of the tokens it is given."""
+"""The KV cache: growth, windows, padding, 8-bit formats, copies."""
 
 import pytest
 import torch
 
-from archfront.builders.body import Pass
 from archfront.builders.caches import PAGE, TokenCache
 
 
@@ -11,10 +10,10 @@ def append(
     cache: TokenCache, x: torch.Tensor, start: int, valid: torch.Tensor | None = None
 ) -> None:
     positions = torch.arange(start, start + x.shape[1]).expand(len(x), -1)
-    cache.append(Pass(positions_BT=positions, valid_BT=valid), x=x)
+    cache.append(positions, valid, x=x)
 
 
-def test_it_grows_over_pages() -> None:
+def test_a_cache_grows_by_pages() -> None:
     x = torch.randn(1, 2 * PAGE + 10, 2, 4)
     cache = TokenCache(1, window=None, kv="bf16")
     append(cache, x[:, :3], 0)
@@ -24,7 +23,7 @@ def test_it_grows_over_pages() -> None:
     assert cache.positions()[0].tolist() == list(range(x.shape[1]))
 
 
-def test_a_window_keeps_its_last_tokens_and_no_more() -> None:
+def test_a_windowed_cache_holds_the_last_tokens_only() -> None:
     x = torch.arange(20.0).reshape(1, 20, 1, 1)
     cache = TokenCache(1, window=5, kv="bf16")
     append(cache, x[:, :3], 0)
@@ -34,7 +33,7 @@ def test_a_window_keeps_its_last_tokens_and_no_more() -> None:
     assert sum(tensor.numel() for tensor in cache.tensors()) == 5
 
 
-def test_padding_is_not_kept() -> None:
+def test_padding_is_not_cached() -> None:
     x = torch.arange(6.0).reshape(2, 3, 1, 1)
     cache = TokenCache(2, window=None, kv="bf16")
     append(cache, x, 0, torch.tensor([[True, True, True], [True, False, False]]))
@@ -44,7 +43,7 @@ def test_padding_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize(("kv", "dtype"), [("fp8", torch.float8_e4m3fn), ("int8", torch.int8)])
-def test_eight_bits_have_a_scale_a_token_and_head(kv: str, dtype: torch.dtype) -> None:
+def test_an_8_bit_cache_has_one_scale_per_token_and_head(kv: str, dtype: torch.dtype) -> None:
     x = torch.randn(2, 7, 3, 16)
     cache = TokenCache(2, window=None, kv=kv)
     append(cache, x, 0)
@@ -54,10 +53,26 @@ def test_eight_bits_have_a_scale_a_token_and_head(kv: str, dtype: torch.dtype) -
     assert ((cache.read("x") - x).abs() <= 0.07 * x.abs().amax(-1, keepdim=True)).all()
 
 
-def test_a_copy_is_left_alone() -> None:
+def test_appending_to_a_cache_leaves_its_copy_unchanged() -> None:
     x = torch.randn(1, 4, 1, 2)
     cache = TokenCache(1, window=None, kv="bf16")
     append(cache, x, 0)
-    before = cache.copy()
+    copy = cache.copy()
     append(cache, x, 4)
-    torch.testing.assert_close(before.read("x"), x)
+    torch.testing.assert_close(copy.read("x"), x)
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_selected_pages_hold_the_selected_tokens_of_each_head(kv: str) -> None:
+    cache = TokenCache(2, window=None, kv=kv)
+    k, v = torch.randn(2, 2, 100, 2, 4)
+    positions = torch.arange(100).expand(2, -1)
+    cache.append(positions, None, k=k, v=v)
+    selected = torch.randint(100, (2, 4, PAGE), generator=torch.Generator().manual_seed(0))
+    pages = cache.selected_pages("k", "v", selected, torch.full((2, 4), 10))
+    assert pages.lengths_B.tolist() == [10] * 8
+    for group in range(4):
+        stored = pages.k_pages[4 + group, :, 0].float()
+        if pages.k_scale is not None:
+            stored = stored * pages.k_scale[4 + group]
+        torch.testing.assert_close(stored, cache.read("k")[1, selected[1, group], group // 2])

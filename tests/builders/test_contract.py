@@ -1,4 +1,4 @@
-"""One contract for every block: what it sees, and that decoding gives what reading gives."""
+"""The contract of every block: causality, decoding equal to a whole pass, gradients, counts."""
 
 import pytest
 import torch
@@ -16,9 +16,9 @@ def hidden(
     return of.hidden(of.embed(tokens), tokens, segment_ids)
 
 
-def changed_at(tokens: torch.Tensor, place: int) -> torch.Tensor:
+def changed_at(tokens: torch.Tensor, position: int) -> torch.Tensor:
     other = tokens.clone()
-    other[:, place] = (other[:, place] + 7) % VOCAB
+    other[:, position] = (other[:, position] + 7) % VOCAB
     return other
 
 
@@ -32,7 +32,7 @@ class TestEveryBlock:
         assert (after[:, 101] - before[:, 101]).abs().max() > 1e-3
 
     @pytest.mark.parametrize("read", [1, 71])
-    def test_prefill_and_steps_give_what_forward_gives(self, name: str, read: int) -> None:
+    def test_prefill_and_steps_equal_forward(self, name: str, read: int) -> None:
         of, tokens = model(name), text()
         expected = of(tokens)
         logits, caches = of.prefill(tokens[:, :read])
@@ -42,13 +42,13 @@ class TestEveryBlock:
             found.append(logits)
         torch.testing.assert_close(torch.stack(found, 1), expected[:, read - 1 :])
 
-    def test_several_tokens_at_once_follow_a_text(self, name: str) -> None:
+    def test_extending_by_several_tokens_equals_one_pass(self, name: str) -> None:
         of, tokens = model(name), text(tokens=60)
         caches = of.new_caches(2)
         found = [of.read(tokens[:, a:b], caches) for a, b in ((0, 1), (1, 38), (38, 43), (43, 60))]
         torch.testing.assert_close(torch.cat(found, 1), hidden(of, tokens))
 
-    def test_rows_of_unequal_length_decode_as_if_alone(self, name: str) -> None:
+    def test_rows_of_unequal_length_decode_independently(self, name: str) -> None:
         of, tokens = model(name), text(batch=3, tokens=60)
         lengths = torch.tensor([60, 1, 37])
         logits, caches = of.prefill(tokens, lengths)
@@ -60,19 +60,19 @@ class TestEveryBlock:
             torch.testing.assert_close(following[row : row + 1], then)
 
     @torch.no_grad()
-    def test_sequences_of_a_batch_do_not_meet(self, name: str) -> None:
+    def test_rows_of_a_batch_are_independent(self, name: str) -> None:
         of, tokens = model(name), text()
         torch.testing.assert_close(hidden(of, tokens)[1:], hidden(of, tokens[1:]))
 
     @torch.no_grad()
-    def test_packed_documents_give_what_they_give_apart(self, name: str) -> None:
+    def test_packed_documents_equal_separate_rows(self, name: str) -> None:
         of, tokens = model(name), text()
         number = torch.repeat_interleave(torch.arange(len(PACKED)), torch.tensor(PACKED))
         apart = [hidden(of, document) for document in tokens.split(PACKED, 1)]
         found = hidden(of, tokens, number.expand(2, -1))
         torch.testing.assert_close(found, torch.cat(apart, 1))
 
-    def test_gradients_in_float32_are_those_of_float64(self, name: str) -> None:
+    def test_gradients_in_float32_equal_those_in_float64(self, name: str) -> None:
         exact = model(name)
         near = build(architecture(name)).eval()
         near.load_state_dict(exact.state_dict())
@@ -80,14 +80,14 @@ class TestEveryBlock:
         for of in (exact, near):
             (hidden(of, text()) * slope).sum().backward()
         gradients = [p.grad.norm() for p in exact.parameters() if p.grad is not None]
-        least = 1e-3 * torch.stack(gradients).norm()  # what is nothing but rounding
-        for (place, far), close in zip(exact.named_parameters(), near.parameters(), strict=True):
+        least = 1e-3 * torch.stack(gradients).norm()  # smaller gradients are rounding
+        for (name_, far), close in zip(exact.named_parameters(), near.parameters(), strict=True):
             if far.grad is None:
-                assert close.grad is None, place
+                assert close.grad is None, name_
                 continue
-            assert close.grad is not None, place
+            assert close.grad is not None, name_
             error = (close.grad - far.grad).norm() / far.grad.norm().clamp(min=least)
-            assert error < 1e-3, place
+            assert error < 1e-3, name_
 
     def test_large_inputs_give_finite_outputs_and_gradients(self, name: str) -> None:
         of = model(name, torch.float32, norm={"placement": "post"})
@@ -98,13 +98,13 @@ class TestEveryBlock:
         assert y.isfinite().all()
         assert all(g is None or g.isfinite().all() for g in gradients)
 
-    def test_the_caches_hold_the_bytes_that_are_counted(self, name: str) -> None:
+    def test_caches_have_the_counted_bytes(self, name: str) -> None:
         of = model(name, torch.bfloat16)
         _, caches = of.prefill(text())
         held = sum(tensor.nbytes for tensor in caches.tensors())
         assert held == 2 * cache_bytes_at(architecture(name), TOKENS)
 
-    def test_a_pretended_text_costs_what_a_real_one_does(self, name: str) -> None:
+    def test_random_caches_have_the_size_of_real_ones(self, name: str) -> None:
         of = model(name, torch.bfloat16)
         caches = of.fill_random(2, TOKENS)
         held = sum(tensor.nbytes for tensor in caches.tensors())
@@ -112,11 +112,11 @@ class TestEveryBlock:
         logits, _ = of.step(text()[:, 0], caches)
         assert logits.isfinite().all()
 
-    def test_it_has_the_parameters_that_are_counted(self, name: str) -> None:
+    def test_the_model_has_the_counted_parameters(self, name: str) -> None:
         counted = build(architecture(name), device="meta")
         assert sum(p.numel() for p in counted.parameters()) == parameters(architecture(name)).total
 
-    def test_a_state_dict_carries_it(self, name: str) -> None:
+    def test_a_state_dict_restores_the_model(self, name: str) -> None:
         source, target = model(name), build(architecture(name), dtype=torch.float64).eval()
         target.load_state_dict(source.state_dict())
         torch.testing.assert_close(target(text()), source(text()))

@@ -1,12 +1,12 @@
-"""Dense feed-forward and mixture of experts."""
+"""The dense feed-forward and the mixture of experts."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from archfront.builders.body import Body, Pass, text_positions
-from archfront.builders.experts import MoE
 from archfront.builders.model import build
+from archfront.builders.moe import MoE
 from archfront.search_space.architecture import Architecture
 
 MOE = {"kind": "moe", "n_experts": 6, "top_k": 2, "d_expert": 20}
@@ -47,7 +47,7 @@ ACTIVATIONS = {
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_dense_is_up_activation_down(activation: str) -> None:
+def test_the_dense_feed_forward_is_down_of_activated_up(activation: str) -> None:
     mlp, x = body({"kind": "ffn", "width": 24, "activation": activation}), text()
     gate = None if activation == "relu2" else x @ mlp.gate_proj.weight.mT
     hidden = ACTIVATIONS[activation](gate, x @ mlp.up_proj.weight.mT)
@@ -83,7 +83,7 @@ def test_a_mixture_equals_a_loop_over_tokens(router: str, activation: str, n_sha
     torch.testing.assert_close(run(mixture, x), expected)
 
 
-def test_the_load_counts_every_choice_once() -> None:
+def test_the_load_counts_each_selection_once() -> None:
     mixture, x = moe(), text()
     run(mixture, x)
     logits = x.flatten(0, 1) @ mixture.router.weight.mT
@@ -91,7 +91,7 @@ def test_the_load_counts_every_choice_once() -> None:
     assert mixture.load_E.tolist() == [(chosen == e).sum().item() for e in range(6)]
 
 
-def test_an_expert_that_nobody_chose_gets_no_gradient_and_does_no_harm() -> None:
+def test_an_unselected_expert_gets_a_zero_gradient() -> None:
     mixture = moe(n_experts=6, top_k=1)
     run(mixture, text()[:1, :2]).sum().backward()
     idle = (mixture.load_E == 0).nonzero().flatten()
@@ -100,13 +100,13 @@ def test_an_expert_that_nobody_chose_gets_no_gradient_and_does_no_harm() -> None
 
 
 @pytest.mark.parametrize("router", ["softmax", "sigmoid_bias"])
-def test_the_output_moves_the_router(router: str) -> None:
+def test_the_router_gets_a_gradient_from_the_output(router: str) -> None:
     mixture = moe(router=router)
     run(mixture, text()).square().sum().backward()
     assert mixture.router.weight.grad.abs().max() > 0
 
 
-def test_the_correction_bias_moves_the_load_towards_equal() -> None:
+def test_the_correction_bias_equalizes_the_load() -> None:
     mixture, x = moe(router="sigmoid_bias"), text()
     run(mixture, x)
     before = mixture.load_E.float().std()
@@ -116,14 +116,14 @@ def test_the_correction_bias_moves_the_load_towards_equal() -> None:
     assert mixture.load_E.float().std() < before / 3
 
 
-def test_the_correction_bias_is_a_buffer_in_fp32_that_is_saved() -> None:
+def test_the_correction_bias_is_a_saved_fp32_buffer() -> None:
     mixture = body(MOE | {"router": "sigmoid_bias"}, torch.bfloat16)
     assert "correction_bias" in mixture.state_dict()
     assert "correction_bias" not in dict(mixture.named_parameters())
     assert mixture.correction_bias.dtype == torch.float32
 
 
-def test_the_balance_loss_falls_to_one_and_the_load_with_it() -> None:
+def test_minimizing_the_balance_loss_equalizes_the_load() -> None:
     mixture, x = moe(), text()
     optimizer = torch.optim.Adam([mixture.router.weight], lr=0.02)
     run(mixture, x)

@@ -1,4 +1,4 @@
-"""Text from a model: the same however it is drafted, batched or cut."""
+"""Text generation: greedy, sampled, batched, speculative."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def prompts(batch: int = 3, tokens: int = 12) -> torch.Tensor:
     return torch.randint(40, (batch, tokens), generator=torch.Generator().manual_seed(2))
 
 
-def test_greedy_text_takes_the_likeliest_token_of_the_whole_text_so_far() -> None:
+def test_greedy_generation_equals_argmax_without_a_cache() -> None:
     of, text = model(), prompts()
     found = generate(of, text, 8)
     for _ in range(8):
@@ -46,14 +46,14 @@ def test_greedy_text_takes_the_likeliest_token_of_the_whole_text_so_far() -> Non
     assert found.tolist() == text[:, 12:].tolist()
 
 
-def test_prompts_of_unequal_length_go_on_as_if_alone() -> None:
+def test_prompts_of_unequal_length_are_independent() -> None:
     of, text, lengths = model(), prompts(), [12, 3, 7]
     found = generate(of, text, 6, lengths_B=torch.tensor(lengths))
     alone = [generate(of, text[i : i + 1, :n], 6)[0] for i, n in enumerate(lengths)]
     assert found.tolist() == torch.stack(alone).tolist()
 
 
-def test_the_seed_decides_what_is_sampled() -> None:
+def test_sampling_is_determined_by_the_seed() -> None:
     of, hot = model(), Sampling(temperature=1.0)
     first, again, other = (
         generate(of, prompts(), 10, sampling=hot, seed=seed).tolist() for seed in (1, 1, 2)
@@ -62,7 +62,7 @@ def test_the_seed_decides_what_is_sampled() -> None:
     assert first != other
 
 
-def test_a_row_that_has_ended_stays_ended() -> None:
+def test_a_row_repeats_its_end_token() -> None:
     of, text = model(), prompts(batch=1)
     third = generate(of, text, 3)[0, 2].item()
     found = generate(of, text, 30, end=third)
@@ -70,35 +70,37 @@ def test_a_row_that_has_ended_stays_ended() -> None:
     assert found[0, -1] == third
 
 
-def test_sampling_keeps_the_likeliest_tokens_and_no_others() -> None:
+def test_top_k_and_top_p_keep_the_most_probable_tokens() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
-    assert (Sampling(temperature=1.0, top_k=2).shares(logits) > 0).tolist() == [
+    assert (Sampling(temperature=1.0, top_k=2).probabilities(logits) > 0).tolist() == [
         [True, True, False, False]
     ]
     # 0.64, 0.24, 0.09, 0.03: the first two make up 0.8
-    assert (Sampling(temperature=1.0, top_p=0.8).shares(logits) > 0).tolist() == [
+    assert (Sampling(temperature=1.0, top_p=0.8).probabilities(logits) > 0).tolist() == [
         [True, True, False, False]
     ]
-    assert Sampling(temperature=1.0, top_p=0.8).shares(logits).sum().item() == pytest.approx(1)
+    assert Sampling(temperature=1.0, top_p=0.8).probabilities(logits).sum().item() == pytest.approx(
+        1
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": 0}])
-def test_sampling_that_means_nothing_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="sampling wants"):
+def test_sampling_settings_out_of_range_raise(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="sampling requires"):
         Sampling(**wrong)
 
 
 class TestSpeculation:
     @pytest.mark.parametrize("depth", [1, 3])
     @pytest.mark.parametrize("length", [1, 12])
-    def test_the_text_is_that_of_the_model_alone(self, depth: int, length: int) -> None:
+    def test_speculative_text_equals_greedy_text(self, depth: int, length: int) -> None:
         of = model(mtp={"depth": depth, "pattern": "*-"})
         prompt = prompts(batch=1, tokens=length)
         drafted = speculate(of, prompt[0], 25)
         assert drafted.tokens_N.tolist() == generate(of, prompt, 25)[0].tolist()
         assert all(0 <= accepted <= depth for accepted in drafted.accepted)
 
-    def test_modules_that_have_learnt_save_passes(self) -> None:
+    def test_trained_modules_save_passes(self) -> None:
         of = build(Architecture.model_validate(HYBRID | {"mtp": {"depth": 2, "pattern": "*-"}}))
         text = torch.arange(8).repeat(4, 6)
         optimizer = torch.optim.AdamW(of.parameters(), lr=3e-3)
@@ -110,6 +112,6 @@ class TestSpeculation:
         assert drafted.tokens_N.tolist() == [(10 + i) % 8 for i in range(24)]
         assert drafted.tokens_per_pass > 2.5
 
-    def test_a_model_without_modules_is_told(self) -> None:
+    def test_a_model_without_modules_raises(self) -> None:
         with pytest.raises(Unbuilt, match="needs MTP modules"):
             speculate(model(), prompts()[0], 5)

@@ -1,4 +1,4 @@
-"""The whole model: its parameters, its norms, its seeds, its learning, its FP8 placement."""
+"""The whole model: parameters, norms, seeds, training, FP8 placement, losses."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from archfront.builders.body import Pass, text_positions
 from archfront.builders.model import HybridLM, build
+from archfront.kernels.rows import op as rows
+from archfront.kernels.rows import reference
 from archfront.search_space.accounting import located_weights, parameters
 from archfront.search_space.architecture import Architecture
 
@@ -54,41 +56,41 @@ def tokens(batch: int = 2, length: int = 70) -> torch.Tensor:
 def run(
     part: torch.nn.Module, x: torch.Tensor, cache: Any = None, *, start: int = 0
 ) -> torch.Tensor:
-    """A body or sub-block on its own."""
+    """Output of a body or sub-block on its own."""
     return part(x, Pass(positions_BT=start + text_positions(*x.shape[:2], x.device)), cache)
 
 
 def assert_counted(model: HybridLM, counted: Architecture) -> None:
     expected = {}
-    for placed in located_weights(counted):
-        name = placed.weight.name
-        if placed.sub_block is not None:
+    for located in located_weights(counted):
+        name = located.weight.name
+        if located.sub_block is not None:
             inside = name if name in ("norm_in.weight", "norm_out.weight") else f"body.{name}"
-            name = f"blocks.{placed.sub_block}.{inside}"
-        expected[name] = placed.weight.total_count
+            name = f"blocks.{located.sub_block}.{inside}"
+        expected[name] = located.weight.total_count
     assert {name: weight.numel() for name, weight in model.named_parameters()} == expected
 
 
 @pytest.mark.parametrize("symbol", BLOCKS)
-def test_parameters_are_those_that_accounting_counts(symbol: str) -> None:
+def test_a_block_has_the_counted_parameters(symbol: str) -> None:
     counted = architecture(symbol)
     assert_counted(build(counted), counted)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("placement", ["pre", "post", "sandwich"])
-def test_norms_and_head_are_counted(placement: str, tied: bool) -> None:
+def test_norms_and_head_have_the_counted_parameters(placement: str, tied: bool) -> None:
     counted = architecture(norm={"placement": placement}, tied_embeddings=tied)
     assert_counted(build(counted), counted)
 
 
-def test_a_stack_of_experts_is_one_parameter() -> None:
+def test_all_experts_share_one_parameter() -> None:
     weight = build(architecture("E")).blocks[0].body.experts.gate_proj.weight
     assert weight.shape == (4, 32, 48)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "sandwich"])
-def test_norms_stand_where_the_placement_says(placement: str) -> None:
+def test_norms_follow_the_placement(placement: str) -> None:
     model = build(architecture("-", norm={"placement": placement, "eps": 1e-5}))
     block, x = model.blocks[0], torch.randn(1, 3, 48)
 
@@ -100,14 +102,14 @@ def test_norms_stand_where_the_placement_says(placement: str) -> None:
     torch.testing.assert_close(model.hidden(x), norm(expected))
 
 
-def test_a_tied_head_reads_the_embedding() -> None:
+def test_a_tied_head_multiplies_by_the_embedding() -> None:
     model = build(architecture("-", tied_embeddings=True))
     hidden = model.hidden(model.embedding(tokens()))
     torch.testing.assert_close(model(tokens()), hidden @ model.embedding.weight.mT)
 
 
 @pytest.mark.parametrize("placement", ["pre", "sandwich"])
-def test_decoding_gives_the_logits_of_the_whole_text(placement: str) -> None:
+def test_decoding_equals_the_logits_of_the_whole_text(placement: str) -> None:
     model = build(architecture(norm={"placement": placement}), dtype=torch.float64)
     text = tokens()
     expected = model(text)
@@ -118,19 +120,19 @@ def test_decoding_gives_the_logits_of_the_whole_text(placement: str) -> None:
         torch.testing.assert_close(logits, expected[:, t])
 
 
-def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
+def test_weights_are_determined_by_the_seed() -> None:
     first, again, other = (build(architecture(), seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
 
 
-def test_building_leaves_the_global_random_state_alone() -> None:
+def test_building_leaves_the_global_random_state_unchanged() -> None:
     before = torch.get_rng_state()
     build(architecture())
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_state_dict_carries_the_model() -> None:
+def test_a_state_dict_restores_the_model() -> None:
     source, target = build(architecture(), seed=1), build(architecture(), seed=2)
     source(tokens())
     source.rebalance(rate=0.5)
@@ -159,7 +161,7 @@ def test_the_loss_falls_on_a_repeated_sequence(dtype: torch.dtype) -> None:
         optimizer.step()
         model.rebalance()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(3.47, abs=0.2)  # ln 32: it starts knowing nothing
+    assert losses[0] == pytest.approx(3.47, abs=0.2)  # ln 32: uniform predictions
     assert losses[-1] < 0.3 * losses[0]
     assert all(weight.grad is not None for weight in model.parameters())
 
@@ -186,7 +188,7 @@ ROLES = {
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise", "blockwise"])
 @pytest.mark.parametrize("role", [*ROLES, "lm_head", "kv_cache"])
-def test_fp8_changes_the_sub_blocks_it_is_placed_in_and_no_other(role: str, recipe: str) -> None:
+def test_fp8_changes_only_the_sub_blocks_of_its_plan(role: str, recipe: str) -> None:
     pattern = "G-M-W-LE*-"
     plan = {"fp8": [role], "recipe": recipe, "keep_first_layers": 1, "keep_last_layers": 1}
     plain, placed = build(architecture(pattern)), architecture(pattern, precision=plan)
@@ -202,7 +204,7 @@ def test_fp8_changes_the_sub_blocks_it_is_placed_in_and_no_other(role: str, reci
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise", "blockwise"])
-def test_fp8_trains_every_weight_and_stays_near(recipe: str) -> None:
+def test_fp8_trains_every_weight_and_stays_close(recipe: str) -> None:
     everywhere = {"fp8": [*ROLES, "lm_head", "kv_cache"], "recipe": recipe}
     plain, fp8 = build(architecture()), build(architecture(precision=everywhere))
     exact, near = plain(tokens()), fp8(tokens())
@@ -211,7 +213,7 @@ def test_fp8_trains_every_weight_and_stays_near(recipe: str) -> None:
     assert all(weight.grad is not None for weight in fp8.parameters())
 
 
-def test_absorbed_latent_attention_sees_the_fp8_factors_of_the_expanded_form() -> None:
+def test_absorbed_and_expanded_latent_attention_round_to_fp8_alike() -> None:
     plan = {"fp8": ["attention.qkv", "kv_cache"], "recipe": "rowwise"}
     body = build(architecture("L", precision=plan), dtype=torch.float64).blocks[0].body
     exact = build(architecture("L"), dtype=torch.float64).blocks[0].body
@@ -225,7 +227,7 @@ def test_absorbed_latent_attention_sees_the_fp8_factors_of_the_expanded_form() -
     assert (y - whole).norm() < 0.01 * rounding
 
 
-def test_the_loss_is_the_mean_over_the_tokens_of_each_document_but_its_first() -> None:
+def test_the_loss_is_the_mean_over_all_tokens_but_a_documents_first() -> None:
     model = build(architecture(final_logit_softcap=3.0, logit_scale=2.0), dtype=torch.float64)
     text, lengths = tokens(batch=1), (30, 1, 39)
     segment_ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
@@ -236,14 +238,53 @@ def test_the_loss_is_the_mean_over_the_tokens_of_each_document_but_its_first() -
     torch.testing.assert_close(model.loss(text, segment_ids), torch.cat(nats).mean())
 
 
-def test_the_loss_of_mtp_modules_is_of_the_tokens_further_on() -> None:
+def test_mtp_modules_add_the_loss_of_later_tokens() -> None:
     model = build(architecture("G-*-", mtp={"depth": 2, "pattern": "*-"}), dtype=torch.float64)
     text = tokens()
     alone = F.cross_entropy(model(text)[:, :-1].flatten(0, 1), text[:, 1:].flatten())
     hidden, losses = model.hidden(model.embed(text), text), []
     for k, module in enumerate(model.mtp, 1):
-        part = Pass(positions_BT=text_positions(2, 70 - k, text.device), reads_texts=True)
+        part = Pass(positions_BT=text_positions(2, 70 - k, text.device), whole_rows=True)
         hidden = module(hidden[:, : 70 - k], model.embed(text[:, k:]), part)
         logits = model.logits(hidden[:, :-1])
         losses.append(F.cross_entropy(logits.flatten(0, 1), text[:, k + 1 :].flatten()))
     torch.testing.assert_close(model.loss(text), alone + 0.3 * sum(losses) / 2)
+
+
+def test_cu_seqlens_equal_segment_ids() -> None:
+    model, text = build(architecture(), dtype=torch.float64), tokens(batch=1)
+    segment_ids = torch.repeat_interleave(torch.arange(3), torch.tensor((30, 1, 39)))[None]
+    cu_seqlens = torch.tensor((0, 30, 31, 70), dtype=torch.int32)
+    expected, found = model(text, segment_ids), model(text, cu_seqlens=cu_seqlens)
+    assert torch.equal(found, expected)
+    assert torch.equal(
+        model.loss(text, cu_seqlens=cu_seqlens), model.loss(text, segment_ids=segment_ids)
+    )
+
+
+@pytest.mark.parametrize("packed", [tokens(batch=2), tokens(batch=1, length=69)])
+def test_cu_seqlens_that_do_not_describe_the_row_raise(packed: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="cu_seqlens"):
+        build(architecture("-"))(packed, cu_seqlens=torch.tensor((0, 30, 70)))
+
+
+def test_a_residual_sum_runs_in_the_kernel_of_the_next_norm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sums = []
+
+    def recorded(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        sums.append(args)
+        return reference.add_rms_norm(*args)
+
+    monkeypatch.setattr(rows, "add_rms_norm", recorded)
+    build(architecture("*-*-"))(tokens())
+    assert len(sums) == 4  # in front of three sub-blocks and of the final norm
+
+
+def test_advancing_a_stream_equals_the_sums_of_its_sub_blocks() -> None:
+    model = build(architecture("G-*E", norm={"placement": "sandwich"}), dtype=torch.float64)
+    x = model.embed(tokens())
+    for block in model.blocks:
+        x = run(block, x)
+    torch.testing.assert_close(model.hidden(model.embed(tokens())), model.norm(x))

@@ -1,8 +1,8 @@
-"""Our models are those of transformers: with the weights of its classes, the same logits.
+"""Models equal those of transformers: the same logits with the same weights.
 
-The classes compute norms, softmaxes, routers, rotations and recurrences in float32 whatever they
-are given. Here each float32 that they ask for is a float64, so that nothing but the last bits of
-float64 may differ: a gate, an epsilon or the place of a norm that is not theirs shows at once.
+The classes of transformers compute norms, softmaxes, routers, rotations and recurrences in float32.
+Here each of them runs in float64 instead, so that only its last bits may differ: another gate,
+epsilon or norm placement shows at once.
 """
 
 import re
@@ -20,8 +20,8 @@ from oracle_weights import FAMILIES, moved
 from torch import Tensor, nn
 
 from archfront.builders.body import Pass, text_positions
-from archfront.builders.experts import MoE
 from archfront.builders.model import HybridLM, build
+from archfront.builders.moe import MoE
 from archfront.search_space.architecture import Architecture
 from archfront.search_space.hugging_face.convert import write_config
 from archfront.search_space.hugging_face.registry import FAMILIES as HF_FAMILIES
@@ -38,12 +38,12 @@ NO_DECODER = {"switch_transformers"}
 
 @cache
 def pair(name: str) -> tuple[nn.Module, HybridLM]:
-    """The class's model with weights under which everything matters, and ours with the same."""
+    """The model of transformers with weights of size one, and ours with the same weights."""
     case = CASES[name]
     ours = build(case.architecture(), dtype=torch.float64)
     config = write_config(ours.architecture, case.family) | {"pad_token_id": None}
     kind = getattr(transformers, config["architectures"][0])
-    _in_torch_alone(sys.modules[kind.__module__])
+    _use_torch_functions(sys.modules[kind.__module__])
     with in_float64():
         made = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config | case.config)
         made._attn_implementation = made._experts_implementation = "eager"
@@ -54,25 +54,25 @@ def pair(name: str) -> tuple[nn.Module, HybridLM]:
         for path, weight in theirs.named_parameters():
             if re.search(case.even, path):
                 weight.fill_(0.7)
-        _hash_alike(theirs, ours)
+        _copy_hash_table(theirs, ours)
         ours.load_state_dict(moved(theirs, ours, FAMILIES[case.family]))
     return theirs, ours
 
 
-def _in_torch_alone(module: ModuleType) -> None:
-    """Where fla-core is installed too, its kernels stand in for these functions, and want a GPU."""
+def _use_torch_functions(module: ModuleType) -> None:
+    """Undo the replacement by fla-core's kernels, which need a GPU, where it is installed."""
     for name, function in [*vars(module).items()]:
         if isfunction(function) and hasattr(function, "__wrapped__"):
             setattr(module, name, function.__wrapped__)
 
 
-def _hash_alike(theirs: nn.Module, ours: HybridLM) -> None:
-    """A router by the token's id looks into a table there; ours computes its entries."""
+def _copy_hash_table(theirs: nn.Module, ours: HybridLM) -> None:
+    """Write the experts that our hash router computes into the table of theirs."""
     hashing = [m for m in ours.modules() if isinstance(m, MoE) and m.block.router == "hash"]
     for path, table in theirs.named_buffers():
         if path.endswith("tid2eid"):
             ids = torch.arange(len(table))[None]
-            table.copy_(hashing[0]._hashed(Pass(positions_BT=ids, tokens_BT=ids)))
+            table.copy_(hashing[0].router.hashed_experts(Pass(positions_BT=ids, tokens_BT=ids)))
 
 
 def text(ours: HybridLM) -> Tensor:
@@ -81,7 +81,7 @@ def text(ours: HybridLM) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_text_has_the_logits_that_the_class_gives_it(name: str) -> None:
+def test_logits_equal_those_of_transformers(name: str) -> None:
     theirs, ours = pair(name)
     with in_float64():
         expected = theirs(input_ids=text(ours), use_cache=False).logits
@@ -89,10 +89,10 @@ def test_a_text_has_the_logits_that_the_class_gives_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_token_after_token_decodes_as_the_class_does(name: str) -> None:
+def test_decoding_equals_that_of_transformers(name: str) -> None:
     theirs, ours = pair(name)
     tokens_BT, expected = text(ours), []
-    own_kind = CASES[name].family == "minimax"  # makes a cache of its own when there is none
+    own_kind = CASES[name].family == "minimax"  # creates its own kind of cache
     memory = None if own_kind else transformers.DynamicCache(config=theirs.config)
     with in_float64():
         for part in tokens_BT.split([READ] + [1] * (TOKENS - READ), 1):
@@ -107,8 +107,8 @@ def test_token_after_token_decodes_as_the_class_does(name: str) -> None:
     assert_same(torch.stack(found), torch.stack(expected))
 
 
-def test_zero_experts_give_back_their_input_as_in_longcat_flash() -> None:
-    """Its stack is not ours; without its correction bias its mixture is."""
+def test_zero_experts_equal_those_of_longcat_flash() -> None:
+    """The mixture alone, without its correction bias: its stack has no equivalent here."""
     zero = MOE | {"n_zero": 3, "top_k": 3, "norm_topk": False, "scale": 1.7}
     plain = {"d_model": D_MODEL, "vocab_size": VOCAB, "pattern": "E", "blocks": {"E": zero}}
     ours = build(Architecture.model_validate(plain), dtype=torch.float64).blocks[0].body
@@ -132,6 +132,6 @@ def test_zero_experts_give_back_their_input_as_in_longcat_flash() -> None:
     assert_same(ours(x, Pass(positions_BT=text_positions(BATCH, TOKENS, x.device))), expected)
 
 
-def test_every_family_with_a_class_is_compared() -> None:
+def test_every_family_with_a_class_is_tested() -> None:
     compared = {case.family for case in CASES.values()}
     assert compared == HF_FAMILIES.keys() - WITHOUT_CLASS - NO_DECODER

@@ -1,4 +1,4 @@
-"""FP8 by quantize-dequantize: exact values, tiles, gradients."""
+"""FP8 rounding: exact values, tiles, gradients."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ def row(*values: float) -> torch.Tensor:
     return torch.tensor([values])
 
 
-def test_values_round_to_the_nearest_e4m3_number_of_their_row() -> None:
-    # amax 448 makes the scale 1: between 16 and 32 e4m3 counts in twos, a tie goes to even
+def test_values_round_to_the_nearest_scaled_e4m3_number() -> None:
+    # amax 448 gives scale 1; from 16 to 32 e4m3 has steps of 2, ties go to even
     found = quantized(row(448.0, 17.0, 19.0, 18.9, -0.3), ROW)
     assert found.tolist() == row(448.0, 16.0, 20.0, 18.0, -0.3125).tolist()
 
@@ -36,10 +36,10 @@ def test_zeros_stay_zeros() -> None:
     ("recipe", "scales_of_x", "scales_of_weight"),
     [("tensorwise", 1, 1), ("rowwise", 130, 130), ("blockwise", 130 * 3, 2 * 3)],
 )
-def test_a_recipe_shares_scales_as_it_says(
+def test_a_recipe_has_one_scale_per_tile(
     recipe: str, scales_of_x: int, scales_of_weight: int
 ) -> None:
-    """Numbers of one tile lose to its amax; an outlier of another tile does not touch them."""
+    """An outlier rounds the other numbers of its tile to zero, and no others."""
     generator = torch.Generator().manual_seed(0)
     for tile, tiles in zip(TILES[recipe], (scales_of_x, scales_of_weight), strict=True):
         x = torch.rand(130, 260, generator=generator) + 1
@@ -52,13 +52,13 @@ def test_a_recipe_shares_scales_as_it_says(
         assert -(-130 // rows) * -(-260 // columns) == tiles
 
 
-def test_the_matrices_of_a_stack_share_no_scale() -> None:
+def test_matrices_of_a_stack_have_separate_scales() -> None:
     x = torch.ones(2, 4, 4)
     x[0] *= 1e8
     assert quantized(x, TILES["tensorwise"][1])[1].tolist() == x[1].tolist()
 
 
-def test_the_gradient_passes_straight_through() -> None:
+def test_the_gradient_is_straight_through() -> None:
     x = torch.randn(3, 200, requires_grad=True)
     slope = torch.randn(3, 200)
     (quantized(x, (1, 128)) * slope).sum().backward()

@@ -10,7 +10,7 @@ import pytest
 from archfront.orchestrator.store import Objective, Store, open_store
 from archfront.profilers.cluster import cluster
 from archfront.profilers.memory import GIB, memory
-from archfront.profilers.pricing import latency
+from archfront.profilers.pricing import Pricing, TargetTimings
 from archfront.profilers.report import Failure, Measurement, Report
 from archfront.search_space.accounting import cache_bytes, flops_per_token, parameters, weight_bytes
 from archfront.search_space.architecture import ATTENTION_KINDS, Architecture
@@ -90,6 +90,7 @@ def fill(store: Store, space: SearchSpace, name: str, *, trials: int) -> None:
 def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random) -> Report:
     """Real counts and estimates; made-up quality that grows with the fraction of attention."""
     workload, target = space.plan.workloads[0], cluster(space.plan.target)
+    pricing = Pricing.for_architecture(architecture, target, TargetTimings(), workload)
     caches = cache_bytes(architecture)
     counted = {
         "total_params": parameters(architecture).total,
@@ -113,7 +114,7 @@ def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random)
                 for name, value in counted.items()
             ),
             *memory(architecture, workload),
-            *latency(architecture, target, workload),
+            *pricing.latency(architecture, workload),
             _measured("bits_per_byte", bits, 0.008),
             _measured("recall", recall, 0.03),
             _measured("proxy_prefill_ms", proxy_ms, 0.2),

@@ -179,13 +179,13 @@ def _measure_here(
             here=here,
             software=facts(torch.device(where)),
             whole=whole,
-            tell=report,
+            report=report,
         )
     for failure in failures:
         report(f"{failure.stage}: {failure.kind}: {failure.reason}")
     for one in compositions:
         report(
-            f"{one.workload} {one.what}: sum of the blocks {1e3 * one.pieces_s:.4g} ms, whole "
+            f"{one.workload} {one.what}: sum of the blocks {1e3 * one.units_s:.4g} ms, whole "
             f"model {1e3 * one.whole_s:.4g} ms, composition error {one.error:+.1%}"
         )
     return plan.model_copy(update={"target": here.name})

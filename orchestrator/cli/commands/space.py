@@ -35,8 +35,11 @@ def check(
     drawn = sample(checked, draws, seed=0)
     kernels = None
     if find_spec("triton"):
-        from ....profilers.kernel_support import ARCHS, lacks
+        from ....profilers.kernel_support import kernel_archs, unsupported_choices
 
-        kernels = render_space.Kernels(archs=tuple(ARCHS), lacks=tuple(lacks(checked)))
+        archs = kernel_archs([checked.plan.target])
+        kernels = render_space.Kernels(
+            archs=archs, unsupported=tuple(unsupported_choices(checked, archs))
+        )
     plain = render_space.plain(checked, drawn, kernels)
     print_result(plain, render_space.table(checked, drawn, kernels), as_json=as_json)
