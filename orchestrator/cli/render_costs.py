@@ -42,15 +42,7 @@ class PassCost:
             "high": cost.high,
             "provenance": cost.provenance,
             "split": str(cost.split),
-            "parts": [
-                {
-                    "layers": term.group,
-                    "operators": term.family,
-                    "seconds": term.seconds,
-                    "basis": term.provenance,
-                }
-                for term in cost.terms
-            ],
+            "terms": [vars(term) for term in cost.terms],
         }
 
 

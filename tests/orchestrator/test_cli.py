@@ -230,6 +230,7 @@ COMMANDS = {
     "calibrate": {"device", "points", "output", "given", "force", *STORE},
     "dashboard": {"store", "port", "host"},
     "space check": {"space", "draws", "as_json"},
+    "space schema": {"architecture"},
     "atlas list": CACHES,
     "atlas show": {"model", *CACHES},
     "atlas import": {"config", "output", "force", "as_json"},

@@ -3,7 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archfront.search_space.schema import architecture_schema, space_schema
 
 ARCHFRONT = Path(sys.executable).with_name("archfront")
 
@@ -31,3 +37,14 @@ def test_a_choice_without_a_kernel_is_shown_with_the_kernels_constraint(
         "sm_80",
         {"decode": constraint},
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], space_schema), (["--architecture"], architecture_schema)]
+)
+def test_space_schema_prints_a_json_schema(
+    tmp_path: Path, options: list[str], expected: Callable[[], dict[str, Any]]
+) -> None:
+    command = [str(ARCHFRONT), "space", "schema", *options]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout) == expected()
