@@ -78,13 +78,11 @@ def resume(
     from ....search_space.check import check_space
     from ....search_space.document import parse_document
     from ...store import open_store
-    from ..resolve import open_existing
 
-    with open_existing(store) as found:
-        known = found.study(study)
-    space = check_space(parse_document(known.space_yaml, source=f"study {study}"))
     run = _run_settings(address, workers, gpus, seconds)
-    with open_store(store) as opened:
+    with open_store(store, create=False) as opened:
+        known = opened.study(study)
+        space = check_space(parse_document(known.space_yaml, source=f"study {study}"))
         space = space.for_target(known.target)
         _run(opened, known, space, store, run, trials=trials, as_json=as_json)
 
