@@ -121,7 +121,7 @@ def explanation(
     workloads: Sequence[Workload],
     found: Sequence[PassCost],
 ) -> RenderableType:
-    """The time of each pass by layer group and operator family, and what each figure is based on."""
+    """The time of each pass by layer group and operator family, with the basis of each figure."""
     tokens = {w.name: tokens_per_step(architecture, w) for w in workloads}
     return Group(*(_one(architecture, target, part, tokens[part.workload]) for part in found))
 
