@@ -45,7 +45,8 @@ class CacheBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class LocatedWeight:
-    """A parameter tensor with the sub-block it belongs to (None: around the stack) and its format."""
+    """A parameter tensor with the sub-block it belongs to (None: around the stack) and its
+    format."""
 
     sub_block: int | None
     weight: Weight
@@ -53,7 +54,8 @@ class LocatedWeight:
 
 
 class Uncountable(ValueError):
-    """A quantity that the architecture does not define, such as FLOPs a token of an encoder-decoder."""
+    """A quantity that the architecture does not define, such as FLOPs a token of an
+    encoder-decoder."""
 
 
 def norm(architecture: Architecture, name: str, width: int | None = None) -> tuple[Weight, ...]:
@@ -96,7 +98,8 @@ def around_weights(
 
 
 def block_weights(architecture: Architecture, body: Body) -> tuple[Weight, ...]:
-    """The parameter tensors of a block where it stands: those of a branch are named by its number."""
+    """The parameter tensors of a block where it stands: those of a branch are named by its
+    number."""
     weights = body.block.weights(architecture.d_model)
     if body.branch is None:
         return weights

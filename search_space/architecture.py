@@ -31,80 +31,97 @@ Placement = Literal["pre", "post", "sandwich", "stream"]
 
 
 class Norm(Terse):
-    """The norms of the stack: RMSNorm, or LayerNorm with a bias.
-
-    They stand before each sub-block, after it (`post`, OLMo 2), on both sides (`sandwich`, Gemma),
-    or on the residual stream itself in front of it (`stream`, MiniMax-01). `of_mixer` places those
-    of the layers with that mixer, their feed-forward included, in another way (Olmo-Hybrid).
-    `zero_centered` weights are stored as their distance from one.
-    """
+    """The norms of the stack."""
 
     type: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with a bias."""
     placement: Placement = "pre"
+    """Before each sub-block (`pre`), after it (`post`, OLMo 2), on both sides (`sandwich`, Gemma),
+    or on the residual stream itself in front of it (`stream`, MiniMax-01)."""
     of_mixer: dict[str, Placement] = {}
+    """Placement in the layers with a mixer of that symbol, their feed-forward included
+    (Olmo-Hybrid)."""
     zero_centered: bool = False
+    """Weights are stored as their difference from one."""
     eps: float = Field(default=1e-6, gt=0)
+    """Number added to the variance."""
 
 
 class Residual(Terse):
-    """A sub-block gives `keep` * x + `add` * body(x), with constants for both."""
+    """Constant factors of the residual connection: keep * x + add * f(x)."""
 
     keep: float = 1.0
+    """Factor of the residual stream."""
     add: float = 1.0
+    """Factor of the sub-block's output."""
 
 
 class HyperConnections(Terse):
-    """`streams` residual streams that each sub-block reads and writes by learned mixtures.
+    """Manifold-constrained hyper-connections of DeepSeek-V4: several residual streams.
 
-    Manifold-constrained as in DeepSeek-V4: the mixture between streams is made doubly stochastic by
-    `sinkhorn_iters` steps. Shapes: transformers, models/deepseek_v4.
+    Each sub-block reads and writes the streams by learned mixtures; the mixture between streams is
+    doubly stochastic. Shapes: transformers, models/deepseek_v4.
     """
 
     streams: int = Field(ge=2)
+    """Residual streams."""
     sinkhorn_iters: PositiveInt = 20
+    """Sinkhorn steps that make the mixture doubly stochastic."""
 
 
 class AttentionResiduals(Terse):
-    """Sub-blocks attend over the outputs of earlier groups of `block` layers (Kimi-K3)."""
+    """Sub-blocks attend over the outputs of earlier groups of layers (Kimi-K3)."""
 
     block: PositiveInt
+    """Layers per group."""
 
 
 class MTP(Terse):
-    """Multi-token prediction: `depth` modules after the stack, each predicting one token further.
+    """Multi-token prediction modules after the stack (DeepSeek-V3, arXiv 2412.19437).
 
-    A module norms the hidden state and the next token's embedding, projects both to d_model and runs
-    `pattern` (DeepSeek-V3, arXiv 2412.19437). It shares table and head with the model.
+    A module norms the hidden state and the next token's embedding, projects both to d_model and
+    runs `pattern`. It shares embedding table and head with the model.
     """
 
     depth: PositiveInt
+    """Modules, each predicting one token further."""
     pattern: str
+    """Pattern of each module."""
 
 
 class Encoder(Terse):
-    """The encoder that cross attention reads; it has a table of its own where `vocab_size` says so."""
+    """The encoder that cross attention reads."""
 
     pattern: str
+    """Pattern of the encoder."""
     vocab_size: PositiveInt | None = None
+    """Size of an embedding table of its own; null: the model's table."""
 
 
 class Precision(Terse):
-    """Which matrices run in fewer bits; all others, and every kept layer, stay in BF16.
+    """The precision plan: which matrices leave BF16.
 
-    `fp8` is e4m3; `recipe` says what shares a scale: a tensor, a row, or a block (activations
-    1x128, weights 128x128). `fp4` weights are e2m1 with a scale for each 32 (`mxfp4`) or 16
-    (`nvfp4`). An `int8` or `fp8` cache has a scale for each token and head. The first and last
-    layers and the mixers that feed attention are the sensitive ones.
+    FP8 is e4m3. FP4 weights are e2m1 with a scale per 32 (`mxfp4`) or 16 (`nvfp4`). An `int8` or
+    `fp8` cache has a scale per token and head.
     """
 
     fp8: tuple[PrecisionRole, ...] = ()
+    """Roles in FP8."""
     fp4: tuple[PrecisionRole, ...] = ()
+    """Roles whose weights are in FP4."""
     int8: tuple[Literal["kv_cache"], ...] = ()
+    """Roles in INT8."""
     recipe: Literal["tensorwise", "rowwise", "blockwise"] = "rowwise"
+    """What shares an FP8 scale: a tensor, a row, or a block (activations 1x128, weights
+    128x128)."""
     fp4_scales: Literal["mxfp4", "nvfp4"] = "mxfp4"
+    """Format of the FP4 scales."""
     keep_first_layers: NonNegativeInt = 0
+    """First layers that stay in BF16."""
     keep_last_layers: NonNegativeInt = 0
+    """Last layers that stay in BF16."""
     keep_before_attention: bool = False
+    """Keep the mixers of the layers before an attention layer in BF16."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -137,33 +154,51 @@ class Body:
 
 
 class Architecture(Terse):
-    """A language model. `key` identifies it: the hash of its canonical form, name aside.
+    """A language model. `key` identifies it: the hash of its canonical form without the name.
 
-    Blocks that the MTP modules or the encoder use stand in `blocks` beside those of the decoder. A
+    Blocks that the MTP modules or the encoder use are in `blocks` beside those of the decoder. A
     file may also give `n_layers`, by either count (layers, or sub-blocks as Nemotron-H counts): it
-    is held against the pattern and not kept.
-    Scales multiply: the embedding, the logits; `final_logit_softcap` c gives c * tanh(logits / c).
+    is checked against the pattern and not kept.
     """
 
     name: str | None = None
+    """Name, not part of the key."""
     d_model: PositiveInt
+    """Width of the residual stream."""
     vocab_size: PositiveInt
+    """Tokens of the vocabulary."""
     tied_embeddings: bool = False
+    """The head uses the embedding table."""
     pattern: str
+    """Sub-blocks in order, in the layer notation: one symbol each, `(GEGEGE*E)x12`."""
     norm: Norm = Norm()
+    """Norms of the stack."""
     blocks: dict[str, AnyBlock]
+    """Blocks by the symbols of the pattern."""
     joins: dict[str, Join] = {}
+    """How the branches of parallel groups are joined, by group, `"[*|M]"`; by default summed."""
     precision: Precision = Precision()
+    """Precision plan."""
     residual: Residual = Residual()
+    """Constant factors of the residual connection."""
     hyper_connections: HyperConnections | None = None
+    """Several residual streams."""
     attention_residuals: AttentionResiduals | None = None
+    """Attention over the outputs of earlier layers."""
     mtp: MTP | None = None
+    """Multi-token prediction modules."""
     encoder: Encoder | None = None
+    """Encoder that cross attention reads."""
     embedding_scale: float | Literal["sqrt_d_model"] = 1.0
+    """Factor of the embeddings."""
     embedding_norm: bool = False
+    """Norm of the embeddings."""
     lm_head_bias: bool = False
+    """Bias of the head; wants untied embeddings."""
     logit_scale: float = 1.0
+    """Factor of the logits."""
     final_logit_softcap: float | None = Field(default=None, gt=0)
+    """c in c * tanh(logits / c) of the final logits."""
 
     @model_validator(mode="before")
     @classmethod
@@ -304,7 +339,8 @@ class Architecture(Terse):
         return type(self).model_validate(known | fields)
 
     def plain(self) -> dict[str, Any]:
-        """As plain data: what a message, a row or a YAML file carries. A null says something here."""
+        """As plain data: what a message, a row or a YAML file carries. A null says something
+        here."""
         return self.model_dump(mode="json")
 
 

@@ -1,4 +1,5 @@
-"""The free width: solved so that every candidate costs the same, else a search finds bigger is better."""
+"""The free width: solved so that every candidate costs the same, else a search finds bigger is
+better."""
 
 import math
 from collections.abc import Callable
@@ -14,17 +15,22 @@ MAX_STEPS = 6
 
 
 class Budget(Record):
-    """Every candidate has `value` of `quantity`, within `tolerance`; FLOPs are taken at `context`.
+    """A quantity that every candidate has the same amount of.
 
-    The solver scales all fields that the space marks `free`: the width of a dense feed-forward,
-    and d_expert such that the experts a token meets have that width together.
+    The solver scales all fields that the space marks `free`: the width of a dense feed-forward, and
+    `d_expert` such that the experts per token have that width together.
     """
 
     quantity: Literal["flops_per_token", "active_params", "total_params"] = "flops_per_token"
+    """Quantity that is held equal."""
     value: float = Field(gt=0)
+    """Amount of the quantity."""
     tolerance: float = Field(default=0.02, gt=0, lt=1)
+    """Largest relative deviation from `value`."""
     context: PositiveInt = 4096
+    """Context length at which FLOPs are counted."""
     multiple_of: PositiveInt = 16
+    """Granularity of the free width."""
 
 
 class Unreachable(ValueError):

@@ -1,4 +1,5 @@
-"""YAML documents that know their lines: safe to read, and every complaint names file, line, field."""
+"""YAML documents that know their lines: safe to read, and every complaint names file, line,
+field."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -23,9 +24,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Record(BaseModel):
-    """Frozen plain data; a field that is not known is refused."""
+    """Frozen plain data that rejects unknown fields; the docstring of a field is its
+    description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Terse(Record):
@@ -46,7 +50,8 @@ class Terse(Record):
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; `str()` is one line (or several, one a finding) for them."""
+    """Something the user gave is wrong; `str()` is one line (or several, one a finding) for
+    them."""
 
 
 @dataclass(frozen=True, kw_only=True)

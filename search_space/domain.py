@@ -11,10 +11,12 @@ from .document import Record
 
 
 class Choices(Record):
-    """One of the listed values; a value may be a list."""
+    """A field of a space that takes one of the listed values."""
 
     choices: tuple[Any, ...] = Field(min_length=1)
+    """Values, all different; a value may be a list."""
     when: dict[str, Any] = {}
+    """Condition: by dotted name of an earlier field, the value or list of values it must have."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -33,10 +35,12 @@ class Choices(Record):
 
 
 class Range(Record):
-    """`[low, high, step]`, both ends included; whole numbers stay whole."""
+    """A field of a space that takes evenly spaced numbers; whole bounds give whole numbers."""
 
     range: tuple[float, float, float]
+    """[low, high, step], both ends included."""
     when: dict[str, Any] = {}
+    """Condition: by dotted name of an earlier field, the value or list of values it must have."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -61,10 +65,13 @@ class Range(Record):
 
 
 class LogRange(Record):
-    """`[low, high]`, sampled evenly in the logarithm; whole numbers stay whole."""
+    """A field of a space that is sampled uniformly in the logarithm; whole bounds give whole
+    numbers."""
 
     log_range: tuple[float, float]
+    """[low, high], both ends included."""
     when: dict[str, Any] = {}
+    """Condition: by dotted name of an earlier field, the value or list of values it must have."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

@@ -7,17 +7,18 @@ from .document import Terse
 
 
 class Join(Terse):
-    """The branches of `[a|b]` are blocks of their own symbols that read the same input.
+    """How the outputs of the branches of a parallel group `[a|b]` are joined.
 
-    The norms around the sub-block serve all of them; their outputs are summed, or averaged. With
-    `branch_norms` each output has a norm of its own besides, and each branch but the first reads
-    the residual stream through a norm of its own (Gemma 4). `branch_gates` scales each output by a
-    learned vector (Hymba, arXiv 2411.13676).
+    The branches read the same input, between the norms around the sub-block.
     """
 
     fusion: Literal["sum", "mean"] = "sum"
+    """How outputs are combined."""
     branch_norms: bool = False
+    """A norm of each output; each branch but the first reads through a norm of its own (Gemma
+    4)."""
     branch_gates: bool = False
+    """A learned vector that scales each output (Hymba, arXiv 2411.13676)."""
 
     def gates(self, d_model: int, branches: int) -> tuple[Weight, ...]:
         """The learned vectors of the branches."""

@@ -2,27 +2,30 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from .document import Record
-from .pattern import FEED_FORWARD, SYMBOLS, compress
+from .pattern import FEED_FORWARD, MAX_SUB_BLOCKS, SYMBOLS, compress
 
 Placement = Literal["even", "first", "middle", "last"]
 
 
 class Layout(Record):
-    """`layers` mixers, each followed by `feedforward`; a `ratio` of them is `attention`.
+    """A rule that places attention layers among linear ones and writes the pattern."""
 
-    The number of attention layers is ratio * layers, rounded. `even` closes each group with its
-    attention layer, as Qwen3-Next and Kimi Linear do; the others keep them together.
-    """
-
-    layers: PositiveInt
+    layers: int = Field(ge=1, le=MAX_SUB_BLOCKS)
+    """Mixers, each followed by `feedforward`."""
     ratio: float = Field(ge=0, le=1)
+    """Fraction of the mixers that are attention; ratio * layers is rounded."""
     placement: Placement = "even"
+    """Where attention layers are. `even` ends each group with its attention layer, as in Qwen3-Next
+    and Kimi Linear; the others keep them together."""
     attention: str | None = None
+    """Symbol of the attention block."""
     linear: str | None = None
+    """Symbol of the mixer of all other layers."""
     feedforward: str | None = None
+    """Symbol of the feed-forward after each mixer; null: none."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

@@ -18,7 +18,8 @@ FULL_TILE = 128  # rows that fill a tensor-core tile
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What one forward pass handles: `batch` sequences, `tokens` new ones each, ending at `context`."""
+    """What one forward pass handles: `batch` sequences, `tokens` new ones each, ending at
+    `context`."""
 
     batch: int
     tokens: int
@@ -71,7 +72,8 @@ class Operator:
 
     @property
     def serial_steps(self) -> int:
-        """Steps that must follow each other, where the work of one cannot hide another's latency."""
+        """Steps that must follow each other, where the work of one cannot hide another's
+        latency."""
         return 0
 
     @property

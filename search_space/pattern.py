@@ -166,7 +166,8 @@ def _parallel(tokens: list[tuple[str, int]], position: int, pattern: str) -> tup
 
 
 def compress(blocks: tuple[str, ...]) -> str:
-    """The shortest pattern of whole layers that unrolls to `blocks`; on equal length the plainer one."""
+    """The shortest pattern of whole layers that unrolls to `blocks`; on equal length the plainer
+    one."""
     return _spell(units(blocks))
 
 

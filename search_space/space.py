@@ -37,10 +37,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Bound(Record):
-    """What a metric may be at most, or at least."""
+    """A bound on a metric: either an upper or a lower one."""
 
     max: float | None = None
+    """Largest value that satisfies the constraint."""
     min: float | None = None
+    """Smallest value that satisfies the constraint."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -54,17 +56,28 @@ class Bound(Record):
 
 
 class SpaceFile(Record):
-    """The fields of a space file; `architecture` stays plain until a candidate is drawn."""
+    """A search space as it is written: fields of `architecture` may be choices."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+    """Name of the space; studies are named after it."""
     description: str = ""
+    """One line on what is searched."""
     architecture: dict[str, Any]
+    """Architecture in which a value may be a choice, and which may give a layout for the
+    pattern."""
     architecture_constraints: tuple[str, ...] = ()
+    """Comparisons that every candidate must satisfy, such as `moe.top_k * 4 <= moe.n_experts`; a
+    name is d_model, vocab_size, num_layers or kind.field."""
     budget: Budget | None = None
+    """Quantity that all candidates have the same amount of, solved by the free widths."""
     objectives: tuple[str, ...] = Field(min_length=1, max_length=4)
+    """Metrics to optimize; `name@workload` for another workload than the first."""
     constraints: dict[str, Bound] = {}
-    warm_start: tuple[str, ...] = ()  # published architectures that the first trials are near
+    """Bounds on metrics; a candidate that violates one is no part of the front."""
+    warm_start: tuple[str, ...] = ()
+    """Published architectures that the first trials are near to."""
     profile: Plan = Plan()
+    """How candidates are evaluated."""
 
 
 class Rejected(ValueError):

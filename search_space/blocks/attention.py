@@ -23,18 +23,22 @@ from .rope import Rope
 
 
 class BlockSparse(Terse):
-    """A query reads `top_k` blocks of `block` keys (MoBA, arXiv 2502.13189), chosen by pooled keys.
+    """Block-sparse attention: a query reads `top_k` blocks of keys (MoBA, arXiv 2502.13189).
 
-    `local_blocks` of them are the nearest ones, its own first, which it always reads. With
-    `index_heads`, a small index branch of its own scores the blocks: one normed query of
-    `index_dim` for each of these heads, one normed key for all (MiniMax-M3).
+    Blocks are scored by pooled keys, or with `index_heads` by an index branch: one normed query per
+    index head, one normed key for all (MiniMax-M3).
     """
 
     block: PositiveInt
+    """Tokens per block."""
     top_k: PositiveInt
+    """Blocks that a query reads, `local_blocks` included."""
     local_blocks: PositiveInt = 1
+    """Nearest blocks that a query always reads, its own first."""
     index_heads: NonNegativeInt = 0
+    """Query heads of the index branch; 0 scores blocks by pooled keys."""
     index_dim: PositiveInt = 128
+    """Head dimension of the index branch."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -46,26 +50,19 @@ class BlockSparse(Terse):
 
 
 class Temperature(Terse):
-    """Queries grow with their position: 1 + `scale` * log(1 + floor(position / `floor`))."""
+    """Position-dependent query scale: 1 + `scale` * log(1 + floor(position / `floor`))."""
 
     scale: float = Field(gt=0)
+    """Factor of the logarithm."""
     floor: PositiveInt
+    """Positions after which the scale grows."""
 
 
 class Attention(Block):
-    """`heads` query heads share `kv_heads` key and value heads (arXiv 2305.13245).
+    """Softmax attention with grouped heads (arXiv 2305.13245).
 
-    What a query sees: all tokens before it; with `window`, itself and the `window - 1` before it;
-    with `chunk`, those in its own chunk of that length; with `block_sparse`, chosen blocks. The keys
-    of a window may lie `dilation` tokens apart; the first `global_tokens` of a text stay in sight
-    (Longformer, arXiv 2004.05150; StreamingLLM, arXiv 2309.17453).
-    `sinks` adds one learned logit a head to the softmax denominator. `rope: null` gives no
-    position (NoPE). `qk_norm` is over each head, over all heads at once (`full`), or the weightless
-    `l2` after the rotation. `out_gate` multiplies each output element, or each head, by a sigmoid
-    of the input. `k_eq_v` projects values with the matrix of the keys; both are cached. `v_norm`
-    gives values an RMSNorm a head, without a weight. `kv_reuse` reads the keys and values of the
-    nearest earlier block that made some. `cross` reads an encoder's output. `relative_buckets`
-    is T5's learned position bias, which the first layer of a stack has for all.
+    A query attends to all earlier tokens, or to those in its `window`, its `chunk` or the blocks
+    chosen by `block_sparse`.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
@@ -73,29 +70,54 @@ class Attention(Block):
 
     kind: Literal["attn"] = "attn"
     heads: PositiveInt
+    """Query heads."""
     kv_heads: PositiveInt
+    """Key and value heads; divides `heads`."""
     head_dim: PositiveInt
-    v_head_dim: PositiveInt | None = None  # as head_dim
+    """Dimension of query and key heads."""
+    v_head_dim: PositiveInt | None = None
+    """Dimension of value heads; null: `head_dim`."""
     rope: Rope | None = Rope()
+    """Rotary positions; null: none (NoPE)."""
     relative_buckets: PositiveInt | None = None
+    """Buckets of T5's learned position bias, which the first layer of a stack has for all."""
     window: PositiveInt | None = None
+    """Tokens that a query attends to, itself included (sliding window)."""
     dilation: PositiveInt = 1
+    """Distance in tokens between the keys of a window (Longformer, arXiv 2004.05150)."""
     global_tokens: NonNegativeInt = 0
+    """First tokens of a text that stay visible beside a window (StreamingLLM, arXiv 2309.17453)."""
     chunk: PositiveInt | None = None
+    """Length of the chunks that attention is restricted to."""
     block_sparse: BlockSparse | None = None
+    """Selection of blocks of keys."""
     sinks: bool = False
+    """One learned logit per head in the softmax denominator."""
     qk_norm: Literal["none", "head", "full", "l2"] = "none"
+    """RMSNorm of queries and keys: per head, over all heads (`full`), or weightless after the
+    rotation (`l2`)."""
     out_gate: Literal["none", "elementwise", "headwise"] = "none"
+    """Sigmoid gate of the input on each output element or head."""
     qkv_bias: bool = False
+    """Biases of the query, key and value projections."""
     o_bias: bool = False
+    """Bias of the output projection."""
     k_eq_v: bool = False
+    """Values are projected with the matrix of the keys; both are cached."""
     v_norm: bool = False
+    """Weightless RMSNorm of the values per head."""
     kv_reuse: bool = False
+    """Read keys and values of the nearest earlier block that has its own."""
     cross: bool = False
+    """Cross attention: keys and values come from the encoder's output."""
     logit_softcap: float | None = Field(default=None, gt=0)
-    softmax_scale: float | None = Field(default=None, gt=0)  # head_dim**-0.5
+    """c in c * tanh(logits / c) before the softmax."""
+    softmax_scale: float | None = Field(default=None, gt=0)
+    """Scale of the logits; null: head_dim**-0.5."""
     value_scale: float = Field(default=1.0, gt=0)
+    """Factor of the values."""
     temperature: Temperature | None = None
+    """Position-dependent scale of the queries."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

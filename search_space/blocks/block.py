@@ -82,24 +82,24 @@ class Cache:
 
 
 class Block(Terse):
-    """Base of all block records; each kind answers these questions by formula.
+    """Base of all block records: each kind answers these questions by formula."""
 
-    All uses of a block in the stack share `copies` physical blocks, used in turn (ALBERT, Zamba);
-    by default each use has its own. With `depth_capacity` a router lets about that share of the
-    tokens take part, the others pass by (mixture of depths, arXiv 2404.02258). `token_merge`
-    neighboring tokens enter as their mean (Hourglass, arXiv 2110.13711).
-    """
-
-    own_norms: ClassVar[bool] = False  # a block that norms its inputs itself gets none around it
-    # What several devices share out among them (tensor parallel), and what besides as far as it goes;
-    # a block that names nothing is on every device as a whole.
+    own_norms: ClassVar[bool] = False
+    """Whether the block has norms of its own, so that the stack puts none around it."""
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ()
+    """Fields that tensor parallelism divides among devices; none: every device has the whole
+    block."""
     tp_replicable_dims: ClassVar[tuple[str, ...]] = ()
+    """Fields that are divided too, but replicated where there are more devices."""
 
-    kind: Any  # a literal in each record
+    kind: Any
+    """Kind of the block; the further fields depend on it."""
     copies: PositiveInt | None = None
+    """Physical blocks that all uses in the stack share in turn (ALBERT); null: one per use."""
     depth_capacity: float | None = Field(default=None, gt=0, lt=1)
+    """Fraction of the tokens that a router lets take part (mixture of depths, arXiv 2404.02258)."""
     token_merge: int | None = Field(default=None, ge=2)
+    """Neighboring tokens that enter as their mean (Hourglass, arXiv 2110.13711)."""
 
     @model_validator(mode="after")
     def _one_way_to_fewer_tokens(self) -> Self:

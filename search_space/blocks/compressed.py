@@ -20,30 +20,40 @@ from .rope import Rope
 
 
 class CompressedAttention(Block):
-    """DeepSeek-V4's attention: `heads` queries over one shared key-value vector of `head_dim`.
+    """Compressed-KV attention of DeepSeek-V4: one vector of `head_dim` is key and value of all
+    heads.
 
-    The last `window` tokens are kept as they are. With `compress`, learned softmax pooling adds
-    one entry for each `compress` tokens; `overlap` pools each with the tokens before them, from
-    a second set of projections. An `indexer` chooses among these entries, by keys that are pooled
-    the same way. The rotated part comes last in a head and is rotated back in the output, which
-    then has low rank `o_lora_rank` in each of `o_groups`.
-    Parameter names and shapes: transformers, models/deepseek_v4.
+    The last `window` tokens are kept as they are; older ones are pooled into few entries. The
+    rotated part comes last in a head and is rotated back in the output, which then has low rank
+    `o_lora_rank` in each of `o_groups`. Parameter names and shapes: transformers,
+    models/deepseek_v4.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads", "o_groups")
 
     kind: Literal["compressed"] = "compressed"
     heads: PositiveInt
+    """Query heads."""
     head_dim: PositiveInt
+    """Dimension of a query head and of the shared key-value vector."""
     q_lora_rank: PositiveInt
+    """Rank of the query projection."""
     o_groups: PositiveInt
+    """Groups of heads in the output projection; divides `heads`."""
     o_lora_rank: PositiveInt
+    """Rank of the output projection per group."""
     window: PositiveInt
+    """Last tokens that are kept uncompressed."""
     compress: PositiveInt | None = None
+    """Tokens that are pooled into one entry by a learned softmax; null: only the window."""
     overlap: bool = False
+    """Pool each group with the tokens before it, from a second set of projections."""
     indexer: Indexer | None = None
+    """Selection among the pooled entries, by keys that are pooled the same way."""
     sinks: bool = False
+    """One learned logit per head in the softmax denominator."""
     rope: Rope | None = Rope()
+    """Rotary positions; null: none."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

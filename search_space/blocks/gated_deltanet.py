@@ -12,26 +12,27 @@ from .recurrent import convolution, recurrence
 
 
 class GatedDeltaNet(Block):
-    """The gated delta rule of arXiv 2412.06464, in the shape that Qwen3-Next gave it.
-
-    `v_heads` states of `k_head_dim` x `v_head_dim`; each of `k_heads` query/key heads serves
-    `v_heads / k_heads` of them. A causal convolution of width `conv` runs over q, k and v.
-    `gated: false` is DeltaNet itself (arXiv 2406.06484), which does not decay.
-    `negative_eigenvalues` doubles beta, so that a token may also flip what is stored (arXiv
-    2411.12537).
-    """
+    """Gated DeltaNet (arXiv 2412.06464) in the shape of Qwen3-Next: states of k_head_dim x
+    v_head_dim."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("v_heads",)
     tp_replicable_dims: ClassVar[tuple[str, ...]] = ("k_heads",)
 
     kind: Literal["gdn"] = "gdn"
     k_heads: PositiveInt
+    """Query and key heads; divides `v_heads`."""
     v_heads: PositiveInt
+    """Value heads, each with a state of its own."""
     k_head_dim: PositiveInt
+    """Dimension of query and key heads."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution over q, k and v."""
     gated: bool = True
+    """Decay of the state; false: DeltaNet (arXiv 2406.06484)."""
     negative_eigenvalues: bool = False
+    """Double beta, so that a token may flip the sign of what is stored (arXiv 2411.12537)."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

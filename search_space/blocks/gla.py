@@ -12,20 +12,24 @@ from .recurrent import convolution, recurrence
 
 
 class GLA(Block):
-    """arXiv 2312.06635: `heads` states of `k_head_dim` x `v_head_dim`.
+    """Gated linear attention (arXiv 2312.06635): states of k_head_dim x v_head_dim.
 
-    The decay comes through a bottleneck of `gate_rank`; `conv: 0` leaves out the convolution over
-    q, k and v. A gated RMSNorm of each head precedes the output projection.
+    A gated RMSNorm of each head precedes the output projection.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["gla"] = "gla"
     heads: PositiveInt
+    """Heads."""
     k_head_dim: PositiveInt
+    """Dimension of query and key heads."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
     gate_rank: PositiveInt = 16
+    """Rank of the projection to the decay."""
     conv: NonNegativeInt = 4
+    """Width of the causal convolution over q, k and v; 0: none."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

@@ -12,23 +12,26 @@ from .recurrent import convolution, recurrence
 
 
 class KDA(Block):
-    """arXiv 2510.26692: `heads` states of `k_head_dim` x `v_head_dim`.
-
-    Decay and output gate come through a bottleneck of `gate_rank`; with `full_rank_gate` the
-    output gate has a full matrix. `gate_lower_bound` bounds the log decay from below: a bounded
-    decay is `gate_lower_bound * sigmoid(.)`, an unbounded one `-exp(A_log) * softplus(.)`.
-    """
+    """Kimi Delta Attention (arXiv 2510.26692): states of k_head_dim x v_head_dim."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["kda"] = "kda"
     heads: PositiveInt
+    """Heads."""
     k_head_dim: PositiveInt
+    """Dimension of query and key heads."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
     gate_rank: PositiveInt
+    """Rank of the projections to the decay and to the output gate."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution over q, k and v."""
     full_rank_gate: bool = False
+    """Output gate by a full matrix."""
     gate_lower_bound: float | None = Field(default=None, lt=0)
+    """Lower bound b of the log decay, which then is b * sigmoid(x); null: -exp(A_log) *
+    softplus(x)."""
 
     @property
     def letter(self) -> str:

@@ -12,17 +12,19 @@ from .recurrent import recurrence
 
 
 class Lightning(Block):
-    """arXiv 2405.17381 as MiniMax-01 has it: `heads` states of `head_dim` x `head_dim`.
+    """Lightning attention (arXiv 2405.17381) as in MiniMax-01: states of head_dim x head_dim.
 
-    Queries, keys and values pass a SiLU. One RMSNorm over all heads and a sigmoid gate of the
-    input precede the output projection.
+    Queries, keys and values pass a SiLU. One RMSNorm over all heads and a sigmoid gate of the input
+    precede the output projection.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["lightning"] = "lightning"
     heads: PositiveInt
+    """Heads."""
     head_dim: PositiveInt
+    """Dimension of query, key and value heads."""
 
     @property
     def letter(self) -> str:

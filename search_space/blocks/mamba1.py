@@ -12,21 +12,24 @@ from .recurrent import convolution
 
 
 class Mamba1(Block):
-    """The selective scan of arXiv 2312.00752: `d_inner` channels of `d_state` states each.
-
-    The step size comes through a bottleneck of `dt_rank`. `inner_norms` are Jamba's RMSNorms on
-    step, B and C (arXiv 2403.19887).
-    """
+    """Mamba-1, the selective scan of arXiv 2312.00752: `d_inner` channels of `d_state` states
+    each."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("d_inner",)
 
     kind: Literal["mamba1"] = "mamba1"
     d_inner: PositiveInt
+    """Channels."""
     d_state: PositiveInt
+    """States per channel."""
     dt_rank: PositiveInt
+    """Rank of the projection to the step size."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution."""
     conv_bias: bool = True
+    """Bias of the convolution."""
     inner_norms: bool = False
+    """RMSNorms on step size, B and C, as in Jamba (arXiv 2403.19887)."""
 
     @property
     def letter(self) -> str:

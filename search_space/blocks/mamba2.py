@@ -13,24 +13,26 @@ from .recurrent import convolution, recurrence
 
 
 class Mamba2(Block):
-    """The SSD layer of arXiv 2405.21060: `heads` states of `head_dim` x `d_state`.
-
-    B and C are shared by the heads of each of `groups`; a causal convolution of width `conv`
-    runs over x, B and C; a gated RMSNorm over each group precedes the output projection, or with
-    `gated_norm: false` the gate alone.
-    """
+    """Mamba-2, the SSD layer of arXiv 2405.21060: states of head_dim x d_state."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
     tp_replicable_dims: ClassVar[tuple[str, ...]] = ("groups",)
 
     kind: Literal["mamba2"] = "mamba2"
     heads: PositiveInt
+    """Heads."""
     head_dim: PositiveInt
+    """Dimension of a head."""
     d_state: PositiveInt
+    """State size per head dimension."""
     groups: PositiveInt = 1
+    """Groups of heads that share B and C; divides `heads`."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution over x, B and C."""
     conv_bias: bool = True
+    """Bias of the convolution."""
     gated_norm: bool = True
+    """Gated RMSNorm over each group before the output projection; false: the gate alone."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

@@ -23,14 +23,15 @@ from .rope import Rope
 
 
 class Indexer(Terse):
-    """DeepSeek Sparse Attention's lightning indexer: scores every token, a query reads `top_k`.
-
-    One key of `head_dim` a token serves all of its `heads` (DeepSeek-V3.2-Exp report).
-    """
+    """Lightning indexer of DeepSeek Sparse Attention (DeepSeek-V3.2-Exp): scores all cached
+    tokens."""
 
     heads: PositiveInt
+    """Query heads; one key per token serves all of them."""
     head_dim: PositiveInt
+    """Dimension of a head."""
     top_k: PositiveInt
+    """Cached tokens that a query reads."""
 
     def scores(self, point: Point, *, every: int = 1) -> IndexScores:
         """The call that scores one key for `every` tokens of the context."""
@@ -52,26 +53,34 @@ class Indexer(Terse):
 
 
 class MLA(Block):
-    """DeepSeek-V2's attention (arXiv 2405.04434) with decoupled rotary keys.
+    """Multi-head latent attention of DeepSeek-V2 (arXiv 2405.04434) with decoupled rotary keys.
 
-    A token caches `kv_lora_rank + qk_rope_head_dim` numbers, whatever `heads` is.
-    `q_lora_rank: null` projects queries directly; `rope: null` leaves the rotary part unrotated.
-    `out_gate` multiplies each output element by a sigmoid of the input.
+    A token caches kv_lora_rank + qk_rope_head_dim numbers, whatever `heads` is.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["mla"] = "mla"
     heads: PositiveInt
+    """Heads."""
     q_lora_rank: PositiveInt | None = None
+    """Rank of the query projection; null: full rank."""
     kv_lora_rank: PositiveInt
+    """Size of the latent that keys and values of all heads are projected from."""
     qk_nope_head_dim: PositiveInt
+    """Dimensions of a query and key head without positions."""
     qk_rope_head_dim: PositiveInt
+    """Dimensions of a query and key head with rotary positions; even."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
     rope: Rope | None = Rope()
+    """Rotary positions; null: the rotary part stays unrotated."""
     indexer: Indexer | None = None
+    """Selection of the cached tokens that a query reads; wants `q_lora_rank`."""
     out_gate: bool = False
-    softmax_scale: float | None = Field(default=None, gt=0)  # (nope + rope)**-0.5
+    """Sigmoid gate of the input on each output element."""
+    softmax_scale: float | None = Field(default=None, gt=0)
+    """Scale of the logits; null: (qk_nope_head_dim + qk_rope_head_dim)**-0.5."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

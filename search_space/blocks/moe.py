@@ -23,10 +23,12 @@ MAX_TWIN_EXPERTS = 16
 
 
 class Groups(Terse):
-    """Group-limited routing (arXiv 2405.04434): only the `top` best of `n` groups are candidates."""
+    """Group-limited routing (arXiv 2405.04434): only experts of the best groups are candidates."""
 
     n: PositiveInt
+    """Groups that the experts are divided into."""
     top: PositiveInt
+    """Groups whose experts are candidates."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -36,50 +38,57 @@ class Groups(Terse):
 
 
 class MoE(Block):
-    """Token-choice routing to `top_k` of `n_experts` experts, plus `n_shared` that always run.
-
-    `softmax` weighs the chosen experts by their softmax probability; `sigmoid` by the sigmoid of
-    their logit. `sigmoid_bias` and `sqrtsoftplus_bias` choose by score plus a correction bias that
-    balances the load without a loss term (DeepSeek-V3, arXiv 2412.19437); that bias is a buffer,
-    not a parameter. `hash` chooses by the token's id, and its router only weighs. `sparsemixer` is
-    Phi-3.5-MoE's top-2. With `expert_choice` each expert takes its best tokens of a whole text (arXiv
-    2202.09368): that looks ahead, so such a model trains but does not decode. `norm_topk` makes the weights of the chosen sum to one, `scale` multiplies
-    them; with `scale_input` they multiply the input of an expert, not its output (Llama 4).
-    `capacity` bounds the tokens that an expert takes of a sequence so far to that multiple of an
-    even share; a token beyond it skips the expert (arXiv 2101.03961). Tokens may also choose one of
-    `n_zero` experts that give back their input (LongCat-Flash). An expert of several
-    `expert_layers` is so many feed-forwards, all but the last beside a residual. Where uses share
-    `copies` of the block, experts are shared and each use has a router of its own.
-
-    The shared experts are one feed-forward of width `d_shared`, by default `n_shared * d_expert`;
-    `shared_gate` multiplies it by a sigmoid of the input. With `latent`, routed experts work in
-    that width, between one projection down and one up (`latent_norm`: an RMSNorm after the first).
-    `router_scale` is Gemma 4's router: it norms its input without a weight, and has learned scales
-    of the input and of each expert.
-    """
+    """Mixture of experts: routing to `top_k` of `n_experts` experts, plus shared experts."""
 
     kind: Literal["moe"] = "moe"
     n_experts: PositiveInt
+    """Routed experts."""
     top_k: PositiveInt
+    """Experts per token."""
     d_expert: PositiveInt
+    """Hidden features of an expert."""
     expert_layers: PositiveInt = 1
+    """Feed-forwards that an expert consists of, all but the last with a residual."""
     n_zero: NonNegativeInt = 0
+    """Further experts that return their input (LongCat-Flash)."""
     n_shared: NonNegativeInt = 0
+    """Shared experts, which every token uses; built as one feed-forward."""
     d_shared: PositiveInt | None = None
+    """Hidden features of all shared experts together; null: n_shared * d_expert."""
     shared_gate: bool = False
+    """Sigmoid gate of the input on the output of the shared experts."""
     router: Router = "softmax"
+    """Router. `softmax` weights experts by their probability, `sigmoid` by the sigmoid of the
+    logit; `sigmoid_bias` and `sqrtsoftplus_bias` choose by score plus a load-balancing bias, which
+    is a buffer (DeepSeek-V3, arXiv 2412.19437); `hash` chooses by token id and only weights by
+    score; `sparsemixer` is Phi-3.5-MoE's; with `expert_choice` experts choose tokens of a whole
+    text (arXiv 2202.09368), so the model trains but cannot decode."""
     norm_topk: bool = True
+    """Normalize the weights of the chosen experts to a sum of one."""
     scale: float = Field(default=1.0, gt=0)
+    """Factor of the expert weights."""
     scale_input: bool = False
+    """Apply the weights to the input of an expert, not to its output (Llama 4)."""
     capacity: float | None = Field(default=None, gt=0)
+    """Tokens of a sequence that an expert takes, as a multiple of an even split; further tokens
+    skip it (arXiv 2101.03961)."""
     groups: Groups | None = None
+    """Group-limited routing."""
     latent: PositiveInt | None = None
+    """Width that routed experts work in, between one shared projection down and one up."""
     latent_norm: bool = False
+    """RMSNorm after the projection into the latent width."""
     router_bias: bool = False
+    """Bias of the router's projection."""
     router_scale: bool = False
+    """Gemma 4's router: weightless norm of the input, learned scales of the input and of each
+    expert."""
     expert_bias: bool = False
+    """Biases of the experts' projections."""
     activation: Activation = "swiglu"
+    """Activation of all experts, see `ffn`."""
     limit: float | None = Field(default=None, gt=0)
+    """Bound that gate and up projections are clamped to."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

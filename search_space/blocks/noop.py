@@ -8,6 +8,8 @@ from .block import Block, Weight
 
 
 class NoOp(Block):
+    """No-op: a sub-block whose mixer or feed-forward was removed."""
+
     own_norms = True
 
     kind: Literal["noop"] = "noop"

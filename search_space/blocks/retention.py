@@ -12,17 +12,20 @@ from .recurrent import recurrence
 
 
 class Retention(Block):
-    """RetNet's multi-scale retention (arXiv 2307.08621): `heads` states of k by v width.
+    """Multi-scale retention of RetNet (arXiv 2307.08621): states of k_head_dim x v_head_dim.
 
-    A norm of each head without a weight and a SiLU gate precede the output projection.
+    A weightless norm of each head and a SiLU gate precede the output projection.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["retention"] = "retention"
     heads: PositiveInt
+    """Heads."""
     k_head_dim: PositiveInt
+    """Dimension of query and key heads; even."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

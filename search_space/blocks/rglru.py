@@ -11,17 +11,20 @@ from .recurrent import convolution
 
 
 class RGLRU(Block):
-    """The recurrent block of arXiv 2402.19427: a GeLU branch times a convolved, gated recurrence.
+    """Griffin's recurrent block (arXiv 2402.19427): a GeLU branch times a gated linear recurrence.
 
-    Both gates are block-diagonal in `blocks`. All projections have biases, as in RecurrentGemma.
+    All projections have biases, as in RecurrentGemma.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("width", "blocks")
 
     kind: Literal["rglru"] = "rglru"
     width: PositiveInt
+    """Channels, with one state each."""
     blocks: PositiveInt
+    """Diagonal blocks of the matrices of both gates; divides `width`."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

@@ -13,11 +13,13 @@ GATES = {"gru": 3, "lstm": 4}
 
 
 class RNN(Block):
-    """One layer of `width` units, as torch has it, between the model's width and itself."""
+    """GRU or LSTM layer, as in torch, between projections from and to the model's width."""
 
     kind: Literal["rnn"] = "rnn"
     cell: Literal["gru", "lstm"] = "gru"
+    """Cell."""
     width: PositiveInt
+    """Units."""
 
     @property
     def letter(self) -> str:

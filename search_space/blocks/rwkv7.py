@@ -12,22 +12,29 @@ from .recurrent import recurrence
 
 
 class RWKV7(Block):
-    """The time mix of RWKV-7 "Goose" (arXiv 2503.14456): `heads` states of `head_dim` squared.
+    """Time mixer of RWKV-7 "Goose" (arXiv 2503.14456): states of head_dim x head_dim.
 
-    Decay, in-context learning rate, value residual and output gate come through bottlenecks. The
-    first one in the stack makes the values that later ones mix in, so it has no value residual. A
-    token shift mixes each input with the one before it. Offsets and the group norm have biases.
+    A token shift mixes each input with the one before it. Low-rank projections give decay,
+    in-context learning rate, value residual and output gate. The first of these blocks in the stack
+    makes the values that later ones mix in, so it has no value residual. The low-rank projections
+    but the gate's, and the group norm, have biases.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["rwkv7"] = "rwkv7"
     heads: PositiveInt
+    """Heads."""
     head_dim: PositiveInt
+    """Dimension of a head."""
     decay_rank: PositiveInt
+    """Rank of the projection to the decay."""
     a_rank: PositiveInt
+    """Rank of the projection to the in-context learning rate."""
     v_rank: PositiveInt
+    """Rank of the projection to the value residual."""
     gate_rank: PositiveInt
+    """Rank of the projection to the output gate."""
 
     @property
     def letter(self) -> str:
@@ -101,12 +108,13 @@ class RWKV7(Block):
 
 
 class RWKV7ChannelMix(Block):
-    """Squared ReLU of `width` features of a token mixed with the one before it."""
+    """Channel mixer of RWKV-7: squared ReLU of a token mixed with the one before it."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("width",)
 
     kind: Literal["rwkv7_cmix"] = "rwkv7_cmix"
     width: PositiveInt
+    """Hidden features."""
 
     @property
     def letter(self) -> str:

@@ -12,20 +12,24 @@ from .recurrent import convolution, recurrence
 
 
 class TTTLinear(Block):
-    """TTT-Linear (arXiv 2407.04620): `heads` inner models W of `head_dim` x `head_dim`.
+    """TTT-Linear (arXiv 2407.04620): inner linear models W of head_dim x head_dim, trained per
+    token.
 
-    Each of `mini_batch` tokens takes a gradient step of |LN(k W) + k - v|^2 at the W that the
-    mini-batch began with; a token reads q + LN(q W). The learning rate is learned, a token and
-    head. A causal convolution of width `conv` runs over q, k and v.
+    Each token takes a gradient step of |LN(k W) + k - v|^2 at the W that its mini-batch began with,
+    and reads q + LN(q W). The learning rate is learned per token and head.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["ttt_linear"] = "ttt_linear"
     heads: PositiveInt
+    """Inner models."""
     head_dim: PositiveInt
+    """Dimension of a head."""
     mini_batch: PositiveInt = 16
+    """Tokens whose gradients are taken at the same W."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution over q, k and v."""
 
     @property
     def letter(self) -> str:
