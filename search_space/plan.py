@@ -7,33 +7,48 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from .document import Record, nearest
 from .workload import WORKLOADS, Workload
 
+MAX_PROXY_WIDTH, MAX_PROXY_LAYERS = 8192, 256  # beyond what trains in seconds
+
 
 class Proxy(Record):
-    """Size of the trainable twin, see proxy.py."""
+    """Size of the proxy model that is trained, see proxy.py."""
 
-    d_model: PositiveInt = 64
-    layers: PositiveInt = 4
+    d_model: int = Field(default=64, ge=1, le=MAX_PROXY_WIDTH)
+    """Width of the residual stream."""
+    layers: int = Field(default=4, ge=1, le=MAX_PROXY_LAYERS)
+    """Layers; at least one for each kind of layer."""
 
 
 class TextTask(Record):
-    """A short training run on bytes of text; the answer is bits per byte on held-out text."""
+    """A short training run on bytes of text, measured in bits per byte on held-out text."""
 
-    corpus: str | None = None  # a file or folder; by default Python's own library sources
+    corpus: str | None = None
+    """A file or folder of text; null: the sources of Python's standard library."""
     context: PositiveInt = 128
+    """Tokens per sequence."""
     batch: PositiveInt = 4
+    """Sequences per step."""
     steps: PositiveInt = 60
+    """Training steps."""
     learning_rate: float = Field(default=4e-3, gt=0)
+    """Learning rate of AdamW."""
 
 
 class RecallTask(Record):
-    """Multi-query associative recall: `pairs` keys with values, then asked for in another order."""
+    """Multi-query associative recall: keys with values, then queried in another order."""
 
     pairs: PositiveInt = 5
+    """Key-value pairs per sequence."""
     vocabulary: PositiveInt = 20
+    """Distinct tokens."""
     context: PositiveInt = 20
+    """Tokens per sequence."""
     batch: PositiveInt = 24
+    """Sequences per step."""
     steps: PositiveInt = 100
+    """Training steps."""
     learning_rate: float = Field(default=5e-3, gt=0)
+    """Learning rate of AdamW."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -49,20 +64,22 @@ class RecallTask(Record):
 
 
 class Plan(Record):
-    """Everything besides the architecture that a candidate's numbers depend on.
-
-    `workloads` are named ones of workload.py or points written out. `seeds` trainings are run of
-    each task, with the same data order for every candidate; their mean is reported, their spread
-    is its interval. A trial that runs longer than `trial_seconds` is recorded as hung.
-    """
+    """Everything besides the architecture that a candidate's numbers depend on."""
 
     target: str = "h200_sxm"
+    """Device that latency and memory are estimated for."""
     workloads: tuple[Workload, ...] = Field(default=(WORKLOADS["chat-4k"],), min_length=1)
+    """Points at which latency and memory are estimated: names of known workloads, or written out."""
     proxy: Proxy = Proxy()
+    """Size of the proxy model that is trained."""
     text: TextTask = TextTask()
+    """Training run on text."""
     recall: RecallTask = RecallTask()
+    """Training run on associative recall."""
     seeds: PositiveInt = 1
+    """Trainings per task, with the same data order for every candidate; their mean is reported."""
     trial_seconds: PositiveInt = 600
+    """Seconds after which a trial is recorded as hung."""
 
     @field_validator("workloads", mode="before")
     @classmethod
@@ -72,6 +89,14 @@ class Plan(Record):
         if unknown := [w for w in given if isinstance(w, str) and w not in WORKLOADS]:
             raise ValueError(f"unknown workload {unknown[0]!r}{nearest(unknown[0], WORKLOADS)}")
         return [WORKLOADS[w] if isinstance(w, str) else w for w in given]
+
+    @field_validator("workloads")
+    @classmethod
+    def _named_once(cls, given: tuple[Workload, ...]) -> tuple[Workload, ...]:
+        names = [workload.name for workload in given]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"names of workloads must differ, got {twice[0]} twice")
+        return given
 
     def context_fraction(self, context: int) -> float:
         """A task's context over the first workload's: how far the twin's windows shrink."""
