@@ -20,6 +20,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from . import pattern as notation
+from .blocks.attention import Attention
 from .blocks.block import Block, PrecisionRole
 from .blocks.kinds import AnyBlock
 from .document import Document, Terse, validate
@@ -235,7 +236,7 @@ class Architecture(Terse):
                 raise ValueError(
                     f"norm.of_mixer names {symbol!r}, which {self.pattern} does not have"
                 )
-        if self.encoder is None and "&" in {symbol[0] for symbol in used}:
+        if self.encoder is None and any(_reads_encoder(self.blocks[s]) for s in used):
             raise ValueError("cross attention needs an encoder, got encoder=None")
         if self.lm_head_bias and self.tied_embeddings:
             raise ValueError("lm_head_bias wants a head of its own, got tied_embeddings=True")
@@ -342,6 +343,10 @@ class Architecture(Terse):
         """As plain data: what a message, a row or a YAML file carries. A null says something
         here."""
         return self.model_dump(mode="json")
+
+
+def _reads_encoder(block: Block) -> bool:
+    return isinstance(block, Attention) and block.cross
 
 
 def _with_canonical_patterns(data: Any, inner: tuple[str, ...] = ()) -> Any:

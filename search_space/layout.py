@@ -1,11 +1,11 @@
-"""Where attention goes among the linear mixers: a rule that writes a pattern."""
+"""Layouts: rules that place attention among linear mixers and write a pattern."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from .document import Record
-from .pattern import FEED_FORWARD, MAX_SUB_BLOCKS, SYMBOLS, compress
+from .pattern import FEED_FORWARDS, MAX_SUB_BLOCKS, SYMBOLS, compress
 
 Placement = Literal["even", "first", "middle", "last"]
 
@@ -36,16 +36,19 @@ class Layout(Record):
             symbol = getattr(self, field)
             if needed and symbol is None:
                 raise ValueError(
-                    f"{field} must name a mixer, since {self.num_attention} of {self.layers} layers are attention"
+                    f"{field} must name a mixer, since {self.num_attention} of {self.layers} "
+                    "layers are attention"
                 )
-            if symbol is not None and (symbol[0] not in SYMBOLS or symbol[0] in FEED_FORWARD):
+            if symbol is not None and (symbol[0] not in SYMBOLS or symbol[0] in FEED_FORWARDS):
                 raise ValueError(f"{field} must be a mixer's symbol, got {symbol!r}")
-        if self.feedforward is not None and self.feedforward[0] not in FEED_FORWARD:
-            raise ValueError(f"feedforward must be one of - E r, got {self.feedforward!r}")
+        if self.feedforward is not None and self.feedforward[0] not in FEED_FORWARDS:
+            known = " ".join(FEED_FORWARDS)
+            raise ValueError(f"feedforward must be one of {known}, got {self.feedforward!r}")
         return self
 
     @property
     def num_attention(self) -> int:
+        """Attention layers."""
         return round(self.ratio * self.layers)
 
     def pattern(self) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archfront.search_space.pattern import PatternError, compress, units, unroll
+from archfront.search_space.pattern import SYMBOLS, PatternError, compress, units, unroll
 
 SYMBOL = st.sampled_from(["*", "W", "W1", "L", "M", "G", "-", "E", "E2", "[*|M]"])
 
@@ -76,3 +76,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 def test_a_layer_is_a_mixer_with_its_feed_forward() -> None:
     assert units(("M", "-", "M", "*", "-", "-")) == (("M", "-"), ("M",), ("*", "-"), ("-",))
+
+
+def test_every_symbol_of_the_table_is_read() -> None:
+    assert unroll("".join(SYMBOLS)) == tuple(SYMBOLS)
