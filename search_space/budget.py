@@ -23,7 +23,7 @@ class Budget(Record):
 
     quantity: Literal["flops_per_token", "active_params", "total_params"] = "flops_per_token"
     """Quantity that is held equal."""
-    value: float = Field(gt=0)
+    value: float = Field(gt=0, le=1e30)
     """Amount of the quantity."""
     tolerance: float = Field(default=0.02, gt=0, lt=1)
     """Largest relative deviation from `value`."""

@@ -16,7 +16,7 @@ from .layout import Layout
 from .metrics import METRICS, MetricRef
 from .pattern import PatternError, unroll
 from .published import find, names
-from .space import FREE, LAYOUT_ORDER, SearchSpace, SpaceFile, sample
+from .space import FREE, FREE_FIELDS, LAYOUT_ORDER, SearchSpace, SpaceFile, sample
 
 _PROBE_DRAWS = 64
 _PARTS = {"layout": Layout, "norm": Norm, "precision": Precision}
@@ -93,7 +93,7 @@ def _check_shape(document: Document, file: SpaceFile) -> None:
     for symbol, block in blocks.items():
         if not isinstance(block, dict):
             raise document.error((*at, "blocks", symbol), f"expected a block, got {block!r}")
-    free = [s for s, block in blocks.items() if FREE in (block.get("width"), block.get("d_expert"))]
+    free = [s for s, block in blocks.items() if FREE in map(block.get, FREE_FIELDS)]
     if free and file.budget is None:
         raise document.error((*at, "blocks", free[0]), "a free width needs a budget that solves it")
     if file.budget and not free:
@@ -147,7 +147,7 @@ def _filled(
             field: _filled(inner, (*path, field), domains, tried)
             for field, inner in template.items()
         }
-    return 16 if template == FREE else template
+    return 16 if template == FREE and path[-1] in FREE_FIELDS else template
 
 
 def _check_symbols(

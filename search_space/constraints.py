@@ -33,7 +33,7 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-_FIELDS = ("d_model", "vocab_size", "num_layers")
+FIELDS = ("d_model", "vocab_size", "num_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ def parse_constraint(text: str) -> ArchitectureConstraint:
                 near = nearest(field, KINDS[kind].model_fields)
                 raise ValueError(f"law {text}: {kind} has no field {field!r}{near}")
             kinds[kind] = None
-        elif isinstance(node, ast.Name) and node.id not in _FIELDS:
-            raise ValueError(f"law {text}: unknown name {node.id!r}{nearest(node.id, _FIELDS)}")
+        elif isinstance(node, ast.Name) and node.id not in FIELDS:
+            raise ValueError(f"law {text}: unknown name {node.id!r}{nearest(node.id, FIELDS)}")
     return ArchitectureConstraint(text=text, comparison=tree, kinds=tuple(kinds))
 
 

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from .document import Record
 
+MAX_VALUES = 4096  # of a range: each is checked
+
 
 class Choices(Record):
     """A field of a space that takes one of the listed values."""
@@ -51,6 +53,8 @@ class Range(Record):
             )
         if abs((high - low) / step - round((high - low) / step)) > 1e-9:
             raise ValueError(f"step must divide high - low, got {[*map(_short, self.range)]}")
+        if (count := round((high - low) / step) + 1) > MAX_VALUES:
+            raise ValueError(f"a range has at most {MAX_VALUES} values, got {count}")
         return self
 
     @property

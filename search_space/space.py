@@ -30,6 +30,7 @@ from .pattern import branches, unroll
 from .plan import Plan
 
 FREE = "free"  # a width that the budget solves
+FREE_FIELDS = ("width", "d_expert")  # of blocks
 FP8_GRAIN = 16
 LAYOUT_ORDER = ("layers", "ratio", "attention", "linear", "placement", "feedforward")
 Choose = Callable[[str, Domain], Any]

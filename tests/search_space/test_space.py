@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bad_spaces import BAD
 
 from archfront.search_space.accounting import flops_per_token
 from archfront.search_space.check import check_space, load_space
@@ -96,42 +97,6 @@ def test_fp8_shapes_must_divide_by_16(tiny_space: str) -> None:
         Rejected, match=r"divisible by 16, got in_proj.weight \[\d+, 512\] in mixer.in"
     ):
         space_of(odd).draw(first_choices({"layout.ratio": 0.25}))
-
-
-BAD = {
-    "unknown field": ("  d_model: 512", "  d_modle: 512", r"s.yaml:7: architecture.d_modle: unknown field; did you mean 'd_model'"),
-    "unknown top": ("architecture_constraints:", "laws:", r"s.yaml:40: laws: unknown field; did you mean 'architecture_constraints'"),
-    "unknown in block": ("heads: 8, kv_heads: {", "headz: 8, kv_heads: {", r"s.yaml:18: .*headz: unknown field; did you mean 'heads'"),
-    "wrong type": ("d_model: 512", "d_model: wide", r"s.yaml:7: architecture.d_model: .*got 'wide'"),
-    "wrong type of choice": ("{choices: [64, 128]}", "{choices: [64, many]}", r"s.yaml:27: .*M.d_state: .*got 'many'"),
-    "empty choices": ("{choices: [64, 128]}", "{choices: []}", r"s.yaml:27: .*d_state.choices: .*at least 1"),
-    "twice the same": ("{choices: [64, 128]}", "{choices: [64, 64]}", r"choices must differ, got 64 twice"),
-    "range": ("[64, 256, 64]", "[256, 64, 64]", r"s.yaml:23: .*low < high and step > 0, got \[256, 64, 64\]"),
-    "range step": ("[64, 256, 64]", "[64, 256, 100]", r"step must divide high - low"),
-    "contradiction": ("[even, middle, last]}", "[even], when: {layout.attention: Q}}", r"contradiction: layout.attention is never 'Q', only \*, W, L"),
-    "condition on nothing": ("[even, middle, last]}", "[even], when: {layout.atention: W}}", r"unknown field; did you mean 'layout.attention'"),
-    "condition too early": ("0.5, 1]}", "0.5, 1], when: {layout.placement: even}}", r"drawn before layout.ratio"),
-    "unreachable budget": ("value: 2.6e7", "value: 1.0e5", r"s.yaml:43: budget: 64 of 64 .*nearest free width, 16, misses it by"),
-    "unknown objective": ("decode_ms]", "decode_sm]", r"s.yaml:45: objectives.2: unknown metric 'decode_sm'; did you mean 'decode_ms'"),
-    "objective without a side": ("decode_ms]", "proxy_parameters]", r"no better side"),
-    "objective of no workload": ("decode_ms]", "decode_ms@rag-32k]", r"profile.workloads has no 'rag-32k'"),
-    "unknown constraint": ("memory_gib:", "memory_gb:", r"s.yaml:47: .*did you mean 'memory_gib'"),
-    "tab": ("  d_model: 512", "\td_model: 512", r"s.yaml:7: not valid YAML: .*tab"),
-    "broken yaml": ('["*", W, L]}', '["*", W, L}', r"s.yaml:13: not valid YAML"),
-    "unknown kind": ("kind: gdn", "kind: gnd", r"s.yaml:28: .*got 'gnd'; did you mean 'gdn'"),
-    "symbol without block": ("[M, G]", "[M, G, K]", r"s.yaml:14: .*blocks does not describe 'K'"),
-    "law on unknown field": ("moe.top_k * 4", "moe.topk * 4", r"s.yaml:41: .*did you mean 'top_k'"),
-    "law as code": ("moe.top_k * 4", "open('x')", r"s.yaml:41: architecture_constraints.0: a law knows names, numbers"),
-    "impossible law": ("moe.top_k * 4 <= moe.n_experts", "d_model > 1000", r"s.yaml:41: .*none is legal"),
-    "unknown workload": ("[chat-4k]", "[chat-5k]", r"unknown workload 'chat-5k'; did you mean 'chat-4k'"),
-    "unknown role": ("[ffn.up, ffn.down, experts],", "[ffn.sideways],", r"got 'ffn.sideways'; did you mean 'ffn.down'"),
-    "ratio": ("0.5, 1]", "0.5, 2]", r"s.yaml:12: architecture.layout.ratio: .*got 2"),
-    "duplicate key": ("architecture_constraints:", "name: x\narchitecture_constraints:", r"s.yaml:40: name: the same field is given twice"),
-    "anchor": ("name: tiny", "name: &a tiny", r"s.yaml:3: anchors and aliases"),
-    "free without budget": ("budget: {quantity", "description: {quantity", r"given twice"),
-    "name": ("name: tiny", "name: Tiny Space", r"s.yaml:3: name: .*got 'Tiny Space'"),
-    "python tag": ("name: tiny", "name: !!python/object/apply:os.system [id]", r"not valid YAML"),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
