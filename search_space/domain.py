@@ -1,4 +1,4 @@
-"""What a field of a space may be: listed values, a range with a step, a range in the logarithm."""
+"""Domains of choices: listed values, ranges with a step, logarithmic ranges."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from .document import Record
 
-MAX_VALUES = 4096  # of a range: each is checked
+MAX_VALUES = 4096  # of a range, each of which is validated
 
 
 class Choices(Record):
@@ -32,7 +32,7 @@ class Choices(Record):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The values as text, in the order given: how samplers and rows name them."""
+        """The values as text in the given order, for samplers and the store."""
         return tuple(json.dumps(value) for value in self.choices)
 
 
@@ -49,7 +49,8 @@ class Range(Record):
         low, high, step = self.range
         if not (low < high and step > 0):
             raise ValueError(
-                f"range must be [low, high, step] with low < high and step > 0, got {[*map(_short, self.range)]}"
+                "range must be [low, high, step] with low < high and step > 0, "
+                f"got {[*map(_short, self.range)]}"
             )
         if abs((high - low) / step - round((high - low) / step)) > 1e-9:
             raise ValueError(f"step must divide high - low, got {[*map(_short, self.range)]}")
@@ -69,8 +70,7 @@ class Range(Record):
 
 
 class LogRange(Record):
-    """A field of a space that is sampled uniformly in the logarithm; whole bounds give whole
-    numbers."""
+    """A field of a space that is uniform in the logarithm; whole bounds give whole numbers."""
 
     log_range: tuple[float, float]
     """[low, high], both ends included."""
@@ -82,13 +82,14 @@ class LogRange(Record):
         low, high = self.log_range
         if not 0 < low < high:
             raise ValueError(
-                f"log_range must be [low, high] with 0 < low < high, got {[*map(_short, self.log_range)]}"
+                "log_range must be [low, high] with 0 < low < high, "
+                f"got {[*map(_short, self.log_range)]}"
             )
         return self
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """The two ends: what a check can try."""
+        """The two ends, for checks."""
         return tuple(int(bound) if self.whole else bound for bound in self.log_range)
 
     @property
@@ -105,7 +106,7 @@ DOMAINS: dict[str, type[Domain]] = {"choices": Choices, "range": Range, "log_ran
 
 
 def draw_at_random(domain: Domain, source: random.Random) -> Any:
-    """A value of a domain, evenly (in the logarithm for a log range)."""
+    """A uniformly drawn value; of a log range uniform in the logarithm."""
     if isinstance(domain, LogRange):
         low, high = domain.log_range
         value = low * (high / low) ** source.random()

@@ -1,4 +1,4 @@
-"""How the branches of a parallel group are joined."""
+"""Joins of the branches of parallel groups."""
 
 from typing import Literal
 
@@ -7,20 +7,19 @@ from .document import Terse
 
 
 class Join(Terse):
-    """How the outputs of the branches of a parallel group `[a|b]` are joined.
+    """The join of the branches of a parallel group `[a|b]`.
 
     The branches read the same input, between the norms around the sub-block.
     """
 
     fusion: Literal["sum", "mean"] = "sum"
-    """How outputs are combined."""
+    """Sum or mean of the outputs."""
     branch_norms: bool = False
-    """A norm of each output; each branch but the first reads through a norm of its own (Gemma
-    4)."""
+    """A norm of each output, and of the input of each branch but the first (Gemma 4)."""
     branch_gates: bool = False
     """A learned vector that scales each output (Hymba, arXiv 2411.13676)."""
 
     def gates(self, d_model: int, branches: int) -> tuple[Weight, ...]:
-        """The learned vectors of the branches."""
+        """The gates of the branches."""
         indices = range(branches if self.branch_gates else 0)
         return tuple(vector(f"branches.{index}.gate", d_model) for index in indices)

@@ -1,9 +1,9 @@
-"""The twin: a small model of the same design that can be trained in seconds.
+"""Proxy models: small models of the same design that train in seconds.
 
-Kept: the share and order of layer kinds, head grouping, expert sparsity, activated width over
-d_model, windows as a share of the context, latent ranks as a share of d_model, the precision plan.
-Not kept: absolute sizes. State sizes shrink with d_model, so recall is to be compared at equal
-cache bytes, which the report carries beside it.
+Kept are the proportions and the order of layer kinds, head grouping, expert sparsity, active width
+over d_model, windows relative to the context, latent ranks relative to d_model, and the precision
+plan. Absolute sizes are not kept. State sizes shrink with d_model, so recall should be compared at
+equal cache bytes, which the report has beside it.
 """
 
 from collections import Counter
@@ -12,23 +12,23 @@ from .architecture import Architecture
 from .pattern import compress, units
 from .plan import Proxy
 
-PROXY_VOCABULARY = 256  # the twin reads bytes
+PROXY_VOCABULARY = 256  # bytes
 
 
 def proxy_architecture(
     architecture: Architecture, proxy: Proxy, *, context_fraction: float
 ) -> Architecture:
-    """The small twin of `architecture`; windows shrink to `context_share` of their length.
+    """The proxy model of `architecture`; windows are multiplied by `context_fraction`.
 
-    Raises ValueError when `proxy.layers` cannot hold one layer of each kind.
+    Raises ValueError if `proxy.layers` is less than the number of layer kinds.
     """
-    share = proxy.d_model / architecture.d_model
+    width_fraction = proxy.d_model / architecture.d_model
     symbols = shrink_depth(architecture.symbols, proxy.layers)
-    depth_share = len(units(symbols)) / architecture.num_layers
+    depth_fraction = len(units(symbols)) / architecture.num_layers
     plan = architecture.precision
     used = {body.symbol for body in architecture.bodies}
     blocks = {
-        symbol: architecture.blocks[symbol].to_proxy(share, context_fraction)
+        symbol: architecture.blocks[symbol].to_proxy(width_fraction, context_fraction)
         for symbol in architecture.blocks
         if symbol in used
     }
@@ -41,18 +41,18 @@ def proxy_architecture(
         mtp=None,
         precision=plan.model_copy(
             update={
-                "keep_first_layers": round(plan.keep_first_layers * depth_share),
-                "keep_last_layers": round(plan.keep_last_layers * depth_share),
+                "keep_first_layers": round(plan.keep_first_layers * depth_fraction),
+                "keep_last_layers": round(plan.keep_last_layers * depth_fraction),
             }
         ),
     )
 
 
 def shrink_depth(symbols: tuple[str, ...], num_layers: int) -> tuple[str, ...]:
-    """`num_layers` layers with the kinds of `symbols`, in their shares and at their depths.
+    """`num_layers` layers with the kinds of `symbols`, in the same proportions and order.
 
-    Shares are apportioned by largest remainder, every kind keeps at least one layer; the layers of
-    a kind sit at even quantiles of the depths where it stood.
+    Layers are apportioned to kinds by the largest deficit, at least one each; those of a kind are
+    at even quantiles of the depths of its layers. Raises ValueError for fewer layers than kinds.
     """
     layers = units(symbols)
     if len(layers) <= num_layers:
@@ -63,15 +63,15 @@ def shrink_depth(symbols: tuple[str, ...], num_layers: int) -> tuple[str, ...]:
             f"proxy.layers must be at least the number of layer kinds, got {num_layers} for "
             f"{len(counts)} kinds: {' '.join(''.join(layer) for layer in counts)}"
         )
-    seats = dict.fromkeys(counts, 1)
+    kept = dict.fromkeys(counts, 1)
     for _ in range(num_layers - len(counts)):
-        # The kind furthest below its share gets the next seat; ties go to the first in the model.
-        poorest = max(
-            counts, key=lambda kind: counts[kind] * num_layers / len(layers) - seats[kind]
+        # The kind furthest below its quota gets the next layer, the first in the model among equals.
+        next_kind = max(
+            counts, key=lambda kind: counts[kind] * num_layers / len(layers) - kept[kind]
         )
-        seats[poorest] += 1
+        kept[next_kind] += 1
     placed: list[tuple[float, tuple[str, ...]]] = []
-    for kind, count in seats.items():
+    for kind, count in kept.items():
         depths = [depth for depth, layer in enumerate(layers) if layer == kind]
         placed += [(depths[(2 * i + 1) * len(depths) // (2 * count)], kind) for i in range(count)]
     return tuple(symbol for _, layer in sorted(placed, key=lambda p: p[0]) for symbol in layer)

@@ -1,7 +1,7 @@
-"""The atlas: published architectures in our own schema, each with the figures that verify it.
+"""The atlas: published architectures, each with the figures that verify it.
 
-Every entry is one file of `atlas/`, named by its id. It may stand wherever an architecture may: in
-a comparison, in a profile, as the start of a search.
+Every entry is one file of `atlas/`, named by its id, and is accepted wherever an architecture is:
+in a comparison, in a profile, as the start of a search.
 """
 
 from functools import cache
@@ -51,7 +51,7 @@ class Figures(Record):
 
 
 class Reference(Figures):
-    """Figures obtained without our formulas; null where none could be verified."""
+    """Figures from independent sources; null where none could be verified."""
 
     verified_by: tuple[Literal["model class", "checkpoint", "formula"], ...] = ()
     """A public model class counted on the meta device, the tensors of the real checkpoint, or
@@ -94,7 +94,7 @@ def figures(
     state: StateFormat = "fp32",
     mtp: bool = False,
 ) -> Figures:
-    """The figures by our formulas; `kv`, `state` and `mtp` bear on the caches."""
+    """The figures by formula, with caches in the formats `kv` and `state`, of the modules with `mtp`."""
     counts = parameters(architecture)
     caches = cache_bytes(architecture, kv=kv, state=state, mtp=mtp)
     modules = parameters(architecture, mtp=True).total - counts.total
@@ -106,13 +106,13 @@ _FOLDER = files("archfront.search_space").joinpath("atlas")
 
 @cache
 def names() -> tuple[str, ...]:
-    """The ids of all entries, in the order of the alphabet."""
+    """The ids of all entries, sorted."""
     return tuple(sorted(f.name.removesuffix(".yaml") for f in _FOLDER.iterdir()))
 
 
 @cache
 def entry(name: str) -> Entry:
-    """The entry of that id. Raises InputError with near names."""
+    """The entry with that id or name, see `find`. Raises InputError if there is none."""
     found = find(name)
     if found is None:
         raise InputError(f"the atlas has no {name!r}{nearest(name, names())}")
@@ -121,8 +121,7 @@ def entry(name: str) -> Entry:
 
 
 def find(name: str) -> str | None:
-    """The id that a name means: the id itself, the model's own name, or the start of one id
-    alone."""
+    """The entry's id for an id, a model name or an unambiguous prefix; None if there is none."""
     wanted = name.lower().replace("-", "_").replace(" ", "_")
     if wanted in names():
         return wanted

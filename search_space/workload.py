@@ -1,4 +1,4 @@
-"""The point at which a candidate's latency and memory are asked for: served, or trained."""
+"""Workloads: the points at which latency and memory of a candidate are estimated."""
 
 from typing import Annotated, Self
 
@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from .document import Record
 
-LONGEST, MOST = 2**27, 2**20  # tokens of a sequence, sequences at once: beyond any device
-Tokens = Annotated[int, Field(ge=1, le=LONGEST)]
-Batch = Annotated[int, Field(ge=1, le=MOST)]
+MAX_TOKENS, MAX_BATCH = 2**27, 2**20  # beyond any device
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Batch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
 
 
 class Workload(Record):

@@ -1,4 +1,4 @@
-"""Softmax attention with any grouping of heads: global, windowed, chunked or block-sparse."""
+"""Softmax attention with grouped heads: global, windowed, chunked or block-sparse."""
 
 from collections.abc import Iterator
 from math import ceil
@@ -44,7 +44,8 @@ class BlockSparse(Terse):
     def _validate(self) -> Self:
         if self.local_blocks > self.top_k:
             raise ValueError(
-                f"local_blocks are among the top_k, got {self.local_blocks} of top_k={self.top_k}"
+                f"local_blocks may be at most top_k, got local_blocks={self.local_blocks}, "
+                f"top_k={self.top_k}"
             )
         return self
 
@@ -127,19 +128,20 @@ class Attention(Block):
             )
         if self.rope and self.rotated % 2:
             raise ValueError(
-                f"head_dim * rope.partial must be even, got {self.head_dim} * {self.rope.partial} = {self.rotated}"
+                f"head_dim * rope.partial must be even, "
+                f"got {self.head_dim} * {self.rope.partial} = {self.rotated}"
             )
         if self.k_eq_v and self.value_dim != self.head_dim:
             raise ValueError(
-                "k_eq_v wants v_head_dim equal to head_dim, got "
+                "k_eq_v needs v_head_dim equal to head_dim, got "
                 f"v_head_dim={self.value_dim}, head_dim={self.head_dim}"
             )
         reaches = {"window": self.window, "chunk": self.chunk, "block_sparse": self.block_sparse}
         if len(given := [name for name, value in reaches.items() if value is not None]) > 1:
-            raise ValueError(f"a block has one of window, chunk, block_sparse, got {given}")
+            raise ValueError(f"window, chunk and block_sparse exclude each other, got {given}")
         if self.window is None and (self.dilation > 1 or self.global_tokens):
             raise ValueError(
-                "dilation and global_tokens are of a window, got "
+                "dilation and global_tokens need a window, got "
                 f"dilation={self.dilation}, global_tokens={self.global_tokens}, window=None"
             )
         return self
@@ -160,12 +162,12 @@ class Attention(Block):
 
     @property
     def reach(self) -> int | None:
-        """How far back a window goes: its own token is 1."""
+        """Tokens from a query back to the farthest key of its window, both included."""
         return self.window and (self.window - 1) * self.dilation + 1
 
     @property
     def rotated(self) -> int:
-        """How many dimensions of a head carry the rotary position."""
+        """Rotated dimensions of a head."""
         return self.rope.rotated(self.head_dim) if self.rope else 0
 
     @property
@@ -237,24 +239,24 @@ class Attention(Block):
         }
 
     def cache(self, d_model: int) -> Cache:
-        if self.kv_reuse or self.cross:  # another block's, or of the encoder's fixed length
+        if self.kv_reuse or self.cross:  # cached by another block, or of fixed length
             return Cache()
         sparse = self.block_sparse
         return Cache(
             kv_elements=self.kv_heads * (self.head_dim + self.value_dim),
             kv_scales=2 * self.kv_heads,
-            window=self._held or self.chunk,
+            window=self._cached or self.chunk,
             index_elements=sparse.index_dim if sparse and sparse.index_heads else 0,
             selected=self._selected,
         )
 
     @property
-    def _held(self) -> int | None:
+    def _cached(self) -> int | None:
         return self.reach and self.reach + self.global_tokens
 
     @property
     def _selected(self) -> int | None:
-        """How many of the positions that are held a query reads at most."""
+        """Cached positions that a query reads at most."""
         if self.block_sparse:
             return self.block_sparse.top_k * self.block_sparse.block
         return self.window and self.window + self.global_tokens
@@ -294,9 +296,11 @@ class Attention(Block):
         if self.out_gate != "none":
             yield Rows(rows=point.rows, elements=3 * self.o_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        heads, kv_heads = grouped(self.heads, self.kv_heads, self.head_dim * share / head_dim)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        heads, kv_heads = grouped(
+            self.heads, self.kv_heads, self.head_dim * width_fraction / head_dim
+        )
 
         def nearer(length: int | None) -> int | None:
             return length and max(4, round(length * context_fraction))
@@ -306,12 +310,15 @@ class Attention(Block):
             "heads": heads,
             "kv_heads": kv_heads,
             "head_dim": head_dim,
-            "v_head_dim": self.v_head_dim and grained(self.v_head_dim * share),
+            "v_head_dim": self.v_head_dim and grained(self.v_head_dim * width_fraction),
             "window": nearer(self.window),
             "chunk": nearer(self.chunk),
             "block_sparse": sparse
             and sparse.model_dump()
-            | {"block": nearer(sparse.block), "index_dim": grained(sparse.index_dim * share)},
+            | {
+                "block": nearer(sparse.block),
+                "index_dim": grained(sparse.index_dim * width_fraction),
+            },
             "temperature": self.temperature
             and self.temperature.model_dump() | {"floor": nearer(self.temperature.floor)},
         }

@@ -1,4 +1,4 @@
-"""Compressed-KV attention: one vector is key and value, old tokens are pooled into few entries."""
+"""Compressed-KV attention: shared key-value vectors, old tokens pooled into few entries."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -20,8 +20,7 @@ from .rope import Rope
 
 
 class CompressedAttention(Block):
-    """Compressed-KV attention of DeepSeek-V4: one vector of `head_dim` is key and value of all
-    heads.
+    """Compressed-KV attention of DeepSeek-V4: one vector is key and value of all heads.
 
     The last `window` tokens are kept as they are; older ones are pooled into few entries. The
     rotated part comes last in a head and is rotated back in the output, which then has low rank
@@ -62,7 +61,7 @@ class CompressedAttention(Block):
                 f"o_groups must divide heads, got heads={self.heads}, o_groups={self.o_groups}"
             )
         if self.compress is None and (self.indexer or self.overlap):
-            raise ValueError("indexer and overlap want compress, got compress=None")
+            raise ValueError("indexer and overlap need compress, got compress=None")
         return self
 
     @property
@@ -140,24 +139,25 @@ class CompressedAttention(Block):
         if point.decode:
             seen = visible(point.context, self.window) + pooled
             yield AttentionDecode(batch=point.batch, context=seen, kv=kv, **size)
-        else:  # a causal prefix of the entries, half of them on average, beside the window
+        else:  # on average a causal query reads half of the entries, beside the window
             reach = min(point.tokens, self.window + pooled // 2)
             window = reach if reach < point.tokens else None
             yield AttentionPrefill(
                 batch=point.batch, tokens=point.tokens, window=window, kv=kv, **size
             )
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        groups = max(1, round(self.o_groups * share))
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        groups = max(1, round(self.o_groups * width_fraction))
         index = self.indexer
         return {
-            "heads": groups * max(1, round(self.heads * self.head_dim * share / head_dim / groups)),
+            "heads": groups
+            * max(1, round(self.heads * self.head_dim * width_fraction / head_dim / groups)),
             "head_dim": head_dim,
-            "q_lora_rank": grained(self.q_lora_rank * share),
+            "q_lora_rank": grained(self.q_lora_rank * width_fraction),
             "o_groups": groups,
-            "o_lora_rank": grained(self.o_lora_rank * share),
+            "o_lora_rank": grained(self.o_lora_rank * width_fraction),
             "window": max(4, round(self.window * context_fraction)),
             "compress": self.compress and max(2, round(self.compress * context_fraction)),
-            "indexer": index and index.proxy_fields(share, context_fraction),
+            "indexer": index and index.proxy_fields(width_fraction, context_fraction),
         }

@@ -1,4 +1,4 @@
-"""Dense feed-forward: every token meets every weight."""
+"""Dense feed-forward."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -44,12 +44,12 @@ class FeedForward(Block):
         inputs = len(up_projections(self.activation))
         yield Rows(rows=point.rows, elements=(inputs + 1) * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        return {"width": grained(self.width * share)}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        return {"width": grained(self.width * width_fraction)}
 
 
 def up_projections(activation: Activation) -> tuple[str, ...]:
-    """The projections from the model into the hidden features."""
+    """The names of the projections into the hidden features."""
     return ("up_proj",) if activation in UNGATED else ("gate_proj", "up_proj")
 
 

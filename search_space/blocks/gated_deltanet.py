@@ -1,4 +1,4 @@
-"""Gated DeltaNet: a linear mixer that decays its state and corrects what it stores."""
+"""Gated DeltaNet: the delta rule with a scalar decay per head."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -12,8 +12,10 @@ from .recurrent import convolution, recurrence
 
 
 class GatedDeltaNet(Block):
-    """Gated DeltaNet (arXiv 2412.06464) in the shape of Qwen3-Next: states of k_head_dim x
-    v_head_dim."""
+    """Gated DeltaNet (arXiv 2412.06464) in the shape of Qwen3-Next.
+
+    A value head has a state of k_head_dim x v_head_dim.
+    """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("v_heads",)
     tp_replicable_dims: ClassVar[tuple[str, ...]] = ("k_heads",)
@@ -98,12 +100,14 @@ class GatedDeltaNet(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
-        v_heads, k_heads = grouped(self.v_heads, self.k_heads, self.v_head_dim * share / v_head_dim)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
+        v_heads, k_heads = grouped(
+            self.v_heads, self.k_heads, self.v_head_dim * width_fraction / v_head_dim
+        )
         return {
             "k_heads": k_heads,
             "v_heads": v_heads,
-            "k_head_dim": grained(self.k_head_dim * share),
+            "k_head_dim": grained(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
         }

@@ -1,4 +1,4 @@
-"""Gated linear attention: a linear mixer with a learned decay for each key channel."""
+"""Gated linear attention: a linear mixer with a learned decay per key channel."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -96,10 +96,10 @@ class GLA(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width + 2 * self.k_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
         return {
-            "heads": max(1, round(self.v_width * share / v_head_dim)),
-            "k_head_dim": grained(self.k_head_dim * share),
+            "heads": max(1, round(self.v_width * width_fraction / v_head_dim)),
+            "k_head_dim": grained(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
         }

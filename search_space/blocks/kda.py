@@ -1,4 +1,4 @@
-"""Kimi Delta Attention: the delta rule with a decay for each key channel."""
+"""Kimi Delta Attention: the delta rule with a decay per key channel."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -101,11 +101,11 @@ class KDA(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width + 2 * self.k_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
         return {
-            "heads": max(1, round(self.v_width * share / v_head_dim)),
-            "k_head_dim": grained(self.k_head_dim * share),
+            "heads": max(1, round(self.v_width * width_fraction / v_head_dim)),
+            "k_head_dim": grained(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
-            "gate_rank": grained(self.gate_rank * share),
+            "gate_rank": grained(self.gate_rank * width_fraction),
         }

@@ -1,4 +1,4 @@
-"""Lightning attention: a linear mixer whose decay is fixed for each head and layer."""
+"""Lightning attention: a linear mixer with a fixed decay per head and layer."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -69,6 +69,9 @@ class Lightning(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        return {"heads": max(1, round(self.width * share / head_dim)), "head_dim": head_dim}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        return {
+            "heads": max(1, round(self.width * width_fraction / head_dim)),
+            "head_dim": head_dim,
+        }

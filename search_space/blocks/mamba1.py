@@ -1,4 +1,4 @@
-"""Mamba-1: a state-space mixer with a decay of its own for each channel and state."""
+"""Mamba-1: a state-space mixer with a decay per channel and state."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -12,8 +12,7 @@ from .recurrent import convolution
 
 
 class Mamba1(Block):
-    """Mamba-1, the selective scan of arXiv 2312.00752: `d_inner` channels of `d_state` states
-    each."""
+    """Mamba-1, the selective scan of arXiv 2312.00752."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("d_inner",)
 
@@ -72,8 +71,8 @@ class Mamba1(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.d_inner)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
         return {
-            "d_inner": grained(self.d_inner * share),
-            "dt_rank": max(4, round(self.dt_rank * share)),
+            "d_inner": grained(self.d_inner * width_fraction),
+            "dt_rank": max(4, round(self.dt_rank * width_fraction)),
         }

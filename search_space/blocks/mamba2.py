@@ -1,4 +1,4 @@
-"""Mamba-2: a state-space mixer with one scalar decay a head."""
+"""Mamba-2: a state-space mixer with a scalar decay per head."""
 
 import math
 from collections.abc import Iterator
@@ -91,12 +91,12 @@ class Mamba2(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.d_inner)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        heads = max(1, round(self.d_inner * share / head_dim))
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        heads = max(1, round(self.d_inner * width_fraction / head_dim))
         return {
             "heads": heads,
             "head_dim": head_dim,
-            "d_state": grained(self.d_state * share),
+            "d_state": grained(self.d_state * width_fraction),
             "groups": math.gcd(self.groups, heads),
         }

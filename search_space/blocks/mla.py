@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values of all heads come from one small latent."""
+"""Multi-head latent attention: keys and values of all heads from one cached latent."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -23,8 +23,7 @@ from .rope import Rope
 
 
 class Indexer(Terse):
-    """Lightning indexer of DeepSeek Sparse Attention (DeepSeek-V3.2-Exp): scores all cached
-    tokens."""
+    """Lightning indexer of DeepSeek Sparse Attention (DeepSeek-V3.2-Exp)."""
 
     heads: PositiveInt
     """Query heads; one key per token serves all of them."""
@@ -34,7 +33,7 @@ class Indexer(Terse):
     """Cached tokens that a query reads."""
 
     def scores(self, point: Point, *, every: int = 1) -> IndexScores:
-        """The call that scores one key for `every` tokens of the context."""
+        """The operator call that scores one key per `every` tokens of the context."""
         return IndexScores(
             batch=point.batch,
             rows=point.tokens,
@@ -43,11 +42,11 @@ class Indexer(Terse):
             head_dim=self.head_dim,
         )
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        """Its fields in the twin."""
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        """The fields in a proxy model, see `Block.proxy_fields`."""
         return {
-            "heads": max(1, round(self.heads * share)),
-            "head_dim": grained(self.head_dim * share),
+            "heads": max(1, round(self.heads * width_fraction)),
+            "head_dim": grained(self.head_dim * width_fraction),
             "top_k": max(4, round(self.top_k * context_fraction)),
         }
 
@@ -88,10 +87,11 @@ class MLA(Block):
             raise ValueError(f"qk_rope_head_dim must be even, got {self.qk_rope_head_dim}")
         if self.rope and self.rope.partial != 1:
             raise ValueError(
-                f"rope.partial must be 1, the rotary part is qk_rope_head_dim, got {self.rope.partial}"
+                "rope.partial must be 1, as the rotary part is qk_rope_head_dim, "
+                f"got {self.rope.partial}"
             )
         if self.indexer and self.q_lora_rank is None:
-            raise ValueError("an indexer reads the query latent, got q_lora_rank=None")
+            raise ValueError("an indexer needs q_lora_rank, got q_lora_rank=None")
         return self
 
     @property
@@ -204,15 +204,15 @@ class MLA(Block):
         )
         return scored + expanded.flops
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
         index = self.indexer
         return {
-            "heads": max(1, round(self.heads * self.v_head_dim * share / v_head_dim)),
-            "q_lora_rank": self.q_lora_rank and grained(self.q_lora_rank * share),
-            "kv_lora_rank": grained(self.kv_lora_rank * share),
-            "qk_nope_head_dim": grained(self.qk_nope_head_dim * share),
-            "qk_rope_head_dim": grained(self.qk_rope_head_dim * share),
+            "heads": max(1, round(self.heads * self.v_head_dim * width_fraction / v_head_dim)),
+            "q_lora_rank": self.q_lora_rank and grained(self.q_lora_rank * width_fraction),
+            "kv_lora_rank": grained(self.kv_lora_rank * width_fraction),
+            "qk_nope_head_dim": grained(self.qk_nope_head_dim * width_fraction),
+            "qk_rope_head_dim": grained(self.qk_rope_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
-            "indexer": index and index.proxy_fields(share, context_fraction),
+            "indexer": index and index.proxy_fields(width_fraction, context_fraction),
         }

@@ -1,4 +1,4 @@
-"""Mixture of experts: a router sends each token to a few of many small feed-forwards."""
+"""Mixture of experts: a router assigns each token to a few of many feed-forwards."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, Self
@@ -19,7 +19,7 @@ Router = Literal[
     "hash",
     "expert_choice",
 ]
-MAX_TWIN_EXPERTS = 16
+MAX_PROXY_EXPERTS = 16
 
 
 class Groups(Terse):
@@ -94,10 +94,11 @@ class MoE(Block):
     def _validate(self) -> Self:
         if self.top_k > self.n_experts:
             raise ValueError(
-                f"top_k may be at most n_experts, got top_k={self.top_k}, n_experts={self.n_experts}"
+                f"top_k may be at most n_experts, got top_k={self.top_k}, "
+                f"n_experts={self.n_experts}"
             )
         if not self.n_shared and (self.shared_gate or self.d_shared):
-            raise ValueError("shared_gate and d_shared want n_shared of at least 1, got n_shared=0")
+            raise ValueError("shared_gate and d_shared need n_shared of at least 1, got n_shared=0")
         if self.groups and self.n_experts % self.groups.n:
             raise ValueError(
                 f"groups.n must divide n_experts, got n_experts={self.n_experts}, n={self.groups.n}"
@@ -110,7 +111,7 @@ class MoE(Block):
         if self.groups and self.n_zero:
             raise ValueError("groups and n_zero exclude each other, got both")
         if self.latent_norm and self.latent is None:
-            raise ValueError("latent_norm wants latent, got latent=None")
+            raise ValueError("latent_norm needs latent, got latent=None")
         return self
 
     @property
@@ -119,12 +120,12 @@ class MoE(Block):
 
     @property
     def shared_width(self) -> int:
-        """The width of all shared experts together; 0 without any."""
+        """Hidden features of all shared experts together; 0 without any."""
         return self.n_shared and (self.d_shared or self.n_shared * self.d_expert)
 
     @property
     def expert_prefixes(self) -> tuple[str, ...]:
-        """The names of an expert's layers."""
+        """The prefixes of the parameter names of an expert's layers."""
         layers = self.expert_layers
         return ("experts.",) if layers == 1 else tuple(f"experts.{i}." for i in range(layers))
 
@@ -170,11 +171,11 @@ class MoE(Block):
         )
 
     def shard(self, devices: int) -> Self:
-        """Whole experts on each device; of a shared one its share of the width."""
+        """Whole experts on each device, and a part of the width of shared ones."""
         if self.n_experts % devices or (self.n_shared and self.shared_width % devices):
             raise ValueError(
                 f"{devices} devices must divide n_experts and the shared width, got "
-                f"n_experts={self.n_experts}, shared width {self.shared_width if self.n_shared else 0}"
+                f"n_experts={self.n_experts}, shared width {self.shared_width}"
             )
         n_experts = self.n_experts // devices
         changed = {
@@ -186,7 +187,7 @@ class MoE(Block):
         return self.model_validate(self.model_dump() | changed)
 
     def cache(self, d_model: int) -> Cache:
-        """With a capacity, how many tokens each expert has had of a sequence."""
+        """With a capacity, the tokens of a sequence that each expert has taken so far."""
         counted = self.capacity is not None and self.router != "expert_choice"
         return Cache(state_elements=(self.n_experts + self.n_zero) * counted)
 
@@ -206,10 +207,10 @@ class MoE(Block):
         if self.n_shared:
             yield Rows(rows=point.rows, elements=(inputs + 1) * self.shared_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        fewer = max(1.0, self.n_experts / MAX_TWIN_EXPERTS)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        fewer = max(1.0, self.n_experts / MAX_PROXY_EXPERTS)
         top_k = max(1, round(self.top_k / fewer))
-        d_expert = grained(self.top_k * self.d_expert * share / top_k)
+        d_expert = grained(self.top_k * self.d_expert * width_fraction / top_k)
         n_experts, groups = max(top_k, round(self.n_experts / fewer)), None
         if self.groups and n_experts % self.groups.n == 0:
             of_one = n_experts // self.groups.n
@@ -219,7 +220,7 @@ class MoE(Block):
             "n_experts": n_experts,
             "top_k": top_k,
             "d_expert": d_expert,
-            "d_shared": (self.n_shared and grained(self.shared_width * share)) or None,
+            "d_shared": (self.n_shared and grained(self.shared_width * width_fraction)) or None,
             "groups": groups,
-            "latent": self.latent and grained(self.latent * share),
+            "latent": self.latent and grained(self.latent * width_fraction),
         }

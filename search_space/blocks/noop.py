@@ -1,4 +1,4 @@
-"""The sub-block that does nothing: a layer whose mixer or feed-forward was taken out."""
+"""No-op: a sub-block that does nothing."""
 
 from collections.abc import Iterator
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Retention: a linear mixer whose heads forget at fixed rates, with rotated keys."""
+"""Retention: a linear mixer with a fixed decay per head and rotated keys."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -74,10 +74,10 @@ class Retention(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
         return {
-            "heads": max(1, round(self.v_width * share / v_head_dim)),
-            "k_head_dim": grained(self.k_head_dim * share),
+            "heads": max(1, round(self.v_width * width_fraction / v_head_dim)),
+            "k_head_dim": grained(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
         }

@@ -1,4 +1,4 @@
-"""RG-LRU: Griffin's gated linear recurrence, one state a channel."""
+"""RG-LRU: Griffin's gated linear recurrence, one state per channel."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -73,6 +73,9 @@ class RGLRU(Block):
         """Less the read of the state that a scan counts: here the state is the output."""
         return super().operator_flops(d_model, context) - 2 * self.width
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        blocks = max(1, round(self.blocks * share))
-        return {"width": blocks * max(1, round(self.width * share / blocks)), "blocks": blocks}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        blocks = max(1, round(self.blocks * width_fraction))
+        return {
+            "width": blocks * max(1, round(self.width * width_fraction / blocks)),
+            "blocks": blocks,
+        }

@@ -1,5 +1,4 @@
-"""Rotary positions: the share of a head that is rotated, the base, how longer contexts are
-reached."""
+"""Rotary position embeddings and their extension to longer contexts."""
 
 from typing import Literal
 
@@ -55,5 +54,5 @@ class Rope(Terse):
     """Extension to longer contexts."""
 
     def rotated(self, head_dim: int) -> int:
-        """How many dimensions of a head carry the position."""
+        """Rotated dimensions of a head."""
         return int(head_dim * self.partial)

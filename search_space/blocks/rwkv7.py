@@ -1,4 +1,4 @@
-"""RWKV-7: a time mixer with a generalized delta rule, and the channel mixer that goes with it."""
+"""RWKV-7: a time mixer with a generalized delta rule, and its channel mixer."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -61,7 +61,7 @@ class RWKV7(Block):
         )
 
     def _offset(self, name: str, rank: int, d_model: int, owner: Owner) -> tuple[Weight, ...]:
-        """A bottleneck with a bias behind it."""
+        """A low-rank projection with a bias."""
         return (
             linear(f"{name}_a_proj", rank, d_model, "gate", owner=owner),
             linear(f"{name}_b_proj", self.width, rank, "gate", owner=owner),
@@ -95,15 +95,15 @@ class RWKV7(Block):
         )
         yield Rows(rows=point.rows, elements=8 * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
         return {
-            "heads": max(1, round(self.width * share / head_dim)),
+            "heads": max(1, round(self.width * width_fraction / head_dim)),
             "head_dim": head_dim,
-            "decay_rank": grained(self.decay_rank * share),
-            "a_rank": grained(self.a_rank * share),
-            "v_rank": grained(self.v_rank * share),
-            "gate_rank": grained(self.gate_rank * share),
+            "decay_rank": grained(self.decay_rank * width_fraction),
+            "a_rank": grained(self.a_rank * width_fraction),
+            "v_rank": grained(self.v_rank * width_fraction),
+            "gate_rank": grained(self.gate_rank * width_fraction),
         }
 
 
@@ -136,5 +136,5 @@ class RWKV7ChannelMix(Block):
         yield Rows(rows=point.rows, elements=2 * d_model)
         yield Rows(rows=point.rows, elements=2 * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        return {"width": grained(self.width * share)}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        return {"width": grained(self.width * width_fraction)}

@@ -1,4 +1,4 @@
-"""Shared-weight block: a few physical transformer layers that serve many places of the stack."""
+"""Shared-weight block: a few physical transformer layers that are used many times."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -106,13 +106,15 @@ class SharedBlock(Block):
         yield Rows(rows=point.rows, elements=2 * d_model)
         yield Rows(rows=point.rows, elements=3 * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        heads, kv_heads = grouped(self.heads, self.kv_heads, self.head_dim * share / head_dim)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        heads, kv_heads = grouped(
+            self.heads, self.kv_heads, self.head_dim * width_fraction / head_dim
+        )
         return {
             "heads": heads,
             "kv_heads": kv_heads,
             "head_dim": head_dim,
-            "width": grained(self.width * share),
-            "adapter_rank": grained(self.adapter_rank * share),
+            "width": grained(self.width * width_fraction),
+            "adapter_rank": grained(self.adapter_rank * width_fraction),
         }

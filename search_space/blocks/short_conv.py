@@ -1,4 +1,4 @@
-"""Gated short convolution: a mixer that looks back a few tokens only."""
+"""Gated short convolution: a mixer over a few tokens."""
 
 from collections.abc import Iterator
 from typing import Literal

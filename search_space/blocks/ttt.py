@@ -1,4 +1,4 @@
-"""Test-time training: a mixer whose state is a linear model, trained on each token it reads."""
+"""Test-time training: a mixer whose state is a linear model that is trained on each token."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -12,8 +12,7 @@ from .recurrent import convolution, recurrence
 
 
 class TTTLinear(Block):
-    """TTT-Linear (arXiv 2407.04620): inner linear models W of head_dim x head_dim, trained per
-    token.
+    """TTT-Linear (arXiv 2407.04620): inner linear models W of head_dim x head_dim.
 
     Each token takes a gradient step of |LN(k W) + k - v|^2 at the W that its mini-batch began with,
     and reads q + LN(q W). The learning rate is learned per token and head.
@@ -58,7 +57,7 @@ class TTTLinear(Block):
         return linear_mixer_heads(size, size) | {"gate_proj": head_rows(z=size)}
 
     def cache(self, d_model: int) -> Cache:
-        """W and its gradient within the open mini-batch, and the convolution's tail."""
+        """W, its gradient within the current mini-batch, and the convolution tail."""
         return Cache(
             state_elements=2 * self.heads * self.head_dim**2,
             conv_elements=(self.conv - 1) * 3 * self.width,
@@ -83,6 +82,9 @@ class TTTLinear(Block):
         """Less the decay of the state that a recurrence counts: W does not decay."""
         return super().operator_flops(d_model, context) - 2 * self.heads * self.head_dim**2
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        return {"heads": max(1, round(self.width * share / head_dim)), "head_dim": head_dim}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        return {
+            "heads": max(1, round(self.width * width_fraction / head_dim)),
+            "head_dim": head_dim,
+        }

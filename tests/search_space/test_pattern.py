@@ -1,4 +1,4 @@
-"""The layer notation: what it says, what it refuses, and that printing and parsing agree."""
+"""The layer notation: parsing, errors, and round trips."""
 
 import contextlib
 
@@ -29,7 +29,7 @@ def test_unroll_reads_the_notation(pattern: str, blocks: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("pattern", "law"),
+    ("pattern", "message"),
     [
         ("Q", "unknown symbol 'Q' at column 1"),
         ("(*-", r"'\(' at column 1 is never closed"),
@@ -45,8 +45,8 @@ def test_unroll_reads_the_notation(pattern: str, blocks: tuple[str, ...]) -> Non
         ("((((*x99)x99)x99)x99)", "more than 4096"),
     ],
 )
-def test_a_broken_pattern_is_refused_with_its_law(pattern: str, law: str) -> None:
-    with pytest.raises(PatternError, match=law):
+def test_an_invalid_pattern_is_reported_with_its_column(pattern: str, message: str) -> None:
+    with pytest.raises(PatternError, match=message):
         unroll(pattern)
 
 
@@ -69,7 +69,7 @@ def test_printing_and_parsing_agree(blocks: list[str]) -> None:
 
 
 @given(st.text(alphabet="*WLMGE-x0123456789()[]| Q", max_size=40))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_read_or_rejected(text: str) -> None:
     with contextlib.suppress(PatternError):
         assert unroll(text)
 

@@ -1,4 +1,4 @@
-"""The twin keeps shares, order and sparsity."""
+"""Proxy models keep proportions, order and sparsity."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +27,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("M-*-", 4, "M-*-"),
     ],
 )
-def test_depth_shrinks_by_shares_and_places(pattern: str, layers: int, small: str) -> None:
+def test_depth_shrinks_in_proportion_and_order(pattern: str, layers: int, small: str) -> None:
     assert compress(shrink_depth(unroll(pattern), layers)) == small
 
 
-def test_every_kind_needs_a_layer() -> None:
+def test_fewer_layers_than_kinds_are_rejected() -> None:
     with pytest.raises(ValueError, match="at least the number of layer kinds, got 2 for 3 kinds"):
         shrink_depth(unroll("(M-*-L-)x4"), 2)
 
@@ -48,7 +48,9 @@ def test_experts_keep_their_sparsity_and_activated_width(
     assert small.n_shared >= 1
 
 
-def test_a_window_keeps_its_share_of_the_context(architecture: Callable[..., Architecture]) -> None:
+def test_a_window_keeps_its_fraction_of_the_context(
+    architecture: Callable[..., Architecture],
+) -> None:
     wide = {"kind": "attn", "heads": 4, "kv_heads": 1, "head_dim": 16, "window": 1024}
     big = architecture("W-", blocks={"W": wide})
     small = proxy_architecture(big, Proxy(), context_fraction=128 / 4096).blocks["W"]
@@ -57,7 +59,7 @@ def test_a_window_keeps_its_share_of_the_context(architecture: Callable[..., Arc
 
 
 @pytest.mark.parametrize("name", ["tiny", "hybrid-1b"])
-def test_every_candidate_of_a_space_has_a_small_twin(name: str) -> None:
+def test_every_candidate_of_a_space_has_a_proxy_model(name: str) -> None:
     space = load_space(EXAMPLES / f"{name}.yaml")
     for candidate in sample(space, 40, seed=3).legal:
         small = proxy_architecture(candidate, space.plan.proxy, context_fraction=128 / 4096)

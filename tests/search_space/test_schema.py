@@ -19,14 +19,14 @@ ATLAS = files("archfront.search_space").joinpath("atlas")
 BAD_INPUTS = Path(__file__).parents[3] / "shared" / "cases" / "bad-inputs"
 SPACE = Draft202012Validator(space_schema())
 ARCHITECTURE = Draft202012Validator(architecture_schema())
-NOT_YAML = {"tab", "broken yaml", "duplicate key", "anchor", "free without budget", "python tag"}
+NOT_YAML = {"tab", "invalid yaml", "duplicate key", "anchor", "free without budget", "python tag"}
 NOT_IN_A_SCHEMA = {
     "range": "an order of two items",
     "range step": "a quotient of items",
     "contradiction": "a value that another field must be able to take",
     "condition too early": "the order in which fields are drawn",
     "unreachable budget": "the outcome of draws",
-    "impossible law": "the outcome of draws",
+    "impossible constraint": "the outcome of draws",
     "objective of no workload": "a name that another field defines",
     "symbol without block": "a name that another field defines",
     "c05_nan_constraint": "JSON has no NaN",

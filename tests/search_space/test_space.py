@@ -1,4 +1,4 @@
-"""Search spaces: what a draw asks for, what it refuses, what a bad file is told."""
+"""Search spaces: draws, rejections, and the messages for invalid files."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from archfront.search_space.accounting import flops_per_token
 from archfront.search_space.check import check_space, load_space
 from archfront.search_space.document import InputError, parse_document
 from archfront.search_space.domain import Domain, draw_at_random
-from archfront.search_space.space import Rejected, SearchSpace, broken_fp8_shape, sample
+from archfront.search_space.space import Rejected, SearchSpace, invalid_fp8_shape, sample
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPACES = [EXAMPLES / "hybrid-1b.yaml", EXAMPLES / "tiny.yaml"]
@@ -26,7 +26,7 @@ def first_choices(wanted: dict[str, object]) -> Callable[[str, Domain], object]:
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
-def test_a_space_that_ships_is_mostly_legal_and_within_budget(path: Path) -> None:
+def test_most_draws_of_a_shipped_space_are_legal_and_within_budget(path: Path) -> None:
     space = load_space(path)
     drawn = sample(space, 60, seed=1)
     assert len(drawn.legal) > 30
@@ -38,7 +38,7 @@ def test_a_space_that_ships_is_mostly_legal_and_within_budget(path: Path) -> Non
             assert flops_per_token(candidate, budget.context) == pytest.approx(
                 budget.value, rel=0.02
             )
-    assert not any(broken_fp8_shape(candidate) for candidate in drawn.legal)
+    assert not any(invalid_fp8_shape(candidate) for candidate in drawn.legal)
 
 
 def test_a_choice_exists_only_while_its_block_is_used(tiny_space: str) -> None:
@@ -63,19 +63,19 @@ def test_a_choice_exists_only_while_its_block_is_used(tiny_space: str) -> None:
 def test_a_condition_hides_a_choice(tiny_space: str) -> None:
     shown = "placement: {choices: [even, middle, last], when: {layout.ratio: [0.5]}}"
     space = space_of(tiny_space.replace("placement: {choices: [even, middle, last]}", shown))
-    half = space.draw(first_choices({"layout.ratio": 0.5, "layout.placement": "last"}))
-    quarter = space.draw(first_choices({"layout.ratio": 0.25, "layout.placement": "last"}))
-    assert half.pattern == "(M-)x4(*-)x4"
-    assert quarter.pattern == "(M-M-M-*-)x2"
+    at_half = space.draw(first_choices({"layout.ratio": 0.5, "layout.placement": "last"}))
+    at_quarter = space.draw(first_choices({"layout.ratio": 0.25, "layout.placement": "last"}))
+    assert at_half.pattern == "(M-)x4(*-)x4"
+    assert at_quarter.pattern == "(M-M-M-*-)x2"
 
 
-def test_a_broken_law_refuses_with_its_values(tiny_space: str) -> None:
+def test_a_violated_constraint_is_reported_with_its_values(tiny_space: str) -> None:
     wanted = {"layout.feedforward": "E", "blocks.E.n_experts": 8, "blocks.E.top_k": 4}
-    with pytest.raises(Rejected, match=r"moe.top_k \* 4 <= moe.n_experts is broken by 16 and 8"):
+    with pytest.raises(Rejected, match=r"moe.top_k \* 4 <= moe.n_experts is violated by 16 and 8"):
         space_of(tiny_space).draw(first_choices(wanted))
 
 
-def test_experts_share_the_free_width(tiny_space: str) -> None:
+def test_the_free_width_is_divided_among_experts(tiny_space: str) -> None:
     chosen = {"layout.feedforward": "E", "blocks.E.n_experts": 32, "blocks.E.n_shared": 1}
     widths = [
         space_of(tiny_space)
@@ -100,16 +100,16 @@ def test_fp8_shapes_must_divide_by_16(tiny_space: str) -> None:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_space_is_told_where_and_why(tiny_space: str, case: str) -> None:
-    old, new, told = BAD[case]
+def test_an_invalid_space_is_reported_with_line_and_reason(tiny_space: str, case: str) -> None:
+    old, new, message = BAD[case]
     assert old in tiny_space
-    with pytest.raises(InputError, match=told) as error:
+    with pytest.raises(InputError, match=message) as error:
         check_space(parse_document(tiny_space.replace(old, new, 1), source="s.yaml"))
     assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda folder: folder / "none.yaml", "no such file"),
         (lambda folder: folder, "is a folder"),
@@ -120,10 +120,10 @@ def test_a_bad_space_is_told_where_and_why(tiny_space: str, case: str) -> None:
         (lambda folder: write(folder, b"[" * 5000), "not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_space_is_told_so(
-    tmp_path: Path, make: Callable[[Path], Path], told: str
+def test_a_file_that_is_no_space_is_reported(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
 ) -> None:
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         load_space(make(tmp_path))
 
 
@@ -133,7 +133,7 @@ def write(folder: Path, content: bytes) -> Path:
     return path
 
 
-def test_layouts_may_be_listed_as_patterns(small_space: str) -> None:
+def test_the_pattern_may_be_a_choice(small_space: str) -> None:
     rule = 'layout: {layers: 2, ratio: 1, attention: "*", feedforward: "-"}'
     listed = 'pattern: {choices: ["(*-)x2", "*-*-*-"]}'
     space = space_of(small_space.replace(rule, listed))
