@@ -1,4 +1,4 @@
-"""One language model as frozen plain data: the same record for a candidate, a preset and a file.
+"""Architectures: language models as frozen plain data.
 
 d_model: 512
 vocab_size: 32768
@@ -100,7 +100,7 @@ class Encoder(Terse):
 
 
 class Precision(Terse):
-    """The precision plan: which matrices leave BF16.
+    """The precision plan: which matrices are not in BF16.
 
     FP8 is e4m3. FP4 weights are e2m1 with a scale per 32 (`mxfp4`) or 16 (`nvfp4`). An `int8` or
     `fp8` cache has a scale per token and head.
@@ -135,7 +135,7 @@ class Precision(Terse):
 
     @cached_property
     def formats(self) -> dict[PrecisionRole, NumberFormat]:
-        """The roles that leave BF16, and for what."""
+        """The formats of the roles that are not in BF16."""
         listed: dict[NumberFormat, tuple[PrecisionRole, ...]] = {
             "fp8": self.fp8,
             "fp4": self.fp4,
@@ -146,7 +146,7 @@ class Precision(Terse):
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """One block where it stands: the sub-block, and which branch of it where it has several."""
+    """A block at its position: the sub-block, and the branch if that has several."""
 
     sub_block: int
     branch: int | None
@@ -224,28 +224,28 @@ class Architecture(Terse):
                 having = [s for s in symbols if getattr(self.blocks[s], field) is not None]
                 if having and len(symbols) > 1:
                     raise ValueError(
-                        f"{field} is of a whole sub-block, got it in {having[0]!r} of {group}"
+                        f"{field} must be of a whole sub-block, got it in {having[0]!r} of {group}"
                     )
         for group in self.joins:
             if group not in groups or len(notation.branches(group)) < 2:
                 raise ValueError(
-                    f"joins names {group!r}, which is no parallel group of {self.pattern}"
+                    f"joins must name parallel groups of {self.pattern}, got {group!r}"
                 )
         for symbol in self.norm.of_mixer:
             if symbol not in used:
                 raise ValueError(
-                    f"norm.of_mixer names {symbol!r}, which {self.pattern} does not have"
+                    f"norm.of_mixer must name symbols of {self.pattern}, got {symbol!r}"
                 )
         if self.encoder is None and any(_reads_encoder(self.blocks[s]) for s in used):
             raise ValueError("cross attention needs an encoder, got encoder=None")
         if self.lm_head_bias and self.tied_embeddings:
-            raise ValueError("lm_head_bias wants a head of its own, got tied_embeddings=True")
+            raise ValueError("lm_head_bias needs an untied head, got tied_embeddings=True")
         return self
 
     def _check_symbol(self, symbol: str) -> None:
         if symbol not in self.blocks:
             raise ValueError(
-                f"pattern {self.pattern} has {symbol!r}, but blocks does not describe it"
+                f"blocks must describe every symbol of {self.pattern}, got no {symbol!r}"
             )
         block = self.blocks[symbol]
         if block.letter != symbol[0]:
@@ -261,11 +261,11 @@ class Architecture(Terse):
 
     @cached_property
     def bodies(self) -> tuple[Body, ...]:
-        """Every block of the stack in order, the branches of a group one after another."""
+        """Every block of the stack in order, the branches of a group one after the other."""
         return tuple(self._bodies(self.symbols))
 
     def bodies_of(self, pattern: str) -> tuple[Body, ...]:
-        """The same for another stack of this model: an MTP module's, the encoder's."""
+        """The blocks of another stack of this model: of an MTP module or the encoder."""
         return tuple(self._bodies(notation.unroll(pattern)))
 
     def _bodies(self, groups: tuple[str, ...]) -> Iterator[Body]:
@@ -289,12 +289,12 @@ class Architecture(Terse):
 
     @property
     def num_layers(self) -> int:
-        """Layers as most papers count them: a mixer together with its feed-forward."""
+        """Layers as most papers count them: a mixer with its feed-forward."""
         return self._layer_of[-1] + 1
 
     @cached_property
     def _before_attention(self) -> frozenset[int]:
-        """The layers whose next layer has an attention mixer."""
+        """The indices of layers before a layer with attention."""
         return frozenset(
             self._layer_of[body.sub_block] - 1
             for body in self.bodies
@@ -302,16 +302,16 @@ class Architecture(Terse):
         )
 
     def layer_of(self, index: int) -> int:
-        """The layer that sub-block `index` belongs to."""
+        """The layer of sub-block `index`."""
         return self._layer_of[index]
 
     def norm_placement(self, index: int) -> Placement:
-        """Where the norms of sub-block `index` stand."""
+        """The placement of the norms of sub-block `index`."""
         first = self._layers[self._layer_of[index]][0]
         return self.norm.of_mixer.get(first, self.norm.placement)
 
     def formats(self, index: int) -> dict[PrecisionRole, NumberFormat]:
-        """The roles that leave BF16 in sub-block `index`, and for what."""
+        """The formats of the roles that are not in BF16 in sub-block `index`."""
         return self._formats[index]
 
     @cached_property
@@ -330,18 +330,17 @@ class Architecture(Terse):
 
     @cached_property
     def key(self) -> str:
-        """12 hex digits that name this architecture, whatever it is called and however written."""
+        """12 hex digits that identify the architecture, independent of its name and spelling."""
         canonical = json.dumps(self.model_dump(mode="json", exclude={"name"}), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def changed(self, **fields: Any) -> Self:
-        """The same with other values in some fields; every law is checked again."""
+        """A copy with other values in some fields, validated. Raises ValidationError."""
         known = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate(known | fields)
 
     def plain(self) -> dict[str, Any]:
-        """As plain data: what a message, a row or a YAML file carries. A null says something
-        here."""
+        """Plain data for messages, rows and YAML files, without defaults."""
         return self.model_dump(mode="json")
 
 
@@ -350,7 +349,7 @@ def _reads_encoder(block: Block) -> bool:
 
 
 def _with_canonical_patterns(data: Any, inner: tuple[str, ...] = ()) -> Any:
-    """`data` with the patterns of the model and of its parts in their shortest spelling."""
+    """`data` with all patterns in their shortest spelling."""
     if not isinstance(data, dict):
         return data
     parts = {name: _with_canonical_patterns(data[name]) for name in inner if name in data}
@@ -387,12 +386,12 @@ def architecture_from(document: Document) -> Architecture:
 
 
 def to_yaml(data: dict[str, Any]) -> str:
-    """Plain data as YAML in the order given, small lists and block records on one line."""
+    """Plain data as YAML in the given order, small lists and records on one line."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe, and never writes an anchor: the reader refuses them."""
+    """A safe dumper without anchors, which the reader rejects."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

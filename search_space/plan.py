@@ -69,7 +69,7 @@ class Plan(Record):
     target: str = "h200_sxm"
     """Device that latency and memory are estimated for."""
     workloads: tuple[Workload, ...] = Field(default=(WORKLOADS["chat-4k"],), min_length=1)
-    """Points at which latency and memory are estimated: names of known workloads, or written out."""
+    """Points at which latency and memory are estimated: names, or workloads written out."""
     proxy: Proxy = Proxy()
     """Size of the proxy model that is trained."""
     text: TextTask = TextTask()

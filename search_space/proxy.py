@@ -65,7 +65,7 @@ def shrink_depth(symbols: tuple[str, ...], num_layers: int) -> tuple[str, ...]:
         )
     kept = dict.fromkeys(counts, 1)
     for _ in range(num_layers - len(counts)):
-        # The kind furthest below its quota gets the next layer, the first in the model among equals.
+        # The kind furthest below its quota gets the next layer; among equals the first one.
         next_kind = max(
             counts, key=lambda kind: counts[kind] * num_layers / len(layers) - kept[kind]
         )

@@ -94,7 +94,7 @@ def figures(
     state: StateFormat = "fp32",
     mtp: bool = False,
 ) -> Figures:
-    """The figures by formula, with caches in the formats `kv` and `state`, of the modules with `mtp`."""
+    """The figures by formula; for `kv`, `state` and `mtp` see `accounting.cache_bytes`."""
     counts = parameters(architecture)
     caches = cache_bytes(architecture, kv=kv, state=state, mtp=mtp)
     modules = parameters(architecture, mtp=True).total - counts.total

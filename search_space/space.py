@@ -283,7 +283,7 @@ def _without_unused_roles(architecture: Architecture) -> Architecture:
 
 
 def invalid_fp8_shape(architecture: Architecture) -> str | None:
-    """The first FP8 matrix with a dimension not divisible by 16, as tensor cores need; else None."""
+    """The first FP8 matrix whose dimensions are not divisible by 16, as tensor cores need."""
     for located in located_weights(architecture):
         weight = located.weight
         if located.format == "fp8" and any(size % FP8_GRAIN for size in weight.shape):

@@ -41,8 +41,8 @@ def test_no_position_survives_yaml(architecture: Make) -> None:
         ("*E", {"E": {"kind": "moe", "n_experts": 4, "top_k": 5, "d_expert": 32}}, "top_k may be at most"),
         ("G-", {"G": {"kind": "gdn", "k_heads": 3, "v_heads": 4, "k_head_dim": 16, "v_head_dim": 16}}, "k_heads must divide"),
         ("M-", {"M": {"kind": "mamba2", "heads": 4, "head_dim": 16, "d_state": 16, "groups": 3}}, "groups must divide"),
-        ("[*|K]-", {}, "has 'K', but blocks does not describe it"),
-        ("*-W2-", {}, "blocks does not describe"),
+        ("[*|K]-", {}, "blocks must describe every symbol of .*, got no 'K'"),
+        ("*-W2-", {}, "blocks must describe every symbol"),
     ],
 )  # fmt: skip
 def test_an_invalid_architecture_is_reported(
@@ -113,7 +113,7 @@ def test_branches_count_like_blocks_with_their_gates(architecture: Make) -> None
 
 
 def test_a_join_of_an_unknown_group_is_rejected(architecture: Make) -> None:
-    with pytest.raises(ValidationError, match="joins names"):
+    with pytest.raises(ValidationError, match="joins must name parallel groups"):
         architecture("*-", joins={"[*|M]": {}})
 
 
