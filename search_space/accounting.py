@@ -14,7 +14,7 @@ from .pattern import branches, unroll
 
 BITS_OF: dict[NumberFormat, float] = {"bf16": 16, "fp8": 8, "int8": 8, "fp4": 4}
 SCALE_BYTES = 4  # fp32
-FP4_GROUP = {"mxfp4": 32, "nvfp4": 16}  # weights that fraction a one-byte scale
+FP4_GROUP = {"mxfp4": 32, "nvfp4": 16}  # weights per one-byte scale
 StateFormat = Literal["fp32", "bf16"]
 STATE_BYTES: dict[StateFormat, int] = {"fp32": 4, "bf16": 2}
 PAGE_TOKENS = 16  # of one layer, as vLLM's pages have

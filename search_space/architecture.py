@@ -195,7 +195,7 @@ class Architecture(Terse):
     embedding_norm: bool = False
     """Norm of the embeddings."""
     lm_head_bias: bool = False
-    """Bias of the head; wants untied embeddings."""
+    """Bias of the head; needs untied embeddings."""
     logit_scale: float = 1.0
     """Factor of the logits."""
     final_logit_softcap: float | None = Field(default=None, gt=0)

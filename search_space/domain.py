@@ -28,6 +28,7 @@ class Choices(Record):
 
     @property
     def values(self) -> tuple[Any, ...]:
+        """The values."""
         return self.choices
 
     @property
@@ -60,12 +61,14 @@ class Range(Record):
 
     @property
     def values(self) -> tuple[Any, ...]:
+        """All values."""
         low, high, step = self.range
         points = [low + index * step for index in range(round((high - low) / step) + 1)]
         return tuple(int(p) if self.whole else p for p in points)
 
     @property
     def whole(self) -> bool:
+        """Whether values are whole numbers."""
         return all(bound.is_integer() for bound in self.range)
 
 
@@ -94,6 +97,7 @@ class LogRange(Record):
 
     @property
     def whole(self) -> bool:
+        """Whether values are whole numbers."""
         return all(bound.is_integer() for bound in self.log_range)
 
 

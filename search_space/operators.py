@@ -26,10 +26,12 @@ class Point:
 
     @property
     def decode(self) -> bool:
+        """Whether it is a decoding step."""
         return self.tokens == 1
 
     @property
     def rows(self) -> int:
+        """New tokens of all sequences."""
         return self.batch * self.tokens
 
 
@@ -53,10 +55,12 @@ class Operator:
 
     @property
     def flops(self) -> float:
+        """Floating-point operations of its products."""
         raise NotImplementedError
 
     @property
     def bytes(self) -> float:
+        """Bytes moved at least."""
         raise NotImplementedError
 
     @property

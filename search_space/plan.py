@@ -31,7 +31,7 @@ class TextTask(Record):
     steps: PositiveInt = 60
     """Training steps."""
     learning_rate: float = Field(default=4e-3, gt=0)
-    """Learning rate of AdamW."""
+    """Peak learning rate of AdamW."""
 
 
 class RecallTask(Record):
@@ -48,7 +48,7 @@ class RecallTask(Record):
     steps: PositiveInt = 100
     """Training steps."""
     learning_rate: float = Field(default=5e-3, gt=0)
-    """Learning rate of AdamW."""
+    """Peak learning rate of AdamW."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

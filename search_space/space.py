@@ -99,10 +99,12 @@ class SearchSpace:
 
     @property
     def name(self) -> str:
+        """The name of the space."""
         return self.file.name
 
     @property
     def plan(self) -> Plan:
+        """How candidates are evaluated."""
         return self.file.profile
 
     def for_target(self, target: str | None) -> Self:

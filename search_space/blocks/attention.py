@@ -158,6 +158,7 @@ class Attention(Block):
 
     @property
     def value_dim(self) -> int:
+        """Dimension of value heads."""
         return self.v_head_dim or self.head_dim
 
     @property
@@ -172,14 +173,17 @@ class Attention(Block):
 
     @property
     def q_width(self) -> int:
+        """Width of all query heads."""
         return self.heads * self.head_dim
 
     @property
     def kv_width(self) -> int:
+        """Width of all key heads."""
         return self.kv_heads * self.head_dim
 
     @property
     def o_width(self) -> int:
+        """Width of all heads of the output."""
         return self.heads * self.value_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:

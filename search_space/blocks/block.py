@@ -52,10 +52,12 @@ class Weight:
 
     @property
     def total_count(self) -> int:
+        """Elements of all copies."""
         return math.prod(self.shape) * self.copies
 
     @property
     def active_count(self) -> int:
+        """Elements that one token uses."""
         return math.prod(self.shape) * self.active
 
 
@@ -105,7 +107,7 @@ class Block(Terse):
     def _one_way_to_fewer_tokens(self) -> Self:
         if self.depth_capacity is not None and self.token_merge is not None:
             raise ValueError(
-                "a block has one of depth_capacity and token_merge, got "
+                "depth_capacity and token_merge exclude each other, got "
                 f"depth_capacity={self.depth_capacity}, token_merge={self.token_merge}"
             )
         return self

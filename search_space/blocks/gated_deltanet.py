@@ -34,7 +34,7 @@ class GatedDeltaNet(Block):
     gated: bool = True
     """Decay of the state; false: DeltaNet (arXiv 2406.06484)."""
     negative_eigenvalues: bool = False
-    """Double beta, so that a token may flip the sign of what is stored (arXiv 2411.12537)."""
+    """Doubled beta, which allows negative eigenvalues of the transition (arXiv 2411.12537)."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -50,14 +50,17 @@ class GatedDeltaNet(Block):
 
     @property
     def k_width(self) -> int:
+        """Width of all key heads."""
         return self.k_heads * self.k_head_dim
 
     @property
     def v_width(self) -> int:
+        """Width of all value heads."""
         return self.v_heads * self.v_head_dim
 
     @property
     def conv_width(self) -> int:
+        """Channels of the convolution."""
         return 2 * self.k_width + self.v_width
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:

@@ -39,14 +39,17 @@ class KDA(Block):
 
     @property
     def k_width(self) -> int:
+        """Width of all key heads."""
         return self.heads * self.k_head_dim
 
     @property
     def v_width(self) -> int:
+        """Width of all value heads."""
         return self.heads * self.v_head_dim
 
     @property
     def conv_width(self) -> int:
+        """Channels of the convolution."""
         return 2 * self.k_width + self.v_width
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:

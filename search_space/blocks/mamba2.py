@@ -48,10 +48,12 @@ class Mamba2(Block):
 
     @property
     def d_inner(self) -> int:
+        """Width of all heads."""
         return self.heads * self.head_dim
 
     @property
     def conv_width(self) -> int:
+        """Channels of the convolution."""
         return self.d_inner + 2 * self.groups * self.d_state
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:

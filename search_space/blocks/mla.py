@@ -75,7 +75,7 @@ class MLA(Block):
     rope: Rope | None = Rope()
     """Rotary positions; null: the rotary part stays unrotated."""
     indexer: Indexer | None = None
-    """Selection of the cached tokens that a query reads; wants `q_lora_rank`."""
+    """Selection of the cached tokens that a query reads; needs `q_lora_rank`."""
     out_gate: bool = False
     """Sigmoid gate of the input on each output element."""
     softmax_scale: float | None = Field(default=None, gt=0)
@@ -100,6 +100,7 @@ class MLA(Block):
 
     @property
     def qk_head_dim(self) -> int:
+        """Dimension of a query and key head."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:

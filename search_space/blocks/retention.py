@@ -41,10 +41,12 @@ class Retention(Block):
 
     @property
     def k_width(self) -> int:
+        """Width of all key heads."""
         return self.heads * self.k_head_dim
 
     @property
     def v_width(self) -> int:
+        """Width of all value heads."""
         return self.heads * self.v_head_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:

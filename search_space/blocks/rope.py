@@ -26,15 +26,15 @@ class RopeScaling(Terse):
     beta_slow: float = Field(default=1.0, gt=0)
     """Rotations within the original context below which `yarn` interpolates a dimension fully."""
     mscale: float | None = None
-    """Attention scale of `yarn`."""
+    """Coefficient in the scale that `yarn` gives queries and keys."""
     mscale_all_dim: float | None = None
-    """Softmax scale of `yarn`."""
+    """Coefficient in the scale that `yarn` gives the softmax."""
     truncate: bool = True
     """Round the ends of yarn's ramp to whole dimensions."""
     low_freq_factor: float = Field(default=1.0, gt=0)
-    """Original context over the longest wavelength that `llama3` keeps."""
+    """Original context over the wavelength above which `llama3` scales by `factor`."""
     high_freq_factor: float = Field(default=4.0, gt=0)
-    """Original context over the shortest wavelength that `llama3` interpolates."""
+    """Original context over the wavelength below which `llama3` keeps a frequency."""
     short_factor: tuple[float, ...] = ()
     """Factors per pair of `longrope` within the original context."""
     long_factor: tuple[float, ...] = ()

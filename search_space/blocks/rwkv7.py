@@ -42,6 +42,7 @@ class RWKV7(Block):
 
     @property
     def width(self) -> int:
+        """Width of all heads."""
         return self.heads * self.head_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:

@@ -36,6 +36,7 @@ class TTTLinear(Block):
 
     @property
     def width(self) -> int:
+        """Width of all heads."""
         return self.heads * self.head_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
