@@ -28,7 +28,7 @@ from .workload import WORKLOADS
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 COMMON = tuple(name for name in Block.model_fields if name != "kind")  # of all blocks
-EXPONENT = r"^[+-]?[0-9]+(\.[0-9]*)?[eE][0-9]+$"
+EXPONENT = r"^[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+$"  # of a number
 IN_SPACE = "InSpace"  # ends the name of a definition whose values may be choices
 MAPPINGS = {"norm": Norm, "precision": Precision}  # no choice as a whole, only in their fields
 
@@ -63,8 +63,8 @@ def space_schema() -> Schema:
             "title": "archfront search space",
             **file,
             "if": nothing_to_solve,
-            "then": {"not": {"required": ["budget"]}},
-            "else": {"required": ["budget"]},
+            "then": {"properties": {"budget": {"type": "null"}}},
+            "else": {"required": ["budget"], "properties": {"budget": {"type": "object"}}},
             "$defs": plain | templates | {"When": _when()},
         }
     )
@@ -73,8 +73,8 @@ def space_schema() -> Schema:
 def architecture_schema() -> Schema:
     """JSON Schema (2020-12) of an architecture file.
 
-    The architecture is the whole file or its field `architecture`, as in entries of the atlas and
-    in exported files; the other fields of such a file are those of an entry or a profile.
+    The architecture is the whole file or its field `architecture`, as in entries of the atlas,
+    which are checked as a whole, and in exported files, of which `profile` is checked too.
     """
     found = _definitions(Architecture) | _definitions(Plan) | _definitions(Entry)
     architecture = found["Architecture"]
@@ -82,14 +82,17 @@ def architecture_schema() -> Schema:
         "type": "integer",
         "description": "Layers or sub-blocks, checked against the pattern.",
     }
-    within = {
+    exported = {
         "type": "object",
         "properties": {
-            **found.pop("Entry")["properties"],
             "architecture": {"$ref": "#/$defs/Architecture", "description": "The architecture."},
             "profile": {"$ref": "#/$defs/Plan", "description": "How it is evaluated."},
         },
-        "required": ["architecture"],
+    }
+    within = {
+        "if": {"required": ["published", "reference"]},
+        "then": {"$ref": "#/$defs/Entry"},
+        "else": exported,
     }
     return _used(
         {

@@ -46,13 +46,16 @@ def test_a_schema_is_valid_and_describes_every_field(schema: dict) -> None:
 
 
 def _fields(schema: Any, where: str) -> Iterator[tuple[str, dict]]:
-    """Every field of every object; those of conditions (`if`, `not`) only test a value."""
+    """Every field of every object.
+
+    Those of conditions (`if`, `not`) and those with a type alone restrict a field described elsewhere.
+    """
     if isinstance(schema, list):
         for inner in schema:
             yield from _fields(inner, where)
     elif isinstance(schema, dict):
         for name, field in schema.get("properties", {}).items():
-            if "$ref" not in field or not field["$ref"].endswith("When"):
+            if not field.get("$ref", "").endswith("When") and field.keys() - {"type"}:
                 yield f"{where}.{name}", field
         for name, inner in schema.items():
             if name not in ("if", "not", "enum", "const", "default"):
@@ -111,6 +114,21 @@ def test_a_bad_input_is_invalid_and_rejected(path: Path) -> None:
 def test_a_bad_block_of_an_architecture_is_invalid(block: dict) -> None:
     plain = {"d_model": 64, "vocab_size": 256, "pattern": "*", "blocks": {"*": block}}
     assert not ARCHITECTURE.is_valid(plain)
+
+
+def test_further_fields_beside_an_architecture_are_ignored_as_by_the_reader() -> None:
+    plain = yaml.safe_load((ROOT / "examples" / "all_blocks.yaml").read_text())
+    ARCHITECTURE.validate(plain | {"notes": "ours", "seed": 3})
+    assert not ARCHITECTURE.is_valid(plain | {"profile": {"workloads": ["chat-5k"]}})
+
+
+def test_a_budget_and_a_free_width_need_each_other(small_space: str) -> None:
+    plain = yaml.safe_load(small_space)
+    SPACE.validate(plain)
+    assert not SPACE.is_valid({name: plain[name] for name in plain if name != "budget"})
+    plain["architecture"]["blocks"]["-"]["width"] = 512
+    assert not SPACE.is_valid(plain)
+    SPACE.validate(plain | {"budget": None})
 
 
 def test_the_reference_of_the_fields_is_current() -> None:
