@@ -1,4 +1,4 @@
-"""What an architecture counts to, by formula: parameters, FLOPs, cache and weight bytes."""
+"""Counts by formula: parameters, FLOPs, cache and weight bytes of an architecture."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from .pattern import branches, unroll
 
 BITS_OF: dict[NumberFormat, float] = {"bf16": 16, "fp8": 8, "int8": 8, "fp4": 4}
 SCALE_BYTES = 4  # fp32
-FP4_GROUP = {"mxfp4": 32, "nvfp4": 16}  # weights that share a one-byte scale
+FP4_GROUP = {"mxfp4": 32, "nvfp4": 16}  # weights per one-byte scale
 StateFormat = Literal["fp32", "bf16"]
 STATE_BYTES: dict[StateFormat, int] = {"fp32": 4, "bf16": 2}
 PAGE_TOKENS = 16  # of one layer, as vLLM's pages have
@@ -24,18 +24,18 @@ PAGE_TOKENS = 16  # of one layer, as vLLM's pages have
 class Parameters:
     """Parameter counts; publishers use all three conventions of `active`.
 
-    `active` has every tensor once and of each expert stack the `top_k` experts a token meets.
+    `active` has all parameters but those of the experts that a token does not use.
     """
 
     total: int
     active: int
-    active_no_input_embedding: int  # an untied input table is a lookup, not work
+    active_no_input_embedding: int  # an untied input table is only a lookup
     active_no_embeddings: int  # neither input table nor head
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheBytes:
-    """What a sequence holds while decoding. A windowed cache stops growing at its cap."""
+    """Cache of one sequence. A windowed cache stops growing at its cap."""
 
     kv_bytes_per_token: float
     index_bytes_per_token: float  # keys of token indexers
@@ -45,7 +45,7 @@ class CacheBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class LocatedWeight:
-    """A parameter tensor with the sub-block it belongs to (None: around the stack) and its format."""
+    """A parameter tensor, its sub-block (None: outside the stack) and its number format."""
 
     sub_block: int | None
     weight: Weight
@@ -53,11 +53,11 @@ class LocatedWeight:
 
 
 class Uncountable(ValueError):
-    """A quantity that the architecture does not define, such as FLOPs a token of an encoder-decoder."""
+    """The quantity is not defined for the architecture: FLOPs per token of an encoder-decoder."""
 
 
 def norm(architecture: Architecture, name: str, width: int | None = None) -> tuple[Weight, ...]:
-    """The weights of one norm of the stack: a gain, and for LayerNorm a bias."""
+    """The weights of one norm: a gain, and for LayerNorm a bias."""
     width = width or architecture.d_model
     bias = biases({name: width}) if architecture.norm.type == "layer" else ()
     return (vector(f"{name}.weight", width), *bias)
@@ -74,7 +74,7 @@ _NORMS: dict[Placement, tuple[str, ...]] = {
 def around_weights(
     architecture: Architecture, group: str, placement: Placement
 ) -> tuple[Weight, ...]:
-    """The parameter tensors of one sub-block besides its blocks: norms, residual streams, gates."""
+    """The weights of a sub-block outside its blocks: norms, residual streams, gates."""
     d_model = architecture.d_model
     blocks = [architecture.blocks[symbol] for symbol in branches(group)]
     if len(blocks) == 1 and blocks[0].own_norms:
@@ -96,7 +96,7 @@ def around_weights(
 
 
 def block_weights(architecture: Architecture, body: Body) -> tuple[Weight, ...]:
-    """The parameter tensors of a block where it stands: those of a branch are named by its number."""
+    """The weights of a block, with the index of its branch in their names if it has one."""
     weights = body.block.weights(architecture.d_model)
     if body.branch is None:
         return weights
@@ -108,7 +108,7 @@ def _renamed(weight: Weight, prefix: str) -> Weight:
 
 
 def _stream_weights(d_model: int, n: int) -> tuple[Weight, ...]:
-    """What reads, writes and mixes n residual streams; see transformers, models/deepseek_v4."""
+    """The weights of n residual streams, named as in transformers, models/deepseek_v4."""
     return (
         linear("streams.mix", (2 + n) * n, n * d_model, "gate"),
         vector("streams.base", (2 + n) * n),
@@ -117,7 +117,7 @@ def _stream_weights(d_model: int, n: int) -> tuple[Weight, ...]:
 
 
 def outer_weights(architecture: Architecture) -> tuple[Weight, ...]:
-    """The parameter tensors around the stack: table, last norm, and a head of its own if untied."""
+    """The weights outside the stack: embedding table, last norm, and the head if untied."""
     d_model, vocabulary = architecture.d_model, architecture.vocab_size
     encoder, streams = architecture.encoder, architecture.hyper_connections
     found = [Weight(name="embedding.weight", shape=(vocabulary, d_model))]
@@ -143,7 +143,7 @@ def outer_weights(architecture: Architecture) -> tuple[Weight, ...]:
 
 
 def mtp_weights(architecture: Architecture) -> tuple[Weight, ...]:
-    """The parameter tensors around the blocks of one MTP module; table and head are the model's."""
+    """The weights of one MTP module outside its blocks; table and head are the model's."""
     return (
         *norm(architecture, "embedding_norm"),
         *norm(architecture, "hidden_norm"),
@@ -153,8 +153,8 @@ def mtp_weights(architecture: Architecture) -> tuple[Weight, ...]:
 
 
 def mtp_module(architecture: Architecture) -> Architecture:
-    """The blocks of one MTP module as an architecture of their own."""
-    assert architecture.mtp is not None, "asked only where there are modules"
+    """The blocks of one MTP module as an architecture."""
+    assert architecture.mtp is not None, "called only for an architecture with MTP modules"
     groups = unroll(architecture.mtp.pattern)
     used = {symbol for group in groups for symbol in branches(group)}
     plan, norm_ = architecture.precision, architecture.norm
@@ -172,7 +172,7 @@ def mtp_module(architecture: Architecture) -> Architecture:
 
 
 def located_weights(architecture: Architecture) -> tuple[LocatedWeight, ...]:
-    """Every parameter tensor of the decoder with its place and format, MTP modules excepted."""
+    """Every weight of the decoder with its sub-block and format, MTP modules excluded."""
     uses = Counter[str]()
     top = architecture.precision.formats
     found = [
@@ -199,7 +199,7 @@ def located_weights(architecture: Architecture) -> tuple[LocatedWeight, ...]:
 
 
 def _owns(weight: Weight, block: Block, use: int) -> bool:
-    """Whether use number `use` of a block holds a physical tensor of the weight."""
+    """Whether use number `use` of a block has a tensor of the weight of its own."""
     return owners(weight, block, use + 1) > owners(weight, block, use)
 
 
@@ -208,7 +208,7 @@ def _format(weight: Weight, formats: dict) -> NumberFormat:
 
 
 def parameters(architecture: Architecture, *, mtp: bool = False) -> Parameters:
-    """Count parameters; equals the built module's to the last one. `mtp` counts its modules too."""
+    """Count parameters, equal to those of the built module; `mtp` includes the MTP modules."""
     outer = sum(weight.total_count for weight in outer_weights(architecture))
     total = active = outer
     for pattern, times in _stacks(architecture, mtp):
@@ -232,7 +232,7 @@ def parameters(architecture: Architecture, *, mtp: bool = False) -> Parameters:
 
 
 def _stacks(architecture: Architecture, mtp: bool) -> Iterator[tuple[str, int]]:
-    """The patterns of the model and how often each is run through with weights of its own."""
+    """The patterns of the model and how many stacks of each there are."""
     yield architecture.pattern, 1
     if architecture.encoder:
         yield architecture.encoder.pattern, 1
@@ -241,7 +241,7 @@ def _stacks(architecture: Architecture, mtp: bool) -> Iterator[tuple[str, int]]:
 
 
 def _counted(architecture: Architecture, pattern: str) -> tuple[int, int]:
-    """(total, active) parameters of one stack. Where norms stand does not change how many."""
+    """(total, active) parameters of one stack; the placement of norms does not change them."""
     total = active = 0
     for group, uses in Counter(unroll(pattern)).items():
         for weight in around_weights(architecture, group, architecture.norm.placement):
@@ -278,21 +278,21 @@ def flops_per_token(architecture: Architecture, context: int) -> float:
 
 
 def _projected(weights: Iterable[Weight]) -> int:
-    """The elements of the matrices that a token is multiplied with; experts are operator calls."""
+    """The elements of the matrices that a token is multiplied with, experts excluded."""
     return sum(
         weight.active_count for weight in weights if weight.role and weight.role != "experts"
     )
 
 
 def kv_bytes(elements: int, scales: int, kv: NumberFormat) -> float:
-    """Bytes of cached numbers: BF16, or 8 bits with an fp32 scale a token and head."""
+    """Bytes of `elements` cached numbers: BF16, or 8 bits with `scales` fp32 scales."""
     return elements * BITS_OF[kv] / 8 + (0 if kv == "bf16" else scales * SCALE_BYTES)
 
 
 def _caches(
     architecture: Architecture, kv: NumberFormat | None, mtp: bool
 ) -> Iterator[tuple[Cache, float, NumberFormat]]:
-    """Each cache of the model, for what share of the tokens, and the format of keys and values."""
+    """Each cache of the model, the fraction of the tokens it has, and the KV format."""
     for body in architecture.bodies:
         planned = architecture.formats(body.sub_block).get("kv_cache", "bf16")
         yield *_cache(body.block, architecture.d_model), kv or planned
@@ -303,7 +303,10 @@ def _caches(
 
 
 def _cache(block: Block, d_model: int) -> tuple[Cache, float]:
-    """With merged tokens also the sum of the open group and the output of the last one."""
+    """A block's cache and token fraction.
+
+    With merged tokens it has the sum of the open group and the output of the last one besides.
+    """
     cache = block.cache(d_model)
     if block.token_merge is None:
         return cache, block.token_fraction
@@ -318,25 +321,26 @@ def cache_bytes(
     state: StateFormat = "fp32",
     mtp: bool = False,
 ) -> CacheBytes:
-    """Cache by kind: growing, capped by a window, constant (state, BF16 convolution tail).
+    """Bytes of growing, windowed and constant caches (states, BF16 convolution tails).
 
-    `kv` is the format of keys and values, by default that of the precision plan.
+    `kv` is the format of keys and values, by default that of the precision plan, `state` that of
+    recurrent states; `mtp` includes the MTP modules.
     """
     growing = index = 0.0
     capped = constant = 0
-    for cache, share, format_ in _caches(architecture, kv, mtp):
-        a_token = kv_bytes(cache.kv_elements, cache.kv_scales, format_)
+    for cache, fraction, format_ in _caches(architecture, kv, mtp):
+        per_token = kv_bytes(cache.kv_elements, cache.kv_scales, format_)
         if cache.window is None:
-            growing += share * a_token
+            growing += fraction * per_token
         else:
-            capped += round(cache.window * a_token)
+            capped += round(cache.window * per_token)
         growing += (
-            share
+            fraction
             * kv_bytes(cache.compressed_elements, cache.kv_scales, format_)
             / cache.every
             * (cache.compressed_elements > 0)
         )
-        index += share * cache.index_elements * ACTIVATION_BYTES / cache.every
+        index += fraction * cache.index_elements * ACTIVATION_BYTES / cache.every
         constant += _constant(cache, state)
     return CacheBytes(
         kv_bytes_per_token=_whole(growing),
@@ -362,10 +366,10 @@ def cache_bytes_at(
     state: StateFormat = "fp32",
     mtp: bool = False,
 ) -> int:
-    """Bytes that one sequence of `context` tokens caches, windows saturating."""
+    """Bytes that one sequence of `context` tokens caches; arguments as in `cache_bytes`."""
     total = 0.0
-    for cache, share, format_ in _caches(architecture, kv, mtp):
-        tokens = int(context * share)
+    for cache, fraction, format_ in _caches(architecture, kv, mtp):
+        tokens = int(context * fraction)
         held, entries = visible(tokens, cache.window), tokens // cache.every
         total += held * kv_bytes(cache.kv_elements, cache.kv_scales, format_)
         if cache.compressed_elements:
@@ -382,28 +386,28 @@ def paged_cache_bytes(
     kv: NumberFormat | None = None,
     state: StateFormat = "fp32",
 ) -> int:
-    """What a paged engine sets aside for one sequence of `context` tokens.
+    """Bytes that a paged engine allocates for one sequence of `context` tokens.
 
-    Pages hold `PAGE_TOKENS` tokens of a layer. Where layers keep states, one size of page serves
-    all, so pages grow until a state fits (vLLM); a window has a page more than it fills.
+    Pages hold `PAGE_TOKENS` tokens of a layer. Where layers have states, all pages have one size,
+    which grows until a state fits (vLLM); a window has one page more than it fills.
     """
     caches = list(_caches(architecture, kv, mtp=False))
     tokens_bytes = [kv_bytes(c.kv_elements, c.kv_scales, format_) for c, _, format_ in caches]
-    widest = max(tokens_bytes, default=0.0)
+    largest = max(tokens_bytes, default=0.0)
     states = [_constant(cache, state) for cache, _, _ in caches]
-    page = PAGE_TOKENS * widest
-    if widest and max(states):
+    page = PAGE_TOKENS * largest
+    if largest and max(states):
         page = max(page, page * ceil(max(states) / page))
     total = 0.0
-    for (cache, share, format_), a_token, of_state in zip(
+    for (cache, fraction, format_), per_token, of_state in zip(
         caches, tokens_bytes, states, strict=True
     ):
-        tokens = int(context * share)
-        if a_token:
-            in_page = int(page // a_token)
-            pages = ceil(tokens / in_page)
+        tokens = int(context * fraction)
+        if per_token:
+            tokens_per_page = int(page // per_token)
+            pages = ceil(tokens / tokens_per_page)
             if cache.window is not None:
-                pages = min(pages, ceil((cache.window - 1) / in_page) + 1)
+                pages = min(pages, ceil((cache.window - 1) / tokens_per_page) + 1)
             total += pages * page
         if of_state:
             total += max(of_state, page)
@@ -415,15 +419,15 @@ def paged_cache_bytes(
 
 
 def weight_bytes(architecture: Architecture) -> int:
-    """Bytes of all weights as served: BF16, or fewer bits with the recipe's scales."""
+    """Bytes of all weights in served precision, scales included."""
     return sum(
-        bytes_of(placed.weight, placed.format, architecture.precision)
-        for placed in located_weights(architecture)
+        bytes_of(located.weight, located.format, architecture.precision)
+        for located in located_weights(architecture)
     )
 
 
 def bytes_of(weight: Weight, format_: NumberFormat, plan: Precision) -> int:
-    """Bytes of one tensor, all its copies, its scales included."""
+    """Bytes of one tensor with all its copies and scales."""
     numbers = round(weight.total_count * BITS_OF[format_] / 8)
     match format_:
         case "bf16":
@@ -436,7 +440,7 @@ def bytes_of(weight: Weight, format_: NumberFormat, plan: Precision) -> int:
 
 
 def scales(shape: tuple[int, ...], plan: Precision) -> int:
-    """How many fp32 scales an FP8 matrix has."""
+    """The number of fp32 scales of an FP8 matrix."""
     match plan.recipe:
         case "tensorwise":
             return 1

@@ -1,4 +1,4 @@
-"""One language model as frozen plain data: the same record for a candidate, a preset and a file.
+"""Architectures: language models as frozen plain data.
 
 d_model: 512
 vocab_size: 32768
@@ -20,6 +20,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from . import pattern as notation
+from .blocks.attention import Attention
 from .blocks.block import Block, PrecisionRole
 from .blocks.kinds import AnyBlock
 from .document import Document, Terse, validate
@@ -31,80 +32,97 @@ Placement = Literal["pre", "post", "sandwich", "stream"]
 
 
 class Norm(Terse):
-    """The norms of the stack: RMSNorm, or LayerNorm with a bias.
-
-    They stand before each sub-block, after it (`post`, OLMo 2), on both sides (`sandwich`, Gemma),
-    or on the residual stream itself in front of it (`stream`, MiniMax-01). `of_mixer` places those
-    of the layers with that mixer, their feed-forward included, in another way (Olmo-Hybrid).
-    `zero_centered` weights are stored as their distance from one.
-    """
+    """The norms of the stack."""
 
     type: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with a bias."""
     placement: Placement = "pre"
+    """Before each sub-block (`pre`), after it (`post`, OLMo 2), on both sides (`sandwich`, Gemma),
+    or on the residual stream itself in front of it (`stream`, MiniMax-01)."""
     of_mixer: dict[str, Placement] = {}
+    """Placement in the layers with a mixer of that symbol, their feed-forward included
+    (Olmo-Hybrid)."""
     zero_centered: bool = False
+    """Weights are stored as their difference from one."""
     eps: float = Field(default=1e-6, gt=0)
+    """Number added to the variance."""
 
 
 class Residual(Terse):
-    """A sub-block gives `keep` * x + `add` * body(x), with constants for both."""
+    """Constant factors of the residual connection: keep * x + add * f(x)."""
 
     keep: float = 1.0
+    """Factor of the residual stream."""
     add: float = 1.0
+    """Factor of the sub-block's output."""
 
 
 class HyperConnections(Terse):
-    """`streams` residual streams that each sub-block reads and writes by learned mixtures.
+    """Manifold-constrained hyper-connections of DeepSeek-V4: several residual streams.
 
-    Manifold-constrained as in DeepSeek-V4: the mixture between streams is made doubly stochastic by
-    `sinkhorn_iters` steps. Shapes: transformers, models/deepseek_v4.
+    Each sub-block reads and writes the streams by learned mixtures; the mixture between streams is
+    doubly stochastic. Shapes: transformers, models/deepseek_v4.
     """
 
     streams: int = Field(ge=2)
+    """Residual streams."""
     sinkhorn_iters: PositiveInt = 20
+    """Sinkhorn steps that make the mixture doubly stochastic."""
 
 
 class AttentionResiduals(Terse):
-    """Sub-blocks attend over the outputs of earlier groups of `block` layers (Kimi-K3)."""
+    """Sub-blocks attend over the outputs of earlier groups of layers (Kimi-K3)."""
 
     block: PositiveInt
+    """Layers per group."""
 
 
 class MTP(Terse):
-    """Multi-token prediction: `depth` modules after the stack, each predicting one token further.
+    """Multi-token prediction modules after the stack (DeepSeek-V3, arXiv 2412.19437).
 
-    A module norms the hidden state and the next token's embedding, projects both to d_model and runs
-    `pattern` (DeepSeek-V3, arXiv 2412.19437). It shares table and head with the model.
+    A module norms the hidden state and the next token's embedding, projects both to d_model and
+    runs `pattern`. It shares embedding table and head with the model.
     """
 
     depth: PositiveInt
+    """Modules, each predicting one token further."""
     pattern: str
+    """Pattern of each module."""
 
 
 class Encoder(Terse):
-    """The encoder that cross attention reads; it has a table of its own where `vocab_size` says so."""
+    """The encoder that cross attention reads."""
 
     pattern: str
+    """Pattern of the encoder."""
     vocab_size: PositiveInt | None = None
+    """Size of an embedding table of its own; null: the model's table."""
 
 
 class Precision(Terse):
-    """Which matrices run in fewer bits; all others, and every kept layer, stay in BF16.
+    """The precision plan: which matrices are not in BF16.
 
-    `fp8` is e4m3; `recipe` says what shares a scale: a tensor, a row, or a block (activations
-    1x128, weights 128x128). `fp4` weights are e2m1 with a scale for each 32 (`mxfp4`) or 16
-    (`nvfp4`). An `int8` or `fp8` cache has a scale for each token and head. The first and last
-    layers and the mixers that feed attention are the sensitive ones.
+    FP8 is e4m3. FP4 weights are e2m1 with a scale per 32 (`mxfp4`) or 16 (`nvfp4`). An `int8` or
+    `fp8` cache has a scale per token and head.
     """
 
     fp8: tuple[PrecisionRole, ...] = ()
+    """Roles in FP8."""
     fp4: tuple[PrecisionRole, ...] = ()
+    """Roles whose weights are in FP4."""
     int8: tuple[Literal["kv_cache"], ...] = ()
+    """Roles in INT8."""
     recipe: Literal["tensorwise", "rowwise", "blockwise"] = "rowwise"
+    """What shares an FP8 scale: a tensor, a row, or a block (activations 1x128, weights
+    128x128)."""
     fp4_scales: Literal["mxfp4", "nvfp4"] = "mxfp4"
+    """Format of the FP4 scales."""
     keep_first_layers: NonNegativeInt = 0
+    """First layers that stay in BF16."""
     keep_last_layers: NonNegativeInt = 0
+    """Last layers that stay in BF16."""
     keep_before_attention: bool = False
+    """Keep the mixers of the layers before an attention layer in BF16."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -117,7 +135,7 @@ class Precision(Terse):
 
     @cached_property
     def formats(self) -> dict[PrecisionRole, NumberFormat]:
-        """The roles that leave BF16, and for what."""
+        """The formats of the roles that are not in BF16."""
         listed: dict[NumberFormat, tuple[PrecisionRole, ...]] = {
             "fp8": self.fp8,
             "fp4": self.fp4,
@@ -128,7 +146,7 @@ class Precision(Terse):
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """One block where it stands: the sub-block, and which branch of it where it has several."""
+    """A block at its position: the sub-block, and the branch if that has several."""
 
     sub_block: int
     branch: int | None
@@ -137,33 +155,51 @@ class Body:
 
 
 class Architecture(Terse):
-    """A language model. `key` identifies it: the hash of its canonical form, name aside.
+    """A language model. `key` identifies it: the hash of its canonical form without the name.
 
-    Blocks that the MTP modules or the encoder use stand in `blocks` beside those of the decoder. A
+    Blocks that the MTP modules or the encoder use are in `blocks` beside those of the decoder. A
     file may also give `n_layers`, by either count (layers, or sub-blocks as Nemotron-H counts): it
-    is held against the pattern and not kept.
-    Scales multiply: the embedding, the logits; `final_logit_softcap` c gives c * tanh(logits / c).
+    is checked against the pattern and not kept.
     """
 
     name: str | None = None
+    """Name, not part of the key."""
     d_model: PositiveInt
+    """Width of the residual stream."""
     vocab_size: PositiveInt
+    """Tokens of the vocabulary."""
     tied_embeddings: bool = False
+    """The head uses the embedding table."""
     pattern: str
+    """Sub-blocks in order, in the layer notation: one symbol each, `(GEGEGE*E)x12`."""
     norm: Norm = Norm()
+    """Norms of the stack."""
     blocks: dict[str, AnyBlock]
+    """Blocks by the symbols of the pattern."""
     joins: dict[str, Join] = {}
+    """How the branches of parallel groups are joined, by group, `"[*|M]"`; by default summed."""
     precision: Precision = Precision()
+    """Precision plan."""
     residual: Residual = Residual()
+    """Constant factors of the residual connection."""
     hyper_connections: HyperConnections | None = None
+    """Several residual streams."""
     attention_residuals: AttentionResiduals | None = None
+    """Attention over the outputs of earlier layers."""
     mtp: MTP | None = None
+    """Multi-token prediction modules."""
     encoder: Encoder | None = None
+    """Encoder that cross attention reads."""
     embedding_scale: float | Literal["sqrt_d_model"] = 1.0
+    """Factor of the embeddings."""
     embedding_norm: bool = False
+    """Norm of the embeddings."""
     lm_head_bias: bool = False
+    """Bias of the head; needs untied embeddings."""
     logit_scale: float = 1.0
+    """Factor of the logits."""
     final_logit_softcap: float | None = Field(default=None, gt=0)
+    """c in c * tanh(logits / c) of the final logits."""
 
     @model_validator(mode="before")
     @classmethod
@@ -188,28 +224,28 @@ class Architecture(Terse):
                 having = [s for s in symbols if getattr(self.blocks[s], field) is not None]
                 if having and len(symbols) > 1:
                     raise ValueError(
-                        f"{field} is of a whole sub-block, got it in {having[0]!r} of {group}"
+                        f"{field} must be of a whole sub-block, got it in {having[0]!r} of {group}"
                     )
         for group in self.joins:
             if group not in groups or len(notation.branches(group)) < 2:
                 raise ValueError(
-                    f"joins names {group!r}, which is no parallel group of {self.pattern}"
+                    f"joins must name parallel groups of {self.pattern}, got {group!r}"
                 )
         for symbol in self.norm.of_mixer:
             if symbol not in used:
                 raise ValueError(
-                    f"norm.of_mixer names {symbol!r}, which {self.pattern} does not have"
+                    f"norm.of_mixer must name symbols of {self.pattern}, got {symbol!r}"
                 )
-        if self.encoder is None and "&" in {symbol[0] for symbol in used}:
+        if self.encoder is None and any(_reads_encoder(self.blocks[s]) for s in used):
             raise ValueError("cross attention needs an encoder, got encoder=None")
         if self.lm_head_bias and self.tied_embeddings:
-            raise ValueError("lm_head_bias wants a head of its own, got tied_embeddings=True")
+            raise ValueError("lm_head_bias needs an untied head, got tied_embeddings=True")
         return self
 
     def _check_symbol(self, symbol: str) -> None:
         if symbol not in self.blocks:
             raise ValueError(
-                f"pattern {self.pattern} has {symbol!r}, but blocks does not describe it"
+                f"blocks must describe every symbol of {self.pattern}, got no {symbol!r}"
             )
         block = self.blocks[symbol]
         if block.letter != symbol[0]:
@@ -225,11 +261,11 @@ class Architecture(Terse):
 
     @cached_property
     def bodies(self) -> tuple[Body, ...]:
-        """Every block of the stack in order, the branches of a group one after another."""
+        """Every block of the stack in order, the branches of a group one after the other."""
         return tuple(self._bodies(self.symbols))
 
     def bodies_of(self, pattern: str) -> tuple[Body, ...]:
-        """The same for another stack of this model: an MTP module's, the encoder's."""
+        """The blocks of another stack of this model: of an MTP module or the encoder."""
         return tuple(self._bodies(notation.unroll(pattern)))
 
     def _bodies(self, groups: tuple[str, ...]) -> Iterator[Body]:
@@ -253,12 +289,12 @@ class Architecture(Terse):
 
     @property
     def num_layers(self) -> int:
-        """Layers as most papers count them: a mixer together with its feed-forward."""
+        """Layers as most papers count them: a mixer with its feed-forward."""
         return self._layer_of[-1] + 1
 
     @cached_property
     def _before_attention(self) -> frozenset[int]:
-        """The layers whose next layer has an attention mixer."""
+        """The indices of layers before a layer with attention."""
         return frozenset(
             self._layer_of[body.sub_block] - 1
             for body in self.bodies
@@ -266,16 +302,16 @@ class Architecture(Terse):
         )
 
     def layer_of(self, index: int) -> int:
-        """The layer that sub-block `index` belongs to."""
+        """The layer of sub-block `index`."""
         return self._layer_of[index]
 
     def norm_placement(self, index: int) -> Placement:
-        """Where the norms of sub-block `index` stand."""
+        """The placement of the norms of sub-block `index`."""
         first = self._layers[self._layer_of[index]][0]
         return self.norm.of_mixer.get(first, self.norm.placement)
 
     def formats(self, index: int) -> dict[PrecisionRole, NumberFormat]:
-        """The roles that leave BF16 in sub-block `index`, and for what."""
+        """The formats of the roles that are not in BF16 in sub-block `index`."""
         return self._formats[index]
 
     @cached_property
@@ -294,22 +330,26 @@ class Architecture(Terse):
 
     @cached_property
     def key(self) -> str:
-        """12 hex digits that name this architecture, whatever it is called and however written."""
+        """12 hex digits that identify the architecture, independent of its name and spelling."""
         canonical = json.dumps(self.model_dump(mode="json", exclude={"name"}), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def changed(self, **fields: Any) -> Self:
-        """The same with other values in some fields; every law is checked again."""
+        """A copy with other values in some fields, validated. Raises ValidationError."""
         known = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate(known | fields)
 
     def plain(self) -> dict[str, Any]:
-        """As plain data: what a message, a row or a YAML file carries. A null says something here."""
+        """Plain data for messages, rows and YAML files, without defaults."""
         return self.model_dump(mode="json")
 
 
+def _reads_encoder(block: Block) -> bool:
+    return isinstance(block, Attention) and block.cross
+
+
 def _with_canonical_patterns(data: Any, inner: tuple[str, ...] = ()) -> Any:
-    """`data` with the patterns of the model and of its parts in their shortest spelling."""
+    """`data` with all patterns in their shortest spelling."""
     if not isinstance(data, dict):
         return data
     parts = {name: _with_canonical_patterns(data[name]) for name in inner if name in data}
@@ -346,12 +386,12 @@ def architecture_from(document: Document) -> Architecture:
 
 
 def to_yaml(data: dict[str, Any]) -> str:
-    """Plain data as YAML in the order given, small lists and block records on one line."""
+    """Plain data as YAML in the given order, small lists and records on one line."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe, and never writes an anchor: the reader refuses them."""
+    """A safe dumper without anchors, which the reader rejects."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

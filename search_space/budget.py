@@ -1,4 +1,4 @@
-"""The free width: solved so that every candidate costs the same, else a search finds bigger is better."""
+"""Budgets: solving the free width so that all candidates cost the same."""
 
 import math
 from collections.abc import Callable
@@ -14,25 +14,30 @@ MAX_STEPS = 6
 
 
 class Budget(Record):
-    """Every candidate has `value` of `quantity`, within `tolerance`; FLOPs are taken at `context`.
+    """A quantity that is equal for all candidates.
 
-    The solver scales all fields that the space marks `free`: the width of a dense feed-forward,
-    and d_expert such that the experts a token meets have that width together.
+    The solver scales all fields that the space marks `free`: the width of a dense feed-forward, and
+    `d_expert` such that the experts per token have that width together.
     """
 
     quantity: Literal["flops_per_token", "active_params", "total_params"] = "flops_per_token"
-    value: float = Field(gt=0)
+    """Quantity that is held equal."""
+    value: float = Field(gt=0, le=1e30)
+    """Amount of the quantity."""
     tolerance: float = Field(default=0.02, gt=0, lt=1)
+    """Largest relative deviation from `value`."""
     context: PositiveInt = 4096
+    """Context length at which FLOPs are counted."""
     multiple_of: PositiveInt = 16
+    """Granularity of the free width."""
 
 
 class Unreachable(ValueError):
-    """No width lands within the budget's tolerance; the message says how far the nearest is."""
+    """No width is within the budget's tolerance; the message has the nearest one."""
 
 
-def spent(architecture: Architecture, budget: Budget) -> float:
-    """How much of the budgeted quantity an architecture takes."""
+def cost(architecture: Architecture, budget: Budget) -> float:
+    """The budgeted quantity of an architecture."""
     match budget.quantity:
         case "flops_per_token":
             return flops_per_token(architecture, budget.context)
@@ -43,20 +48,20 @@ def spent(architecture: Architecture, budget: Budget) -> float:
 
 
 def solve(budget: Budget, at_width: Callable[[int], Architecture]) -> Architecture:
-    """The architecture whose free width spends the budget; `at_width(w)` builds it at a width.
+    """The architecture whose free width meets the budget; `at_width(w)` builds it at a width.
 
-    The quantity grows with the width in a straight line, up to the rounding of d_expert: a secant
-    gives the slope, a few steps along it the width. Raises Unreachable.
+    The quantity is linear in the width up to the rounding of d_expert, so a few secant steps
+    suffice. Raises Unreachable.
     """
     step = budget.multiple_of
     low, high = 64 * step, 128 * step
-    slope = (spent(at_width(high), budget) - spent(at_width(low), budget)) / (high - low)
+    slope = (cost(at_width(high), budget) - cost(at_width(low), budget)) / (high - low)
     if slope <= 0:
         raise Unreachable(f"budget {budget.quantity}={budget.value:g}: no free width changes it")
     width, best_off, best = low, math.inf, at_width(low)
     for _ in range(MAX_STEPS):
         candidate = at_width(width)
-        off = spent(candidate, budget) / budget.value - 1
+        off = cost(candidate, budget) / budget.value - 1
         if abs(off) < abs(best_off):
             best_off, best = off, candidate
         following = max(step, width - step * round(off * budget.value / slope / step))

@@ -1,4 +1,4 @@
-"""Reading a space file: every field, choice and name is checked before the first candidate."""
+"""Reading and checking of space files, before the first candidate is drawn."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +16,22 @@ from .layout import Layout
 from .metrics import METRICS, MetricRef
 from .pattern import PatternError, unroll
 from .published import find, names
-from .space import FREE, LAYOUT_ORDER, SearchSpace, SpaceFile, sample
+from .space import FREE, FREE_FIELDS, LAYOUT_ORDER, SearchSpace, SpaceFile, sample
 
 _PROBE_DRAWS = 64
 _PARTS = {"layout": Layout, "norm": Norm, "precision": Precision}
 
 
 def load_space(path: Path) -> SearchSpace:
-    """Read and check a space file. Raises InputError, a line for each finding."""
+    """Read and check a space file. Raises InputError, one line per finding."""
     return check_space(read_document(path))
 
 
 def check_space(document: Document) -> SearchSpace:
-    """Check a space document: fields, choices, conditions, names, and that candidates exist."""
+    """Check a space document: fields, choices, conditions, names, and that a candidate exists.
+
+    Raises InputError, one line per finding.
+    """
     file = validate(SpaceFile, document)
     domains = dict(_domains(document, file.architecture, ("architecture",)))
     _check_shape(document, file)
@@ -54,18 +57,18 @@ def check_space(document: Document) -> SearchSpace:
 
 
 def _domains(document: Document, template: Any, path: FieldPath) -> Iterator[tuple[str, Domain]]:
-    """Every choice of the template: its dotted name and its domain."""
+    """The dotted name and the domain of every choice in the template."""
     if not isinstance(template, dict):
         return
-    if form := next((form for form in DOMAINS if form in template), None):
-        yield _name(path), validate(DOMAINS[form], document, template, path)
+    if field := next((field for field in DOMAINS if field in template), None):
+        yield _name(path), validate(DOMAINS[field], document, template, path)
         return
     for field, value in template.items():
         yield from _domains(document, value, (*path, field))
 
 
 def _name(path: FieldPath) -> str:
-    """A field's name as parameters and conditions call it: without the leading `architecture`."""
+    """The dotted name of a field in parameters and conditions, without `architecture`."""
     return ".".join(str(part) for part in path[1:])
 
 
@@ -83,7 +86,7 @@ def _check_shape(document: Document, file: SpaceFile) -> None:
         if field not in template:
             raise document.error((*at, field), "required field is missing")
     if ("layout" in template) == ("pattern" in template):
-        raise document.error(at, "an architecture gives either a layout or a pattern")
+        raise document.error(at, "an architecture has either a layout or a pattern")
     blocks = template["blocks"]
     for part in (part for part in (*_PARTS, "blocks") if part in template):
         if not isinstance(template[part], dict) or not template[part]:
@@ -93,16 +96,19 @@ def _check_shape(document: Document, file: SpaceFile) -> None:
     for symbol, block in blocks.items():
         if not isinstance(block, dict):
             raise document.error((*at, "blocks", symbol), f"expected a block, got {block!r}")
-    free = [s for s, block in blocks.items() if FREE in (block.get("width"), block.get("d_expert"))]
+    free = [s for s, block in blocks.items() if FREE in map(block.get, FREE_FIELDS)]
     if free and file.budget is None:
         raise document.error((*at, "blocks", free[0]), "a free width needs a budget that solves it")
     if file.budget and not free:
-        law = "a budget needs a free width, write width: free or d_expert: free"
-        raise document.error(("budget",), law)
+        fault = "a budget needs a free width, write width: free or d_expert: free"
+        raise document.error(("budget",), fault)
 
 
 def _check_values(document: Document, template: dict[str, Any], domains: dict[str, Domain]) -> None:
-    """Try each value of each choice in its record; laws between fields are the draw's business."""
+    """Validate each value of each choice in its record.
+
+    Relations between several choices are checked when a candidate is drawn.
+    """
     records: list[tuple[FieldPath, Any]] = [
         (("architecture", part), record) for part, record in _PARTS.items() if part in template
     ]
@@ -131,14 +137,14 @@ def _check_values(document: Document, template: dict[str, Any], domains: dict[st
 
 
 def _unknown_first(finding: ErrorDetails) -> bool:
-    """A misspelled field shows up twice, as unknown and as missing: the first says what to do."""
+    """Sort key: of a misspelled field, report that it is unknown, not that another is missing."""
     return finding["type"] != "extra_forbidden"
 
 
 def _filled(
     template: Any, path: FieldPath, domains: dict[str, Domain], tried: tuple[str, Any] | None
 ) -> Any:
-    """The template with each choice at its first value, the tried one at its value, free at 16."""
+    """The template with each choice at its first or tried value and each free width at 16."""
     name = _name(path)
     if name in domains:
         return tried[1] if tried and tried[0] == name else domains[name].values[0]
@@ -147,13 +153,13 @@ def _filled(
             field: _filled(inner, (*path, field), domains, tried)
             for field, inner in template.items()
         }
-    return 16 if template == FREE else template
+    return 16 if template == FREE and path[-1] in FREE_FIELDS else template
 
 
 def _check_symbols(
     document: Document, template: dict[str, Any], domains: dict[str, Domain]
 ) -> None:
-    """Each symbol that the layout may choose has a block, and each block may be chosen."""
+    """Check that each symbol of the layout has a block, and that each block is used."""
     if "layout" not in template:
         return
     reachable: set[Any] = set()
@@ -202,12 +208,12 @@ def _check_conditions(
             for value in wanted if isinstance(wanted, list) else [wanted]:
                 if value not in possible:
                     listed = ", ".join(str(p) for p in possible)
-                    law = f"contradiction: {field} is never {value!r}, only {listed}"
-                    raise document.error(at, law)
+                    fault = f"contradiction: {field} is never {value!r}, only {listed}"
+                    raise document.error(at, fault)
 
 
 def _draw_order(template: dict[str, Any]) -> Iterator[str]:
-    """The dotted names of all fields in the order in which a draw meets them."""
+    """The dotted names of all fields in the order in which they are drawn."""
     yield from (field for field in template if field not in (*_PARTS, "blocks"))
     yield from (f"layout.{field}" for field in LAYOUT_ORDER if field in template.get("layout", {}))
     for part in ("blocks", "norm", "precision"):
@@ -215,7 +221,7 @@ def _draw_order(template: dict[str, Any]) -> Iterator[str]:
 
 
 def _leaves(template: Any, name: str) -> Iterator[str]:
-    if isinstance(template, dict) and not any(form in template for form in DOMAINS):
+    if isinstance(template, dict) and not any(field in template for field in DOMAINS):
         for field, value in template.items():
             yield from _leaves(value, f"{name}.{field}")
     else:
@@ -245,7 +251,7 @@ def _check_names(document: Document, file: SpaceFile) -> None:
             near = nearest(workload, workloads)
             raise document.error(path, f"profile.workloads has no {workload!r}{near}")
         if path[0] == "objectives" and METRICS[name].better is None:
-            raise document.error(path, f"{name} has no better side: it is shown, not optimized")
+            raise document.error(path, f"{name} has no better direction: it cannot be optimized")
     for index, name in enumerate(file.warm_start):
         if find(name) is None:
             near = nearest(name, names())
@@ -257,20 +263,21 @@ def _check_names(document: Document, file: SpaceFile) -> None:
 
 
 def _check_reachable(space: SearchSpace) -> None:
-    """Some candidate must be legal: an unreachable budget or contradictory laws are found here."""
+    """Check that some candidate is legal: that the budget and the constraints can be met."""
     drawn = sample(space, _PROBE_DRAWS, seed=0)
     if drawn.legal:
         return
-    law, count = drawn.rejected.most_common(1)[0]
-    architecture_constraints = space.file.architecture_constraints
+    constraint, count = drawn.rejected.most_common(1)[0]
+    constraints = space.file.architecture_constraints
     path: FieldPath = (
-        ("architecture_constraints", architecture_constraints.index(law))
-        if law in architecture_constraints
-        else (law,)
+        ("architecture_constraints", constraints.index(constraint))
+        if constraint in constraints
+        else (constraint,)
     )
     if path[0] not in space.document.data:
         path = ("architecture",)
     raise space.document.error(
         path,
-        f"{count} of {_PROBE_DRAWS} random draws break this, none is legal: {drawn.reasons[law]}",
+        f"{count} of {_PROBE_DRAWS} random draws violate this, none is legal: "
+        f"{drawn.reasons[constraint]}",
     )

@@ -1,10 +1,11 @@
-"""Laws of a space: one comparison over an architecture's fields, written by the user.
+"""Architecture constraints of a space: comparisons over fields, written by the user.
 
     moe.top_k * 4 <= moe.n_experts
     mamba2.heads * mamba2.head_dim == 2 * d_model
 
-A name is a field of the architecture or `kind.field` of its blocks; a law holds for every block of
-that kind and says nothing where the architecture has none. The text is parsed, never executed.
+A name is a field of the architecture or `kind.field` of its blocks. A constraint applies to every
+block of that kind, and is satisfied where the architecture has none. The text is parsed, never
+executed.
 """
 
 import ast
@@ -33,12 +34,12 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-_FIELDS = ("d_model", "vocab_size", "num_layers")
+FIELDS = ("d_model", "vocab_size", "num_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureConstraint:
-    """A parsed comparison and the block kinds it speaks of."""
+    """A parsed comparison and the block kinds that it names."""
 
     text: str
     comparison: ast.Compare
@@ -46,32 +47,34 @@ class ArchitectureConstraint:
 
 
 def parse_constraint(text: str) -> ArchitectureConstraint:
-    """Parse a law. Raises ValueError when it is no comparison of known names and numbers."""
+    """Parse a constraint. Raises ValueError if it is no comparison of known names and numbers."""
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(
-            f"a law must be a comparison such as 'moe.top_k <= 8', got {text!r}"
+            f"a constraint must be a comparison such as 'moe.top_k <= 8', got {text!r}"
         ) from None
     if not isinstance(tree, ast.Compare):
-        raise ValueError(f"a law must compare two sides with < <= > >= == !=, got {text!r}")
+        raise ValueError(f"a constraint must compare with < <= > >= == or !=, got {text!r}")
     kinds: dict[str, None] = {}
     for node in _terms(tree, text):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             kind, field = node.value.id, node.attr
             if kind not in KINDS:
-                raise ValueError(f"law {text}: unknown block kind {kind!r}{nearest(kind, KINDS)}")
+                near = nearest(kind, KINDS)
+                raise ValueError(f"constraint {text}: unknown block kind {kind!r}{near}")
             if field not in KINDS[kind].model_fields:
                 near = nearest(field, KINDS[kind].model_fields)
-                raise ValueError(f"law {text}: {kind} has no field {field!r}{near}")
+                raise ValueError(f"constraint {text}: {kind} has no field {field!r}{near}")
             kinds[kind] = None
-        elif isinstance(node, ast.Name) and node.id not in _FIELDS:
-            raise ValueError(f"law {text}: unknown name {node.id!r}{nearest(node.id, _FIELDS)}")
+        elif isinstance(node, ast.Name) and node.id not in FIELDS:
+            near = nearest(node.id, FIELDS)
+            raise ValueError(f"constraint {text}: unknown name {node.id!r}{near}")
     return ArchitectureConstraint(text=text, comparison=tree, kinds=tuple(kinds))
 
 
 def _terms(node: ast.expr, text: str) -> list[ast.expr]:
-    """The names and numbers at the leaves; anything else that Python could say is refused."""
+    """The names and numbers at the leaves. Raises ValueError for any other expression."""
     match node:
         case ast.Compare(left=left, ops=ops, comparators=right) if all(
             type(o) in _OPERATORS for o in ops
@@ -81,26 +84,28 @@ def _terms(node: ast.expr, text: str) -> list[ast.expr]:
             return _terms(left, text) + _terms(right, text)
         case ast.Constant(value=int() | float()) | ast.Name() | ast.Attribute(value=ast.Name()):
             return [node]
-    raise ValueError(f"a law knows names, numbers, + - * / // % and comparisons, got {text!r}")
+    raise ValueError(
+        f"a constraint consists of names, numbers, + - * / // % and comparisons, got {text!r}"
+    )
 
 
-def broken(law: ArchitectureConstraint, architecture: Architecture) -> str | None:
-    """None where the law holds, else the law with the values that break it."""
+def violation(constraint: ArchitectureConstraint, architecture: Architecture) -> str | None:
+    """The constraint with the values that violate it; None if it is satisfied."""
     of_kind = [
         [block for block in architecture.blocks.values() if block.kind == kind]
-        for kind in law.kinds
+        for kind in constraint.kinds
     ]
     for blocks in itertools.product(*of_kind):
-        names = dict(zip(law.kinds, blocks, strict=True))
+        names = dict(zip(constraint.kinds, blocks, strict=True))
         sides = [
             _value(side, architecture, names)
-            for side in (law.comparison.left, *law.comparison.comparators)
+            for side in (constraint.comparison.left, *constraint.comparison.comparators)
         ]
-        for op, left, right in zip(law.comparison.ops, sides, sides[1:], strict=False):
-            if left is None or right is None:  # an optional field that is not given
+        for op, left, right in zip(constraint.comparison.ops, sides, sides[1:], strict=False):
+            if left is None or right is None:  # an optional field without a value
                 continue
             if not _OPERATORS[type(op)](left, right):
-                return f"law {law.text} is broken by {left:g} and {right:g}"
+                return f"constraint {constraint.text} is violated by {left:g} and {right:g}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""YAML documents that know their lines: safe to read, and every complaint names file, line, field."""
+"""YAML documents with line numbers, and errors that name file, line and field."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -23,13 +23,15 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Record(BaseModel):
-    """Frozen plain data; a field that is not known is refused."""
+    """Frozen plain data without unknown fields; the docstring of a field is its description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Terse(Record):
-    """A record whose plain data leaves out what is at its default, `kind` excepted.
+    """A record whose plain data omits defaults, except for `kind`.
 
     So a field that is added later changes neither files nor keys.
     """
@@ -46,25 +48,25 @@ class Terse(Record):
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; `str()` is one line (or several, one a finding) for them."""
+    """Invalid input of the user; the message has one line per finding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One parsed YAML file: its plain data and the line of each field."""
+    """A parsed YAML file: its plain data and the line of each field."""
 
     source: str
     text: str
     data: dict[str, Any]
     lines: dict[FieldPath, int]
 
-    def error(self, path: Sequence[str | int], law: str) -> InputError:
-        """`file:line: field: law`; the line is that of the nearest field that the file has."""
+    def error(self, path: Sequence[str | int], fault: str) -> InputError:
+        """The error `file:line: field: fault`, at the nearest enclosing field that the file has."""
         where = tuple(path)
         while where and where not in self.lines:
             where = where[:-1]
         field = ".".join(_on_one_line(str(part)) for part in path) or "document"
-        return InputError(f"{self.source}:{self.lines.get(where, 1)}: {field}: {law}")
+        return InputError(f"{self.source}:{self.lines.get(where, 1)}: {field}: {fault}")
 
 
 def _on_one_line(text: str) -> str:
@@ -72,7 +74,7 @@ def _on_one_line(text: str) -> str:
 
 
 def read_document(path: Path) -> Document:
-    """Read a YAML mapping from a file. Raises InputError: no file, a folder, too big, bad YAML."""
+    """Read a YAML mapping. Raises InputError: no file, a folder, too big, invalid YAML."""
     return parse_document(read_text(path, "YAML"), source=str(path))
 
 
@@ -99,7 +101,10 @@ def read_text(path: Path, format: Literal["YAML", "JSON"]) -> str:
 
 
 def parse_document(text: str, *, source: str) -> Document:
-    """Parse a YAML mapping; anchors, aliases and duplicate keys are refused, the loader is safe."""
+    """Parse a YAML mapping with the safe loader.
+
+    Raises InputError for invalid YAML, anchors, aliases and duplicate keys.
+    """
     try:
         tokens = list(yaml.scan(text, Loader=yaml.CSafeLoader))
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
@@ -146,9 +151,9 @@ def _index(node: yaml.Node, path: FieldPath, lines: dict[FieldPath, int], source
 
 
 def validate(kind: type[M], document: Document, data: object = None, at: FieldPath = ()) -> M:
-    """Build a `kind` from the document's data, or from the part of it at `at`.
+    """Build a `kind` from the document's data, or from `data`, the part of it at `at`.
 
-    Raises InputError with one line for each finding: file, line, field, law, value.
+    Raises InputError with one line per finding: file, line, field, fault and value.
     """
     try:
         return kind.model_validate(document.data if data is None else data)
@@ -160,16 +165,17 @@ def validate(kind: type[M], document: Document, data: object = None, at: FieldPa
 
 
 def place_of(error: ErrorDetails) -> FieldPath:
-    """Where a finding is, without the tags that a discriminated union adds (they end in '!')."""
+    """The path of a finding, without the tags of discriminated unions (they end in '!')."""
     return tuple(part for part in error["loc"] if not str(part).endswith("!"))
 
 
 def constraint_of(error: ErrorDetails, kind: Any) -> str:
-    """A finding in one line: the law that is broken and the value that breaks it."""
+    """A finding in one line: the violated constraint and the value."""
     context = error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            return f"unknown field{nearest(str(error['loc'][-1]), _fields_at(kind, error['loc'][:-1]))}"
+            *path, field = error["loc"]
+            return f"unknown field{nearest(str(field), _fields_at(kind, path))}"
         case "missing":
             return "required field is missing"
         case "value_error":
@@ -180,12 +186,12 @@ def constraint_of(error: ErrorDetails, kind: Any) -> str:
             known = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
             return f"must be one of {', '.join(known)}, got {given!r}{_close(str(given), known)}"
         case _:
-            law = error["msg"][0].lower() + error["msg"][1:]
-            return f"{law}, got {error['input']!r}"
+            fault = error["msg"][0].lower() + error["msg"][1:]
+            return f"{fault}, got {error['input']!r}"
 
 
 def _fields_at(kind: Any, loc: Sequence[int | str]) -> list[str]:
-    """The fields of the record that a finding's location leads to."""
+    """The fields of the record at a finding's location."""
     kinds = [kind]
     for part in loc:
         records = [r for k in kinds for r in _records(k)]
@@ -197,7 +203,7 @@ def _fields_at(kind: Any, loc: Sequence[int | str]) -> list[str]:
 
 
 def _records(kind: Any) -> list[type[BaseModel]]:
-    """The record types inside an annotation: dict[str, A | B] has A and B."""
+    """The record types in an annotation: A and B in dict[str, A | B]."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     return [record for inner in get_args(kind) for record in _records(inner)]
@@ -210,7 +216,7 @@ def _close(name: str, known: Sequence[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, else the list of known names, else ''."""
+    """A hint for messages: `; did you mean 'x'?`, else the known names if they are few, else ''."""
     names = list(known)
     listed = f"; known: {', '.join(names)}" if 0 < len(names) <= 24 else ""
     return _close(name, names) or listed

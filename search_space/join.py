@@ -1,4 +1,4 @@
-"""How the branches of a parallel group are joined."""
+"""Joins of the branches of parallel groups."""
 
 from typing import Literal
 
@@ -7,19 +7,19 @@ from .document import Terse
 
 
 class Join(Terse):
-    """The branches of `[a|b]` are blocks of their own symbols that read the same input.
+    """The join of the branches of a parallel group `[a|b]`.
 
-    The norms around the sub-block serve all of them; their outputs are summed, or averaged. With
-    `branch_norms` each output has a norm of its own besides, and each branch but the first reads
-    the residual stream through a norm of its own (Gemma 4). `branch_gates` scales each output by a
-    learned vector (Hymba, arXiv 2411.13676).
+    The branches read the same input, between the norms around the sub-block.
     """
 
     fusion: Literal["sum", "mean"] = "sum"
+    """Sum or mean of the outputs."""
     branch_norms: bool = False
+    """A norm of each output, and of the input of each branch but the first (Gemma 4)."""
     branch_gates: bool = False
+    """A learned vector that scales each output (Hymba, arXiv 2411.13676)."""
 
     def gates(self, d_model: int, branches: int) -> tuple[Weight, ...]:
-        """The learned vectors of the branches."""
+        """The gates of the branches."""
         indices = range(branches if self.branch_gates else 0)
         return tuple(vector(f"branches.{index}.gate", d_model) for index in indices)

@@ -1,28 +1,31 @@
-"""Where attention goes among the linear mixers: a rule that writes a pattern."""
+"""Layouts: rules that place attention among linear mixers and write a pattern."""
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from .document import Record
-from .pattern import FEED_FORWARD, SYMBOLS, compress
+from .pattern import FEED_FORWARDS, MAX_SUB_BLOCKS, SYMBOLS, compress
 
 Placement = Literal["even", "first", "middle", "last"]
 
 
 class Layout(Record):
-    """`layers` mixers, each followed by `feedforward`; a `ratio` of them is `attention`.
+    """A rule that places attention layers among linear ones and writes the pattern."""
 
-    The number of attention layers is ratio * layers, rounded. `even` closes each group with its
-    attention layer, as Qwen3-Next and Kimi Linear do; the others keep them together.
-    """
-
-    layers: PositiveInt
+    layers: int = Field(ge=1, le=MAX_SUB_BLOCKS)
+    """Mixers, each followed by `feedforward`."""
     ratio: float = Field(ge=0, le=1)
+    """Fraction of the mixers that are attention; ratio * layers is rounded."""
     placement: Placement = "even"
+    """Where attention layers are. `even` ends each group with its attention layer, as in Qwen3-Next
+    and Kimi Linear; the others keep them together."""
     attention: str | None = None
+    """Symbol of the attention block."""
     linear: str | None = None
+    """Symbol of the mixer of all other layers."""
     feedforward: str | None = None
+    """Symbol of the feed-forward after each mixer; null: none."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -33,16 +36,19 @@ class Layout(Record):
             symbol = getattr(self, field)
             if needed and symbol is None:
                 raise ValueError(
-                    f"{field} must name a mixer, since {self.num_attention} of {self.layers} layers are attention"
+                    f"{field} must name a mixer, since {self.num_attention} of {self.layers} "
+                    "layers are attention"
                 )
-            if symbol is not None and (symbol[0] not in SYMBOLS or symbol[0] in FEED_FORWARD):
+            if symbol is not None and (symbol[0] not in SYMBOLS or symbol[0] in FEED_FORWARDS):
                 raise ValueError(f"{field} must be a mixer's symbol, got {symbol!r}")
-        if self.feedforward is not None and self.feedforward[0] not in FEED_FORWARD:
-            raise ValueError(f"feedforward must be one of - E r, got {self.feedforward!r}")
+        if self.feedforward is not None and self.feedforward[0] not in FEED_FORWARDS:
+            known = " ".join(FEED_FORWARDS)
+            raise ValueError(f"feedforward must be one of {known}, got {self.feedforward!r}")
         return self
 
     @property
     def num_attention(self) -> int:
+        """Attention layers."""
         return round(self.ratio * self.layers)
 
     def pattern(self) -> str:

@@ -1,4 +1,5 @@
-"""The metrics that a search may optimize, bound and show: unit, direction and description of each."""
+"""The metrics that a search may optimize, bound and show: unit, direction and description of
+each."""
 
 from dataclasses import dataclass
 from typing import Literal, Self

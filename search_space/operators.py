@@ -1,7 +1,7 @@
-"""Operator calls: what a forward pass asks of a device, each with its work by formula.
+"""Operator calls of a forward pass, with FLOPs and bytes by formula.
 
-A call is hashable plain data, so that a pass becomes a counted multiset and a timing finds its call
-again. One multiply-add is two FLOPs; `bytes` is what must move to and from memory at least.
+A call is hashable plain data, so that a pass is a multiset of calls, and timings are stored by
+call. One multiply-add is two FLOPs; `bytes` is the minimal traffic to and from memory.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from typing import ClassVar, Literal
 NumberFormat = Literal["bf16", "fp8", "int8", "fp4"]
 BYTES_OF: dict[NumberFormat, float] = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.53125}
 ACTIVATION_BYTES, STATE_BYTES = 2, 4
-CHUNK = 64  # tokens that a chunked recurrence handles at once
-FULL_TILE = 128  # rows that fill a tensor-core tile
+CHUNK = 64  # tokens per chunk of a recurrence
+FULL_TILE = 128  # rows of a tensor-core tile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What one forward pass handles: `batch` sequences, `tokens` new ones each, ending at `context`."""
+    """The size of a forward pass: `batch` sequences of `tokens` new tokens, ending at `context`."""
 
     batch: int
     tokens: int
@@ -27,20 +27,22 @@ class Point:
 
     @property
     def decode(self) -> bool:
+        """Whether it is a decoding step."""
         return self.tokens == 1
 
     @property
     def rows(self) -> int:
+        """New tokens of all sequences."""
         return self.batch * self.tokens
 
 
 def visible(context: int, window: int | None) -> int:
-    """How many cached positions the token at the end of `context` sees."""
+    """Positions that the last token of `context` attends to."""
     return context if window is None else min(context, window)
 
 
 def mean_visible(tokens: int, window: int | None) -> float:
-    """The same, averaged over the tokens of a causal prefill."""
+    """Positions that a token attends to, averaged over a causal prefill."""
     if window is None or window >= tokens:
         return (tokens + 1) / 2
     return window - window * (window - 1) / (2 * tokens)
@@ -48,16 +50,18 @@ def mean_visible(tokens: int, window: int | None) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """One call; subclasses say what its size means and give the formulas of its work."""
+    """One operator call: a subclass has its sizes and the formulas of its work."""
 
     name: ClassVar[str]
 
     @property
     def flops(self) -> float:
+        """Floating-point operations of its products."""
         raise NotImplementedError
 
     @property
     def bytes(self) -> float:
+        """Bytes moved at least."""
         raise NotImplementedError
 
     @property
@@ -67,23 +71,23 @@ class Operator:
 
     @property
     def family(self) -> str:
-        """Operators of one family share the cost model's constants."""
+        """The family whose constants the cost model uses."""
         return self.name if self.format == "bf16" else f"{self.name}_{self.format}"
 
     @property
     def serial_steps(self) -> int:
-        """Steps that must follow each other, where the work of one cannot hide another's latency."""
+        """Dependent steps, whose latencies add up."""
         return 0
 
     @property
     def lanes(self) -> int:
-        """How many such sequences of steps run side by side."""
+        """Independent sequences of such steps."""
         return 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gemm(Operator):
-    """[m, k] x [k, n]: `m` tokens through a weight of `n` outputs and `k` inputs."""
+    """Matrix product [m, k] x [k, n] of `m` tokens and a weight with `k` inputs, `n` outputs."""
 
     name = "gemm"
     m: int
@@ -107,7 +111,7 @@ class Gemm(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPrefill(Operator):
-    """Causal softmax attention of whole sequences; `window` also bounds what a selection reads."""
+    """Causal softmax attention of whole sequences; `window` is also the size of a selection."""
 
     name = "attention_prefill"
     batch: int
@@ -128,15 +132,15 @@ class AttentionPrefill(Operator):
     @property
     def bytes(self) -> float:
         width = self.head_dim + self.v_head_dim
-        a_token = (self.kv_heads * BYTES_OF[self.kv] + self.heads * ACTIVATION_BYTES) * width
-        return self.batch * self.tokens * a_token
+        per_token = (self.kv_heads * BYTES_OF[self.kv] + self.heads * ACTIVATION_BYTES) * width
+        return self.batch * self.tokens * per_token
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionDecode(Operator):
-    """One query a sequence against `context` cached positions.
+    """Softmax attention of one query per sequence to `context` cached positions.
 
-    `window` names the kernel of a windowed layer; `context` is what is read within it.
+    `window` selects the kernel of windowed layers; `context` is at most the window.
     """
 
     name = "attention_decode"
@@ -163,7 +167,7 @@ class AttentionDecode(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class MLAPrefill(Operator):
-    """Attention of whole sequences on keys and values expanded from the latent."""
+    """Multi-head latent attention of whole sequences, in the expanded form."""
 
     name = "mla_prefill"
     batch: int
@@ -187,7 +191,10 @@ class MLAPrefill(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class MLADecode(Operator):
-    """Absorbed: the latent of `kv_lora_rank` is key and value of every head."""
+    """Multi-head latent attention of one query per sequence, in the absorbed form.
+
+    The latent of `kv_lora_rank` is key and value of every head.
+    """
 
     name = "mla_decode"
     batch: int
@@ -240,11 +247,11 @@ class SelectedAttention(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class IndexScores(Operator):
-    """Each of `rows` queries of `heads` x `head_dim` scored against `keys` shared index keys."""
+    """Scores of `rows` index queries of `heads` x `head_dim` with `keys` index keys."""
 
     name = "index_scores"
     batch: int
-    rows: int  # of one sequence
+    rows: int  # per sequence
     keys: int
     heads: int
     head_dim: int
@@ -261,9 +268,9 @@ class IndexScores(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Scan(Operator):
-    """A chunked linear recurrence over whole sequences: `heads` states of `k_dim` x `v_dim`.
+    """Chunked linear recurrence over whole sequences: `heads` states of `k_dim` x `v_dim`.
 
-    `delta` has the correction of the delta rule; `writes` is how often a token writes the state.
+    `delta`: with the delta rule; `writes`: outer products that a token adds to the state.
     """
 
     name = "scan"
@@ -280,16 +287,16 @@ class Scan(Operator):
     def flops(self) -> float:
         k, v = self.k_dim, self.v_dim
         if self.delta:
-            a_head = CHUNK * (3 * k + 2 * v) + CHUNK**2 / 3 + 6 * k * v
+            per_head = CHUNK * (3 * k + 2 * v) + CHUNK**2 / 3 + 6 * k * v
         else:
-            a_head = CHUNK * (k + v) + 4 * k * v
-        return 1.0 * self.batch * self.tokens * self.heads * a_head * self.writes
+            per_head = CHUNK * (k + v) + 4 * k * v
+        return 1.0 * self.batch * self.tokens * self.heads * per_head * self.writes
 
     @property
     def bytes(self) -> float:
-        a_token = 2 * self.k_heads * self.k_dim + 2 * self.heads * self.v_dim
+        per_token = 2 * self.k_heads * self.k_dim + 2 * self.heads * self.v_dim
         states = 2 * self.batch * self.heads * self.k_dim * self.v_dim * STATE_BYTES
-        return 1.0 * self.batch * self.tokens * a_token * ACTIVATION_BYTES + states
+        return 1.0 * self.batch * self.tokens * per_token * ACTIVATION_BYTES + states
 
     @property
     def serial_steps(self) -> int:
@@ -302,7 +309,7 @@ class Scan(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentStep(Operator):
-    """One token of such a recurrence: every state is read and written once."""
+    """One token of a linear recurrence, see `Scan`: every state is read and written once."""
 
     name = "recurrent_step"
     batch: int
@@ -314,8 +321,8 @@ class RecurrentStep(Operator):
 
     @property
     def flops(self) -> float:
-        an_element = 4 + 2 * self.writes + (2 if self.delta else 0)
-        return 1.0 * self.batch * self.heads * self.k_dim * self.v_dim * an_element
+        per_element = 4 + 2 * self.writes + (2 if self.delta else 0)
+        return 1.0 * self.batch * self.heads * self.k_dim * self.v_dim * per_element
 
     @property
     def bytes(self) -> float:
@@ -324,7 +331,7 @@ class RecurrentStep(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelScan(Operator):
-    """A recurrence without products between channels: `channels` of `states` numbers each."""
+    """Elementwise recurrence over whole sequences: `channels` of `states` numbers each."""
 
     name = "channel_scan"
     batch: int
@@ -338,9 +345,9 @@ class ChannelScan(Operator):
 
     @property
     def bytes(self) -> float:
-        a_token = (3 * self.channels + 2 * self.states) * ACTIVATION_BYTES
+        per_token = (3 * self.channels + 2 * self.states) * ACTIVATION_BYTES
         states = 2 * self.channels * self.states * STATE_BYTES
-        return 1.0 * self.batch * (self.tokens * a_token + states)
+        return 1.0 * self.batch * (self.tokens * per_token + states)
 
     @property
     def serial_steps(self) -> int:
@@ -353,7 +360,7 @@ class ChannelScan(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Conv(Operator):
-    """A causal depthwise convolution over whole sequences of `channels`."""
+    """Causal depthwise convolution over whole sequences."""
 
     name = "conv"
     batch: int
@@ -372,7 +379,7 @@ class Conv(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvStep(Operator):
-    """One token of it: the tail of `width - 1` tokens is read and written."""
+    """One token of a causal convolution: the tail of `width - 1` tokens is read and written."""
 
     name = "conv_step"
     batch: int
@@ -389,22 +396,22 @@ class ConvStep(Operator):
 
 
 @lru_cache(maxsize=4096)
-def _met(rows: int, top_k: int, n_experts: int, skew: float) -> float:
+def _used(rows: int, top_k: int, n_experts: int, skew: float) -> float:
     if not skew:
         return n_experts * (1 - (1 - top_k / n_experts) ** rows)
     top, power = max(0.8 * rows, 1.0), 1 - skew or 1e-6
-    spots = ((i + 0.5) / n_experts for i in range(n_experts))
-    loads = [(1 + (top**power - 1) * spot) ** (1 / power) for spot in spots]
+    quantiles = ((i + 0.5) / n_experts for i in range(n_experts))
+    loads = [(1 + (top**power - 1) * q) ** (1 / power) for q in quantiles]
     scale = top_k / sum(loads)
     chosen = (min(1.0, scale * load) for load in loads)
-    return sum(1 - (1 - share) ** rows for share in chosen)
+    return sum(1 - (1 - p) ** rows for p in chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experts(Operator):
     """All routed experts of a layer for `rows` tokens: `matrices` products, activation, sum.
 
-    Rows that choose independently meet E (1 - (1 - k/E)^rows) experts, whose weights are read. With
+    With independent choices, E (1 - (1 - k/E)^rows) experts are used, whose weights are read. With
     a `skew` the loads of the experts follow a power law x^-skew on [1, 0.8 rows], as in the
     collectors of ai-dynamo/aiconfigurator (helper.py, sample_power_law); 0 is balanced.
     """
@@ -424,9 +431,9 @@ class Experts(Operator):
         return self.weights
 
     @property
-    def met(self) -> float:
-        """How many experts at least one row chooses, on average."""
-        return _met(self.rows, self.top_k, self.n_experts, self.skew)
+    def experts_used(self) -> float:
+        """Expected number of experts that at least one row chooses."""
+        return _used(self.rows, self.top_k, self.n_experts, self.skew)
 
     @property
     def flops(self) -> float:
@@ -434,13 +441,13 @@ class Experts(Operator):
 
     @property
     def bytes(self) -> float:
-        an_expert = self.matrices * self.width * self.d_expert * BYTES_OF[self.weights]
-        return self.met * an_expert + 4.0 * self.rows * self.width * ACTIVATION_BYTES
+        per_expert = self.matrices * self.width * self.d_expert * BYTES_OF[self.weights]
+        return self.experts_used * per_expert + 4.0 * self.rows * self.width * ACTIVATION_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows(Operator):
-    """A bandwidth-bound pass that reads and writes `elements` activations of each row."""
+    """Bandwidth-bound pass that reads and writes `elements` activations per row."""
 
     name = "rows"
     rows: int
@@ -457,8 +464,10 @@ class Rows(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting(Operator):
-    """`steps` small products that follow each other, each reading its weights anew; the work of the
-    products themselves is a Gemm's."""
+    """The latency of `steps` dependent products, each of which reads its weights [n, k] again.
+
+    The FLOPs of the products are those of a Gemm.
+    """
 
     name = "waiting"
     steps: int

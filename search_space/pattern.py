@@ -1,16 +1,16 @@
-"""The layer notation: one symbol is one residual sub-block, `(GEGEGE*E)x12` is a model.
+"""The layer notation: one symbol per residual sub-block, as in `(GEGEGE*E)x12`.
 
     pattern := item+
     item    := SYMBOL[xN] | (pattern)[xN] | [SYMBOL|SYMBOL...][xN]
     SYMBOL  := a letter of `SYMBOLS`, then optional digits that name a variant (`W1`)
 
-Every Nemotron-H string is valid as it is. White space is ignored.
+Every pattern of Nemotron-H is valid. White space is ignored.
 """
 
 import re
 from functools import lru_cache
 
-SYMBOLS = {
+MIXERS = {
     "*": "global attention",
     "W": "sliding-window attention",
     "C": "chunked attention",
@@ -28,24 +28,23 @@ SYMBOLS = {
     "D": "test-time training",
     "N": "GRU or LSTM",
     "Y": "gated short convolution",
+}
+FEED_FORWARDS = {
     "-": "dense feed-forward",
     "E": "mixture of experts",
     "r": "RWKV channel mix",
-    ".": "no-op",
-    "@": "shared-weight block",
 }
-FEED_FORWARD = frozenset("-Er")
+SYMBOLS = MIXERS | FEED_FORWARDS | {".": "no-op", "@": "shared-weight block"}
+SYMBOL = "[" + "".join(SYMBOLS).replace("-", r"\-") + "][0-9]*"  # as a regular expression
 MAX_SUB_BLOCKS = 4096
 MAX_LENGTH = 16_384  # characters: every sub-block written out, with a variant
 MAX_DEPTH = 16  # groups within groups
 
-_TOKEN = re.compile(
-    r"(?P<symbol>[*WCLSZ&MmGKTRUDNY\-Er.@][0-9]*)|(?P<times>x[0-9]+)|(?P<mark>[()\[\]|])"
-)
+_TOKEN = re.compile(rf"(?P<symbol>{SYMBOL})|(?P<times>x[0-9]+)|(?P<mark>[()\[\]|])")
 
 
 class PatternError(ValueError):
-    """A pattern breaks the notation; the message gives the law and the column."""
+    """Invalid pattern; the message gives the fault and the column."""
 
 
 @lru_cache(maxsize=4096)
@@ -81,8 +80,8 @@ def _tokens(pattern: str) -> list[tuple[str, int]]:
         match = _TOKEN.match(pattern, column)
         if match is None:
             raise PatternError(
-                f"pattern {_shown(pattern)}: unknown symbol {pattern[column]!r} at column {column + 1}; "
-                f"known: {' '.join(SYMBOLS)}"
+                f"pattern {_shown(pattern)}: unknown symbol {pattern[column]!r} "
+                f"at column {column + 1}; known: {' '.join(SYMBOLS)}"
             )
         tokens.append((match.group(), column + 1))
         column = match.end()
@@ -92,7 +91,7 @@ def _tokens(pattern: str) -> list[tuple[str, int]]:
 def _items(
     tokens: list[tuple[str, int]], position: int, pattern: str, depth: int = 0
 ) -> tuple[list[str], int]:
-    """Read items up to the end or an unopened `)`; gives the sub-blocks and where it stopped."""
+    """Read items up to the end or an unopened `)`; return the sub-blocks and the next position."""
     blocks: list[str] = []
     while position < len(tokens) and tokens[position][0] != ")":
         token, column = tokens[position]
@@ -123,7 +122,8 @@ def _items(
             count = int(times[1:]) if len(times) < 6 else MAX_SUB_BLOCKS + 1
             if count == 0:
                 raise PatternError(
-                    f"pattern {_shown(pattern)}: a count must be at least 1, got x0 at column {column}"
+                    f"pattern {_shown(pattern)}: a count must be at least 1, "
+                    f"got x0 at column {column}"
                 )
             if count * len(group) > MAX_SUB_BLOCKS:
                 raise PatternError(
@@ -138,7 +138,7 @@ def _items(
 
 
 def _parallel(tokens: list[tuple[str, int]], position: int, pattern: str) -> tuple[str, int]:
-    """Read `[a|b]`; gives it as one entry and the position of its `]`."""
+    """Read `[a|b]`; return it as one entry and the position of its `]`."""
     start, branches = tokens[position][1], []
     while True:
         position += 1
@@ -147,7 +147,8 @@ def _parallel(tokens: list[tuple[str, int]], position: int, pattern: str) -> tup
         symbol, column = tokens[position]
         if symbol[0] not in SYMBOLS:
             raise PatternError(
-                f"pattern {_shown(pattern)}: a branch must be one symbol, got {symbol!r} at column {column}"
+                f"pattern {_shown(pattern)}: a branch must be one symbol, "
+                f"got {symbol!r} at column {column}"
             )
         branches.append(symbol)
         position += 1
@@ -156,7 +157,8 @@ def _parallel(tokens: list[tuple[str, int]], position: int, pattern: str) -> tup
             break
         if separator != "|":
             raise PatternError(
-                f"pattern {_shown(pattern)}: branches are separated by '|', got {separator!r} at column {column}"
+                f"pattern {_shown(pattern)}: branches are separated by '|', "
+                f"got {separator!r} at column {column}"
             )
     if len(branches) < 2:
         raise PatternError(
@@ -166,7 +168,10 @@ def _parallel(tokens: list[tuple[str, int]], position: int, pattern: str) -> tup
 
 
 def compress(blocks: tuple[str, ...]) -> str:
-    """The shortest pattern of whole layers that unrolls to `blocks`; on equal length the plainer one."""
+    """The shortest pattern that unrolls to `blocks`, with groups of whole layers.
+
+    Of equally short patterns the one with fewer groups.
+    """
     return _spell(units(blocks))
 
 
@@ -195,14 +200,14 @@ def branches(group: str) -> tuple[str, ...]:
 
 
 def is_feed_forward(group: str) -> bool:
-    """Whether a sub-block holds feed-forwards only."""
-    return all(symbol[0] in FEED_FORWARD for symbol in branches(group))
+    """Whether all branches of a sub-block are feed-forwards."""
+    return all(symbol[0] in FEED_FORWARDS for symbol in branches(group))
 
 
 def units(blocks: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Layers as most papers count them: a mixer with the feed-forward that follows it.
+    """Layers as most papers count them: a mixer with the feed-forward after it.
 
-    A mixer or feed-forward that stands alone is a layer of its own.
+    Any other mixer or feed-forward is a layer of its own.
     """
     layers: list[tuple[str, ...]] = []
     for block in blocks:

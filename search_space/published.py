@@ -1,7 +1,7 @@
-"""The atlas: published architectures in our own schema, each with the figures that verify it.
+"""The atlas: published architectures, each with the figures that verify it.
 
-Every entry is one file of `atlas/`, named by its id. It may stand wherever an architecture may: in a
-comparison, in a profile, as the start of a search.
+Every entry is one file of `atlas/`, named by its id, and is accepted wherever an architecture is:
+in a comparison, in a profile, as the start of a search.
 """
 
 from functools import cache
@@ -17,52 +17,74 @@ from .operators import NumberFormat
 
 
 class Stated(Record):
-    """What the publisher says, in the publisher's words."""
+    """What the publisher states, as published."""
 
     total: str
+    """Total parameters."""
     active: str | None = None
+    """Active parameters."""
     source: str
+    """Where it is stated."""
 
 
 class Figures(Record):
     """What an architecture counts to; caches in BF16 and recurrent states in fp32 unless said."""
 
     total: PositiveInt | None = None
+    """All parameters, MTP modules excluded."""
     active: PositiveInt | None = None
+    """Parameters used per token, embedding tables included."""
     active_no_input_embedding: PositiveInt | None = None
+    """Active parameters without an untied input table."""
     active_no_embeddings: PositiveInt | None = None
-    mtp: PositiveInt | None = None  # the parameters of all MTP modules
+    """Active parameters without input table and head."""
+    mtp: PositiveInt | None = None
+    """Parameters of all MTP modules."""
     kv_bytes_per_token: NonNegativeInt | NonNegativeFloat | None = None
+    """KV-cache growth per token, in bytes."""
     index_bytes_per_token: NonNegativeInt | NonNegativeFloat | None = None
+    """Growth of the indexers' key caches per token, in bytes."""
     windowed_kv_bytes_cap: NonNegativeInt | None = None
+    """Largest size of the windowed KV caches per sequence, in bytes."""
     state_bytes_per_sequence: NonNegativeInt | None = None
+    """Recurrent and convolution state per sequence, in bytes."""
 
 
 class Reference(Figures):
-    """Figures reached without our formulas; null where none could be verified.
-
-    `verified_by`: a public model class counted on the meta device, the tensors of the real
-    checkpoint, or another closed formula.
-    """
+    """Figures from independent sources; null where none could be verified."""
 
     verified_by: tuple[Literal["model class", "checkpoint", "formula"], ...] = ()
+    """A public model class counted on the meta device, the tensors of the real checkpoint, or
+    another closed formula."""
 
 
 class Entry(Record):
-    """One published model. `num_layers` is the publisher's own count, `doubts` are real."""
+    """One published model."""
 
     name: str
+    """Name of the model."""
     family: str
+    """Model family."""
     publisher: str
+    """Publisher."""
     release: str
+    """Release date or month."""
     num_layers: PositiveInt
+    """Layers by the publisher's own count."""
     max_context: PositiveInt | None = None
+    """Longest context that the publisher states, in tokens."""
     published: Stated
+    """What the publisher states."""
     architecture: Architecture
+    """The architecture."""
     reference: Reference
+    """Figures that verify the architecture."""
     sources: tuple[str, ...]
+    """Where the architecture was read."""
     notes: tuple[str, ...] = ()
+    """Remarks."""
     doubts: tuple[str, ...] = ()
+    """What the sources leave open."""
 
 
 def figures(
@@ -72,7 +94,7 @@ def figures(
     state: StateFormat = "fp32",
     mtp: bool = False,
 ) -> Figures:
-    """The figures by our formulas; `kv`, `state` and `mtp` bear on the caches."""
+    """The figures by formula; for `kv`, `state` and `mtp` see `accounting.cache_bytes`."""
     counts = parameters(architecture)
     caches = cache_bytes(architecture, kv=kv, state=state, mtp=mtp)
     modules = parameters(architecture, mtp=True).total - counts.total
@@ -84,13 +106,13 @@ _FOLDER = files("archfront.search_space").joinpath("atlas")
 
 @cache
 def names() -> tuple[str, ...]:
-    """The ids of all entries, in the order of the alphabet."""
+    """The ids of all entries, sorted."""
     return tuple(sorted(f.name.removesuffix(".yaml") for f in _FOLDER.iterdir()))
 
 
 @cache
 def entry(name: str) -> Entry:
-    """The entry of that id. Raises InputError with near names."""
+    """The entry with that id or name, see `find`. Raises InputError if there is none."""
     found = find(name)
     if found is None:
         raise InputError(f"the atlas has no {name!r}{nearest(name, names())}")
@@ -99,7 +121,7 @@ def entry(name: str) -> Entry:
 
 
 def find(name: str) -> str | None:
-    """The id that a name means: the id itself, the model's own name, or the start of one id alone."""
+    """The entry's id for an id, a model name or an unambiguous prefix; None if there is none."""
     wanted = name.lower().replace("-", "_").replace(" ", "_")
     if wanted in names():
         return wanted

@@ -1,4 +1,4 @@
-"""A search space: an architecture in which some values are choices.
+"""Search spaces: architectures in which some values are choices.
 
     architecture:
       d_model: 512
@@ -8,7 +8,7 @@
         "-": {kind: ffn, width: free}           # solved by the budget
       precision: {fp8: {choices: [[], [ffn.up, ffn.down]]}}
 
-A choice in a block exists only while the layout uses that block; `when` states any other condition.
+A choice in a block exists only while the layout uses that block; `when` is any other condition.
 """
 
 import random
@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from .accounting import located_weights
 from .architecture import Architecture, Precision
 from .budget import Budget, Unreachable, solve
-from .constraints import ArchitectureConstraint, broken
+from .constraints import ArchitectureConstraint, violation
 from .document import Document, FieldPath, Record
 from .domain import Domain, draw_at_random
 from .layout import Layout
@@ -30,6 +30,7 @@ from .pattern import branches, unroll
 from .plan import Plan
 
 FREE = "free"  # a width that the budget solves
+FREE_FIELDS = ("width", "d_expert")  # of blocks
 FP8_GRAIN = 16
 LAYOUT_ORDER = ("layers", "ratio", "attention", "linear", "placement", "feedforward")
 Choose = Callable[[str, Domain], Any]
@@ -37,19 +38,21 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Bound(Record):
-    """What a metric may be at most, or at least."""
+    """A bound on a metric: either an upper or a lower one."""
 
     max: float | None = None
+    """Largest value that satisfies the constraint."""
     min: float | None = None
+    """Smallest value that satisfies the constraint."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
         if (self.max is None) == (self.min is None):
-            raise ValueError("a constraint gives either max or min")
+            raise ValueError("a constraint has either max or min")
         return self
 
     def violation(self, value: float) -> float:
-        """How far `value` is beyond the bound; at most 0 where it is kept."""
+        """How far `value` is beyond the bound; at most 0 if the bound is satisfied."""
         return value - self.max if self.max is not None else (self.min or 0.0) - value
 
 
@@ -61,31 +64,42 @@ class SearchSettings(Record):
 
 
 class SpaceFile(Record):
-    """The fields of a space file; `architecture` stays plain until a candidate is drawn."""
+    """A space file: an architecture with choices, objectives, and how candidates are evaluated."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+    """Name of the space; studies are named after it."""
     description: str = ""
+    """Description in one line."""
     architecture: dict[str, Any]
+    """Architecture whose values may be choices, with a `layout` or a `pattern`."""
     architecture_constraints: tuple[str, ...] = ()
+    """Comparisons that every candidate must satisfy, such as `moe.top_k * 4 <= moe.n_experts`; a
+    name is d_model, vocab_size, num_layers or kind.field."""
     budget: Budget | None = None
+    """Quantity that all candidates have the same amount of, solved by the free widths."""
     objectives: tuple[str, ...] = Field(min_length=1, max_length=4)
+    """Metrics to optimize, at the first workload or as `name@workload`."""
     constraints: dict[str, Bound] = {}
-    warm_start: tuple[str, ...] = ()  # published architectures that the first trials are near
+    """Bounds on metrics; a candidate that violates one is infeasible and not part of the front."""
+    warm_start: tuple[str, ...] = ()
+    """Published architectures; the first trials are the candidates nearest to them."""
     profile: Plan = Plan()
+    """How candidates are evaluated."""
     search: SearchSettings = SearchSettings()
+    """How candidates are proposed."""
 
 
 class Rejected(ValueError):
-    """The values drawn make no legal candidate; `law` says in short which law refused it."""
+    """The drawn values make no legal candidate; `constraint` is the violated one in short."""
 
-    def __init__(self, law: str, reason: str) -> None:
+    def __init__(self, constraint: str, reason: str) -> None:
         super().__init__(reason)
-        self.law = law
+        self.constraint = constraint
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """A checked space. `draw` is its only behavior; all else is what the file says."""
+    """A checked space: its file, the domains of its choices by dotted name, its constraints."""
 
     document: Document
     file: SpaceFile
@@ -94,30 +108,32 @@ class SearchSpace:
 
     @property
     def name(self) -> str:
+        """The name of the space."""
         return self.file.name
 
     @property
     def plan(self) -> Plan:
+        """How candidates are evaluated."""
         return self.file.profile
 
     def for_target(self, target: str | None) -> Self:
-        """The same space, judged for another GPU; None leaves it as it is."""
+        """The same space with another target; None keeps it."""
         if target is None:
             return self
         plan = self.plan.model_copy(update={"target": target})
         return replace(self, file=self.file.model_copy(update={"profile": plan}))
 
     def draw(self, choose: Choose) -> Architecture:
-        """One candidate; `choose(name, domain)` is asked for each choice that exists, in order.
+        """One candidate; `choose(name, domain)` is called for each choice that exists, in order.
 
-        Raises Rejected when the values break a law, the schema, or the budget.
+        Raises Rejected if the values violate a constraint, the schema or the budget.
         """
         fields = _Walk(self.file.architecture, self.domains, choose).architecture()
-        architecture = _without_idle_roles(self._at_budget(fields))
-        for law in self.architecture_constraints:
-            if reason := broken(law, architecture):
-                raise Rejected(law.text, reason)
-        if reason := broken_fp8_shape(architecture):
+        architecture = _without_unused_roles(self._at_budget(fields))
+        for constraint in self.architecture_constraints:
+            if reason := violation(constraint, architecture):
+                raise Rejected(constraint.text, reason)
+        if reason := invalid_fp8_shape(architecture):
             raise Rejected("FP8 shapes", reason)
         return architecture
 
@@ -126,7 +142,7 @@ class SearchSpace:
             return _built(Architecture, fields)
         try:
             return solve(
-                self.file.budget, lambda width: _built(Architecture, _widened(fields, width))
+                self.file.budget, lambda width: _built(Architecture, _at_width(fields, width))
             )
         except Unreachable as error:
             raise Rejected("budget", str(error)) from None
@@ -134,7 +150,7 @@ class SearchSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What random draws of a space gave: the legal candidates and how often each law refused."""
+    """Random draws of a space: legal candidates, and rejections by the violated constraint."""
 
     legal: tuple[Architecture, ...]
     rejected: Counter[str]
@@ -142,20 +158,20 @@ class Sample:
 
 
 def sample(space: SearchSpace, count: int, seed: int) -> Sample:
-    """Draw `count` times at random: what share of the space is legal, and which laws refuse."""
+    """Draw `count` times at random, to see what is legal and which constraints reject the rest."""
     source = random.Random(seed)
     legal, rejected, reasons = [], Counter[str](), {}
     for _ in range(count):
         try:
             legal.append(space.draw(lambda _, domain: draw_at_random(domain, source)))
         except Rejected as error:
-            rejected[error.law] += 1
-            reasons.setdefault(error.law, str(error))
+            rejected[error.constraint] += 1
+            reasons.setdefault(error.constraint, str(error))
     return Sample(legal=tuple(legal), rejected=rejected, reasons=reasons)
 
 
 class _Walk:
-    """One pass over the template that asks for each choice that exists and leaves plain data."""
+    """One pass over the template that draws each choice that exists and returns plain data."""
 
     def __init__(
         self, template: dict[str, Any], domains: dict[str, Domain], choose: Choose
@@ -186,14 +202,14 @@ class _Walk:
         return fields
 
     def layout(self) -> Layout:
-        """The layout's choices; one that another makes needless is not asked for."""
+        """The layout's choices; those that another one makes irrelevant are not drawn."""
         given: dict[str, Any] = {}
         for name in LAYOUT_ORDER:
             if name not in ("layers", "ratio"):
                 count, layers = round(given["ratio"] * given["layers"]), given["layers"]
-                needless = {"attention": count == 0, "linear": count == layers}
-                needless["placement"] = count in (0, layers)
-                if needless.get(name, False):
+                irrelevant = {"attention": count == 0, "linear": count == layers}
+                irrelevant["placement"] = count in (0, layers)
+                if irrelevant.get(name, False):
                     continue
             given[name] = self.value(("layout", name))
         return _built(
@@ -243,32 +259,32 @@ def _built(record: type[M], fields: dict[str, Any]) -> M:
         raise Rejected(f"{field or record.__name__.lower()}", reason) from None
 
 
-def _widened(fields: dict[str, Any], width: int) -> dict[str, Any]:
-    """`fields` with every free width set: a dense one to `width`, experts to share it."""
+def _at_width(fields: dict[str, Any], width: int) -> dict[str, Any]:
+    """`fields` with every free width set: `width`, divided among the experts per token."""
     blocks = {}
     for symbol, block in fields["blocks"].items():
         filled = dict(block)
         if filled.get("width") == FREE:
             filled["width"] = width
         if filled.get("d_expert") == FREE:
-            met = filled["top_k"] + filled.get("n_shared", 0)
-            filled["d_expert"] = max(FP8_GRAIN, FP8_GRAIN * round(width / met / FP8_GRAIN))
+            used = filled["top_k"] + filled.get("n_shared", 0)
+            filled["d_expert"] = max(FP8_GRAIN, FP8_GRAIN * round(width / used / FP8_GRAIN))
         blocks[symbol] = filled
     return {**fields, "blocks": blocks}
 
 
-def _without_idle_roles(architecture: Architecture) -> Architecture:
-    """Drop roles of the plan that nothing here plays: they would only make twins of it."""
-    played: set[str | None] = {
+def _without_unused_roles(architecture: Architecture) -> Architecture:
+    """Drop roles of the plan that no weight has, so that equal models have one key."""
+    present: set[str | None] = {
         weight.role for block in architecture.blocks.values() for weight in block.weights(1)
     }
     if any(block.cache(1).kv_elements for block in architecture.blocks.values()):
-        played.add("kv_cache")
+        present.add("kv_cache")
     if not architecture.tied_embeddings:
-        played.add("lm_head")
+        present.add("lm_head")
     plan = architecture.precision
     kept = {
-        name: tuple(role for role in getattr(plan, name) if role in played)
+        name: tuple(role for role in getattr(plan, name) if role in present)
         for name in ("fp8", "fp4", "int8")
     }
     fewer = Precision.model_validate(plan.model_dump() | kept)
@@ -277,12 +293,13 @@ def _without_idle_roles(architecture: Architecture) -> Architecture:
     return architecture.changed(precision=fewer)
 
 
-def broken_fp8_shape(architecture: Architecture) -> str | None:
-    """FP8 tensor cores take matrices whose dimensions divide by 16; None where all do."""
-    for placed in located_weights(architecture):
-        if placed.format == "fp8" and any(size % FP8_GRAIN for size in placed.weight.shape):
+def invalid_fp8_shape(architecture: Architecture) -> str | None:
+    """The first FP8 matrix whose dimensions are not divisible by 16, as tensor cores need."""
+    for located in located_weights(architecture):
+        weight = located.weight
+        if located.format == "fp8" and any(size % FP8_GRAIN for size in weight.shape):
             return (
-                f"FP8 matrices need dimensions divisible by {FP8_GRAIN}, got {placed.weight.name} "
-                f"{list(placed.weight.shape)} in {placed.weight.role}"
+                f"FP8 matrices need dimensions divisible by {FP8_GRAIN}, got {weight.name} "
+                f"{list(weight.shape)} in {weight.role}"
             )
     return None

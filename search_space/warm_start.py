@@ -1,4 +1,4 @@
-"""Where a search starts: the candidate of a space that is nearest to a published architecture."""
+"""Warm starts: the candidates of a space that are nearest to published architectures."""
 
 import math
 import random
@@ -18,12 +18,12 @@ from .published import entry
 from .space import Rejected, SearchSpace
 
 TRIES = 64
-STRAY = 0.2  # of the choices, where the nearest candidate of all is not legal
+RANDOM_FRACTION = 0.2  # of the choices, if the nearest candidate is not legal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The candidate near a published architecture; a refusal where none near it is legal."""
+    """The candidate near a published architecture; a rejection if none near it is legal."""
 
     name: str
     parameters: dict[str, Any]
@@ -32,20 +32,20 @@ class Start:
 
 
 def starts(space: SearchSpace) -> tuple[Start, ...]:
-    """Where the space says that its search starts."""
+    """The warm starts that the space names."""
     return tuple(start_near(space, name) for name in space.file.warm_start)
 
 
 def start_near(space: SearchSpace, name: str) -> Start:
-    """The candidate that takes of each choice the value nearest to a published architecture's.
+    """The candidate whose choices have the values nearest to a published architecture's.
 
-    Numbers are compared by their ratio, symbols by their letter, placements by where attention
-    stands; where the architecture has nothing to say the first value is taken. Where laws or budget
-    refuse that candidate, some choices stray to other values until one is legal.
+    Numbers are compared by their ratio, symbols by their letter, placements by the depths of
+    attention; a choice without a counterpart takes its first value. If constraints or budget reject
+    that candidate, random choices are changed until one is legal.
     """
     published, source, first = entry(name).architecture, random.Random(0), None
     for attempt in range(TRIES):
-        near = _Nearest(published, stray=source if attempt else None, layout=attempt > TRIES / 2)
+        near = _Nearest(published, source=source if attempt else None, layout=attempt > TRIES / 2)
         try:
             architecture = space.draw(near.choose)
         except Rejected as rejected:
@@ -54,17 +54,17 @@ def start_near(space: SearchSpace, name: str) -> Start:
             )
             continue
         return Start(name=name, parameters=near.chosen, architecture=architecture)
-    assert first is not None, "every attempt was refused"
+    assert first is not None, "every attempt was rejected"
     return first
 
 
 class _Nearest:
-    """The nearest choices; with `stray` some at random, those of the layout only with `layout`."""
+    """The nearest choices; with `source` some at random, those of the layout only with `layout`."""
 
     def __init__(
-        self, architecture: Architecture, *, stray: random.Random | None, layout: bool
+        self, architecture: Architecture, *, source: random.Random | None, layout: bool
     ) -> None:
-        self.architecture, self.stray, self.layout = architecture, stray, layout
+        self.architecture, self.source, self.layout = architecture, source, layout
         layers = units(architecture.symbols)
         self.mixers = [layer[0] for layer in layers if not is_feed_forward(layer[0])]
         self.feed_forwards = [layer[-1] for layer in layers if is_feed_forward(layer[-1])]
@@ -74,24 +74,24 @@ class _Nearest:
         wanted = self._wanted(name)
         value = domain.values[0] if wanted is None else self._closest(name, domain, wanted)
         fixed = name.startswith(("layout.", "pattern")) and not self.layout
-        if self.stray and not fixed and self.stray.random() < STRAY:
-            value = draw_at_random(domain, self.stray)
+        if self.source and not fixed and self.source.random() < RANDOM_FRACTION:
+            value = draw_at_random(domain, self.source)
         self.chosen[name] = value
         return value
 
     def _wanted(self, name: str) -> Any:
-        """What the architecture has at that place; None where it has nothing."""
+        """The architecture's value of that field; None if it has none."""
         match name.split("."):
             case ["layout", "layers"]:
                 return self.architecture.num_layers
             case ["layout", "ratio"]:
                 return len(self._attention_depths()) / max(1, len(self.mixers))
             case ["layout", "attention"]:
-                return self._commonest(s for s in self.mixers if self._attends(s))
+                return self._most_frequent(s for s in self.mixers if self._attends(s))
             case ["layout", "linear"]:
-                return self._commonest(s for s in self.mixers if not self._attends(s))
+                return self._most_frequent(s for s in self.mixers if not self._attends(s))
             case ["layout", "feedforward"]:
-                return self._commonest(self.feed_forwards)
+                return self._most_frequent(self.feed_forwards)
             case ["layout", "placement"]:
                 return self._attention_depths() or None
             case ["pattern"]:
@@ -122,24 +122,24 @@ class _Nearest:
         return any(blocks[symbol].kind in ATTENTION_KINDS for symbol in branches(group))
 
     def _attention_depths(self) -> list[float]:
-        """Where attention stands among the mixers, from 0 to 1."""
+        """The relative depths of attention among the mixers, from 0 to 1."""
         count = len(self.mixers)
         return [(i + 0.5) / count for i, s in enumerate(self.mixers) if self._attends(s)]
 
     def _depths(self, placement: Placement) -> list[float]:
-        """Where a placement would put attention in the layers chosen so far."""
+        """The relative depths of attention by a placement in the layers chosen so far."""
         layers = int(self.chosen.get("layout.layers", self.architecture.num_layers))
         ratio = self.chosen.get("layout.ratio", len(self._attention_depths()) / len(self.mixers))
         layout = Layout(layers=layers, ratio=ratio, placement=placement, attention="*", linear="M")
         return [(i + 0.5) / layers for i, s in enumerate(unroll(layout.pattern())) if s == "*"]
 
-    def _commonest(self, groups: Any) -> str | None:
-        """The letter of the commonest symbol."""
+    def _most_frequent(self, groups: Any) -> str | None:
+        """The most frequent letter."""
         counted = Counter(symbol[0] for group in groups for symbol in branches(group))
         return counted.most_common(1)[0][0] if counted else None
 
     def _block_like(self, symbol: str) -> Block | None:
-        """The block of the same symbol, else the commonest of the same letter."""
+        """The block of the same symbol, else the most frequent one of the same letter."""
         blocks = self.architecture.blocks
         uses = Counter(body.symbol for body in self.architecture.bodies)
         alike = [s for s in blocks if s[0] == symbol[0]]
@@ -169,7 +169,7 @@ def _nearest_number(domain: Domain, wanted: float) -> Any:
 
 
 def _distance(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How far apart two sets of depths are, the points of each met by the nearest of the other."""
+    """The mean distance from each depth to the nearest one of the other list, both ways."""
     if not ours or not theirs:
         return math.inf
     there = sum(min(abs(a - b) for b in theirs) for a in ours) / len(ours)
@@ -178,6 +178,6 @@ def _distance(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def _difference(ours: Sequence[str], theirs: Sequence[str]) -> float:
-    """How much the shares of the letters differ."""
+    """The L1 distance between the frequencies of the letters."""
     a, b = (Counter(symbol[0] for symbol in symbols) for symbols in (ours, theirs))
     return sum(abs(a[s] / len(ours) - b[s] / len(theirs)) for s in {*a, *b})

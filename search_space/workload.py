@@ -1,4 +1,4 @@
-"""The point at which a candidate's latency and memory are asked for: served, or trained."""
+"""Workloads: the points at which latency and memory of a candidate are estimated."""
 
 from typing import Annotated, Self
 
@@ -6,27 +6,35 @@ from pydantic import Field, model_validator
 
 from .document import Record
 
-LONGEST, MOST = 2**27, 2**20  # tokens of a sequence, sequences at once: beyond any device
-Tokens = Annotated[int, Field(ge=1, le=LONGEST)]
-Batch = Annotated[int, Field(ge=1, le=MOST)]
+MAX_TOKENS, MAX_BATCH = 2**27, 2**20  # beyond any device
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Batch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
 
 
 class Workload(Record):
-    """Prefill of `prefill_batch` prompts, decode of `decode_batch` sequences at a context; with
-    `train_batch`, a training step of so many sequences too.
+    """A point at which latency and memory are estimated: prefill, decoding, and with `train_batch`
+    a training step.
 
-    Latencies are those of a step, never of a loaded server. `draft_acceptance` is the chance that
-    a token drafted by an MTP module is right: decoding then verifies one draft a module.
+    Latencies are those of a step, not of a loaded server.
     """
 
     name: str
+    """Name that metrics refer to, as in `decode_ms@name`."""
     prefill_batch: Batch = 1
+    """Prompts per prefill."""
     prefill_tokens: Tokens
+    """Tokens of a prompt."""
     decode_batch: Batch
+    """Sequences per decoding step."""
     decode_context: Tokens
+    """Tokens of context of each sequence in decoding."""
     train_batch: Batch | None = None
+    """Sequences per training step."""
     train_tokens: Tokens | None = None
+    """Tokens of a training sequence."""
     draft_acceptance: float | None = Field(default=None, ge=0, le=1)
+    """Probability that a token drafted by an MTP module is accepted; decoding then verifies one
+    draft per module."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the tests of all rooms share: small architectures and spaces."""
+"""Small architectures and spaces for all tests."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,7 @@ def tiny_space() -> str:
 
 @pytest.fixture(scope="session")
 def small_space() -> str:
-    """A space of eight candidates, whose twins train for a moment."""
+    """A space of eight candidates whose proxy models train in a moment."""
     return """\
 name: small
 architecture:

@@ -1,1 +1,1 @@
-"""Block kinds: one record a file, its counting formula beside it."""
+"""Block kinds: one record per file, with its formulas."""

@@ -1,4 +1,4 @@
-"""Softmax attention with any grouping of heads: global, windowed, chunked or block-sparse."""
+"""Softmax attention with grouped heads: global, windowed, chunked or block-sparse."""
 
 from collections.abc import Iterator
 from math import ceil
@@ -24,49 +24,47 @@ from .rope import Rope
 
 
 class BlockSparse(Terse):
-    """A query reads `top_k` blocks of `block` keys (MoBA, arXiv 2502.13189), chosen by pooled keys.
+    """Block-sparse attention: a query reads `top_k` blocks of keys (MoBA, arXiv 2502.13189).
 
-    `local_blocks` of them are the nearest ones, its own first, which it always reads. With
-    `index_heads`, a small index branch of its own scores the blocks: one normed query of
-    `index_dim` for each of these heads, one normed key for all (MiniMax-M3).
+    Blocks are scored by pooled keys, or with `index_heads` by an index branch: one normed query per
+    index head, one normed key for all (MiniMax-M3).
     """
 
     block: PositiveInt
+    """Tokens per block."""
     top_k: PositiveInt
+    """Blocks that a query reads, `local_blocks` included."""
     local_blocks: PositiveInt = 1
+    """Nearest blocks that a query always reads, its own first."""
     index_heads: NonNegativeInt = 0
+    """Query heads of the index branch; 0 scores blocks by pooled keys."""
     index_dim: PositiveInt = 128
+    """Head dimension of the index branch."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
         if self.local_blocks > self.top_k:
             raise ValueError(
-                f"local_blocks are among the top_k, got {self.local_blocks} of top_k={self.top_k}"
+                f"local_blocks may be at most top_k, got local_blocks={self.local_blocks}, "
+                f"top_k={self.top_k}"
             )
         return self
 
 
 class Temperature(Terse):
-    """Queries grow with their position: 1 + `scale` * log(1 + floor(position / `floor`))."""
+    """Position-dependent query scale: 1 + `scale` * log(1 + floor(position / `floor`))."""
 
     scale: float = Field(gt=0)
+    """Factor of the logarithm."""
     floor: PositiveInt
+    """Positions after which the scale grows."""
 
 
 class Attention(Block):
-    """`heads` query heads share `kv_heads` key and value heads (arXiv 2305.13245).
+    """Softmax attention with grouped heads (arXiv 2305.13245).
 
-    What a query sees: all tokens before it; with `window`, itself and the `window - 1` before it;
-    with `chunk`, those in its own chunk of that length; with `block_sparse`, chosen blocks. The keys
-    of a window may lie `dilation` tokens apart; the first `global_tokens` of a text stay in sight
-    (Longformer, arXiv 2004.05150; StreamingLLM, arXiv 2309.17453).
-    `sinks` adds one learned logit a head to the softmax denominator. `rope: null` gives no
-    position (NoPE). `qk_norm` is over each head, over all heads at once (`full`), or the weightless
-    `l2` after the rotation. `out_gate` multiplies each output element, or each head, by a sigmoid
-    of the input. `k_eq_v` projects values with the matrix of the keys; both are cached. `v_norm`
-    gives values an RMSNorm a head, without a weight. `kv_reuse` reads the keys and values of the
-    nearest earlier block that made some. `cross` reads an encoder's output. `relative_buckets`
-    is T5's learned position bias, which the first layer of a stack has for all.
+    A query attends to all earlier tokens, or to those in its `window`, its `chunk` or the blocks
+    chosen by `block_sparse`.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
@@ -74,29 +72,54 @@ class Attention(Block):
 
     kind: Literal["attn"] = "attn"
     heads: PositiveInt
+    """Query heads."""
     kv_heads: PositiveInt
+    """Key and value heads; divides `heads`."""
     head_dim: PositiveInt
-    v_head_dim: PositiveInt | None = None  # as head_dim
+    """Dimension of query and key heads."""
+    v_head_dim: PositiveInt | None = None
+    """Dimension of value heads; null: `head_dim`."""
     rope: Rope | None = Rope()
+    """Rotary positions; null: none (NoPE)."""
     relative_buckets: PositiveInt | None = None
+    """Buckets of T5's learned position bias, which the first layer of a stack has for all."""
     window: PositiveInt | None = None
+    """Tokens that a query attends to, itself included (sliding window)."""
     dilation: PositiveInt = 1
+    """Distance in tokens between the keys of a window (Longformer, arXiv 2004.05150)."""
     global_tokens: NonNegativeInt = 0
+    """First tokens of a text that stay visible beside a window (StreamingLLM, arXiv 2309.17453)."""
     chunk: PositiveInt | None = None
+    """Length of the chunks that attention is restricted to."""
     block_sparse: BlockSparse | None = None
+    """Selection of blocks of keys."""
     sinks: bool = False
+    """One learned logit per head in the softmax denominator."""
     qk_norm: Literal["none", "head", "full", "l2"] = "none"
+    """RMSNorm of queries and keys: per head, over all heads (`full`), or weightless after the
+    rotation (`l2`)."""
     out_gate: Literal["none", "elementwise", "headwise"] = "none"
+    """Sigmoid gate of the input on each output element or head."""
     qkv_bias: bool = False
+    """Biases of the query, key and value projections."""
     o_bias: bool = False
+    """Bias of the output projection."""
     k_eq_v: bool = False
+    """Values are projected with the matrix of the keys; both are cached."""
     v_norm: bool = False
+    """Weightless RMSNorm of the values per head."""
     kv_reuse: bool = False
+    """Read keys and values of the nearest earlier block that has its own."""
     cross: bool = False
+    """Cross attention: keys and values come from the encoder's output."""
     logit_softcap: float | None = Field(default=None, gt=0)
-    softmax_scale: float | None = Field(default=None, gt=0)  # head_dim**-0.5
+    """c in c * tanh(logits / c) before the softmax."""
+    softmax_scale: float | None = Field(default=None, gt=0)
+    """Scale of the logits; null: head_dim**-0.5."""
     value_scale: float = Field(default=1.0, gt=0)
+    """Factor of the values."""
     temperature: Temperature | None = None
+    """Position-dependent scale of the queries."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -106,19 +129,20 @@ class Attention(Block):
             )
         if self.rope and self.rotated % 2:
             raise ValueError(
-                f"head_dim * rope.partial must be even, got {self.head_dim} * {self.rope.partial} = {self.rotated}"
+                f"head_dim * rope.partial must be even, "
+                f"got {self.head_dim} * {self.rope.partial} = {self.rotated}"
             )
         if self.k_eq_v and self.value_dim != self.head_dim:
             raise ValueError(
-                "k_eq_v wants v_head_dim equal to head_dim, got "
+                "k_eq_v needs v_head_dim equal to head_dim, got "
                 f"v_head_dim={self.value_dim}, head_dim={self.head_dim}"
             )
         reaches = {"window": self.window, "chunk": self.chunk, "block_sparse": self.block_sparse}
         if len(given := [name for name, value in reaches.items() if value is not None]) > 1:
-            raise ValueError(f"a block has one of window, chunk, block_sparse, got {given}")
+            raise ValueError(f"window, chunk and block_sparse exclude each other, got {given}")
         if self.window is None and (self.dilation > 1 or self.global_tokens):
             raise ValueError(
-                "dilation and global_tokens are of a window, got "
+                "dilation and global_tokens need a window, got "
                 f"dilation={self.dilation}, global_tokens={self.global_tokens}, window=None"
             )
         return self
@@ -135,28 +159,32 @@ class Attention(Block):
 
     @property
     def value_dim(self) -> int:
+        """Dimension of value heads."""
         return self.v_head_dim or self.head_dim
 
     @property
     def reach(self) -> int | None:
-        """How far back a window goes: its own token is 1."""
+        """Tokens from a query back to the farthest key of its window, both included."""
         return self.window and (self.window - 1) * self.dilation + 1
 
     @property
     def rotated(self) -> int:
-        """How many dimensions of a head carry the rotary position."""
+        """Rotated dimensions of a head."""
         return self.rope.rotated(self.head_dim) if self.rope else 0
 
     @property
     def q_width(self) -> int:
+        """Width of all query heads."""
         return self.heads * self.head_dim
 
     @property
     def kv_width(self) -> int:
+        """Width of all key heads."""
         return self.kv_heads * self.head_dim
 
     @property
     def o_width(self) -> int:
+        """Width of all heads of the output."""
         return self.heads * self.value_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -216,24 +244,24 @@ class Attention(Block):
         }
 
     def cache(self, d_model: int) -> Cache:
-        if self.kv_reuse or self.cross:  # another block's, or of the encoder's fixed length
+        if self.kv_reuse or self.cross:  # cached by another block, or of fixed length
             return Cache()
         sparse = self.block_sparse
         return Cache(
             kv_elements=self.kv_heads * (self.head_dim + self.value_dim),
             kv_scales=2 * self.kv_heads,
-            window=self._held or self.chunk,
+            window=self._cached or self.chunk,
             index_elements=sparse.index_dim if sparse and sparse.index_heads else 0,
             selected=self._selected,
         )
 
     @property
-    def _held(self) -> int | None:
+    def _cached(self) -> int | None:
         return self.reach and self.reach + self.global_tokens
 
     @property
     def _selected(self) -> int | None:
-        """How many of the positions that are held a query reads at most."""
+        """Cached positions that a query reads at most."""
         if self.block_sparse:
             return self.block_sparse.top_k * self.block_sparse.block
         return self.window and self.window + self.global_tokens
@@ -284,9 +312,11 @@ class Attention(Block):
             first = min(self.global_tokens, point.tokens)
             yield from masked_attention(batch=point.batch, tokens=point.tokens, keys=first, **size)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        heads, kv_heads = grouped(self.heads, self.kv_heads, self.head_dim * share / head_dim)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        heads, kv_heads = grouped(
+            self.heads, self.kv_heads, self.head_dim * width_fraction / head_dim
+        )
 
         def nearer(length: int | None) -> int | None:
             return length and max(4, round(length * context_fraction))
@@ -296,12 +326,15 @@ class Attention(Block):
             "heads": heads,
             "kv_heads": kv_heads,
             "head_dim": head_dim,
-            "v_head_dim": self.v_head_dim and grained(self.v_head_dim * share),
+            "v_head_dim": self.v_head_dim and grained(self.v_head_dim * width_fraction),
             "window": nearer(self.window),
             "chunk": nearer(self.chunk),
             "block_sparse": sparse
             and sparse.model_dump()
-            | {"block": nearer(sparse.block), "index_dim": grained(sparse.index_dim * share)},
+            | {
+                "block": nearer(sparse.block),
+                "index_dim": grained(sparse.index_dim * width_fraction),
+            },
             "temperature": self.temperature
             and self.temperature.model_dump() | {"floor": nearer(self.temperature.floor)},
         }

@@ -1,7 +1,7 @@
-"""What a block record can answer: its weights, what it caches, the work besides its projections.
+"""Base of block records: weights, cache and operator calls of a block by formula.
 
-A block lists every parameter it has, by name and shape; the builder makes exactly these, and all
-else follows from the weights: parameters, FLOPs, bytes and matrix shapes are sums over them.
+A block lists all its parameters by name and shape, and the builder makes exactly these: counts of
+parameters, FLOPs and bytes are sums over them.
 """
 
 import math
@@ -27,19 +27,20 @@ PrecisionRole = Literal[
     "kv_cache",
 ]
 Owner = Literal["block", "use", "first", "later"]
-# Routers, gates and norms steer with few numbers: they never leave BF16.
+# Routers and gates are small and sensitive: they never leave BF16.
 Role = PrecisionRole | Literal["router", "gate"]
-GRAIN = 16  # sizes are multiples of it, as tensor cores and FP8 want them
+GRAIN = 16  # of sizes in proxy models, for tensor cores and FP8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
     """One parameter tensor.
 
-    `role` is given for matrices that a token is multiplied with: shape (out features, in
-    features), 2 FLOPs an element and token. `copies` is the expert count of a stacked tensor, of
-    which a token meets `active`. `owner` says who has one of its own: each physical block, each
-    use of it (see `Block.copies`), the first use in the stack alone, or all the later ones.
+    `role` is given for matrices that tokens are multiplied with: shape (out features, in
+    features), 2 FLOPs per element and token. `copies` is the number of experts in a stacked tensor,
+    of which each token uses `active`. There is one tensor per physical block (`owner` "block"), per
+    use of it ("use", see `Block.copies`), for the first use in the stack only ("first"), or per
+    later use ("later").
     """
 
     name: str
@@ -51,23 +52,25 @@ class Weight:
 
     @property
     def total_count(self) -> int:
+        """Elements of all copies."""
         return math.prod(self.shape) * self.copies
 
     @property
     def active_count(self) -> int:
+        """Elements that one token uses."""
         return math.prod(self.shape) * self.active
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """What one sequence keeps between decoding steps.
+    """What one sequence caches between decoding steps.
 
-    `kv_elements` are held for each of the last `window` tokens (for every token where None), in
-    the KV format; `kv_scales` fp32 scales a token come with an 8-bit one. `compressed_elements`
-    and the `index_elements` of a token indexer are held once for `every` tokens, without end.
-    A query reads at most `selected` of the positions that are held. `state_elements` have the
-    state format, `conv_elements` (convolution tails, token shifts) the activation format; both
-    are held once a sequence.
+    `kv_elements` are cached for each of the last `window` tokens (None: all), in the KV format,
+    with `kv_scales` fp32 scales per token where that has 8 bits. `compressed_elements` and the
+    `index_elements` of an indexer are cached once per `every` tokens, for the whole context.
+    A query reads at most `selected` of the cached positions. `state_elements` have the state
+    format, `conv_elements` (convolution tails, token shifts) the activation format; both are
+    cached once per sequence.
     """
 
     kv_elements: int = 0
@@ -82,46 +85,45 @@ class Cache:
 
 
 class Block(Terse):
-    """Base of all block records; each kind answers these questions by formula.
+    """Base of all block records. A kind is a subclass with its fields and formulas."""
 
-    All uses of a block in the stack share `copies` physical blocks, used in turn (ALBERT, Zamba);
-    by default each use has its own. With `depth_capacity` a router lets about that share of the
-    tokens take part, the others pass by (mixture of depths, arXiv 2404.02258). `token_merge`
-    neighboring tokens enter as their mean (Hourglass, arXiv 2110.13711).
-    """
-
-    own_norms: ClassVar[bool] = False  # a block that norms its inputs itself gets none around it
-    # What several devices share out among them (tensor parallel), and what besides as far as it goes;
-    # a block that names nothing is on every device as a whole.
+    own_norms: ClassVar[bool] = False
+    """Whether the block has norms of its own, so that the stack puts none around it."""
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ()
+    """Fields that tensor parallelism divides; none: every device has the whole block."""
     tp_replicable_dims: ClassVar[tuple[str, ...]] = ()
+    """Fields that are divided too, but replicated where there are more devices."""
 
-    kind: Any  # a literal in each record
+    kind: Any
+    """Kind of the block; the further fields depend on it."""
     copies: PositiveInt | None = None
+    """Physical blocks that all uses in the stack share in turn (ALBERT); null: one per use."""
     depth_capacity: float | None = Field(default=None, gt=0, lt=1)
+    """Fraction of the tokens that a router lets take part (mixture of depths, arXiv 2404.02258)."""
     token_merge: int | None = Field(default=None, ge=2)
+    """Neighboring tokens that enter as their mean (Hourglass, arXiv 2110.13711)."""
 
     @model_validator(mode="after")
     def _one_way_to_fewer_tokens(self) -> Self:
         if self.depth_capacity is not None and self.token_merge is not None:
             raise ValueError(
-                "a block has one of depth_capacity and token_merge, got "
+                "depth_capacity and token_merge exclude each other, got "
                 f"depth_capacity={self.depth_capacity}, token_merge={self.token_merge}"
             )
         return self
 
     @property
     def token_fraction(self) -> float:
-        """How many tokens the block works on for each that passes, about."""
+        """The fraction of the tokens that the block processes."""
         return (self.depth_capacity or 1.0) / (self.token_merge or 1)
 
     @property
     def letter(self) -> str:
-        """The symbol of the notation that this block stands for."""
+        """The letter of this block in the layer notation."""
         raise NotImplementedError
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
-        """Every parameter of the block, its norms around the residual excluded."""
+        """All parameters of the block; the norms around it belong to the stack."""
         raise NotImplementedError
 
     def head_layout(self) -> dict[str, HeadLayout]:
@@ -132,13 +134,16 @@ class Block(Terse):
         return {}
 
     def cache(self, d_model: int) -> Cache:
-        """What one sequence caches; nothing unless a kind says so."""
+        """What one sequence caches; by default nothing."""
         return Cache()
 
     def operators(
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
-        """The operator calls besides the projections; `kv` and `experts` are their formats."""
+        """The operator calls of a forward pass, projections excluded.
+
+        `kv` and `experts` are the number formats of the KV cache and of the experts.
+        """
         raise NotImplementedError
 
     def operator_flops(self, d_model: int, context: int) -> float:
@@ -151,13 +156,18 @@ class Block(Terse):
         calls = self.operators(d_model, point, kv="bf16", experts="bf16")
         return sum(call.flops for call in calls)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        """The fields of the same design at `share` of the width, windows at `context_share`."""
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        """The fields of this block in a proxy model, those that differ.
+
+        Widths are multiplied by `width_fraction`, windows by `context_fraction`.
+        """
         return {}
 
     def shard(self, devices: int) -> Self:
-        """What each of several devices holds and computes. Raises ValueError where it cannot be
-        shared out evenly."""
+        """The shard of the block on each of several devices (tensor parallelism).
+
+        Raises ValueError where a sharded size is not divisible.
+        """
         sizes = {name: getattr(self, name) for name in self.tp_sharded_dims}
         for name, size in sizes.items():
             if size % devices:
@@ -168,14 +178,14 @@ class Block(Terse):
         divided = {name: size // devices for name, size in sizes.items()}
         return type(self).model_validate(self.model_dump() | divided | less)
 
-    def to_proxy(self, share: float, context_fraction: float) -> Self:
-        """The block of the twin, see proxy.py."""
-        fields = self.model_dump() | self.proxy_fields(share, context_fraction)
+    def to_proxy(self, width_fraction: float, context_fraction: float) -> Self:
+        """This block in a proxy model, see proxy.py."""
+        fields = self.model_dump() | self.proxy_fields(width_fraction, context_fraction)
         return type(self).model_validate(fields)
 
 
 def owners(weight: Weight, block: Block, uses: int) -> int:
-    """How many physical tensors there are of a weight whose block occurs `uses` times."""
+    """How many tensors there are of a weight of a block that is used `uses` times."""
     match weight.owner:
         case "block":
             return uses if block.copies is None else min(uses, block.copies)
@@ -197,7 +207,7 @@ def linear(
     active: int = 1,
     owner: Owner = "block",
 ) -> Weight:
-    """The weight of a projection from `into` to `out` features."""
+    """The matrix of a projection from `into` to `out` features."""
     return Weight(
         name=f"{name}.weight",
         shape=(out, into),
@@ -209,7 +219,7 @@ def linear(
 
 
 def vector(name: str, size: int, *, copies: int = 1, active: int = 1) -> Weight:
-    """A gain, a bias or another parameter that is no matrix."""
+    """A vector parameter: a gain, a bias."""
     return Weight(name=name, shape=(size,), copies=copies, active=active)
 
 
@@ -223,9 +233,9 @@ def grained(exact: float) -> int:
     return max(GRAIN, GRAIN * round(exact / GRAIN))
 
 
-def grouped(heads: int, shared: int, share: float) -> tuple[int, int]:
-    """Fewer heads in about the same grouping: (heads, heads that are shared by them)."""
+def grouped(heads: int, shared: int, fraction: float) -> tuple[int, int]:
+    """A fraction of the heads in about the same grouping: (query heads, key and value heads)."""
     group = heads // shared
-    fewer_shared = max(1, round(shared * share))
-    fewer_group = max(1, min(group, round(heads * share / fewer_shared)))
+    fewer_shared = max(1, round(shared * fraction))
+    fewer_group = max(1, min(group, round(heads * fraction / fewer_shared)))
     return fewer_shared * fewer_group, fewer_shared

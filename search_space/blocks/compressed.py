@@ -1,4 +1,4 @@
-"""Compressed-KV attention: one vector is key and value, old tokens are pooled into few entries."""
+"""Compressed-KV attention: shared key-value vectors, old tokens pooled into few entries."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -22,30 +22,39 @@ from .rope import Rope
 
 
 class CompressedAttention(Block):
-    """DeepSeek-V4's attention: `heads` queries over one shared key-value vector of `head_dim`.
+    """Compressed-KV attention of DeepSeek-V4: one vector is key and value of all heads.
 
-    The last `window` tokens are kept as they are. With `compress`, learned softmax pooling adds
-    one entry for each `compress` tokens; `overlap` pools each with the tokens before them, from
-    a second set of projections. An `indexer` chooses among these entries, by keys that are pooled
-    the same way. The rotated part comes last in a head and is rotated back in the output, which
-    then has low rank `o_lora_rank` in each of `o_groups`.
-    Parameter names and shapes: transformers, models/deepseek_v4.
+    The last `window` tokens are kept as they are; older ones are pooled into few entries. The
+    rotated part comes last in a head and is rotated back in the output, which then has low rank
+    `o_lora_rank` in each of `o_groups`. Parameter names and shapes: transformers,
+    models/deepseek_v4.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads", "o_groups")
 
     kind: Literal["compressed"] = "compressed"
     heads: PositiveInt
+    """Query heads."""
     head_dim: PositiveInt
+    """Dimension of a query head and of the shared key-value vector."""
     q_lora_rank: PositiveInt
+    """Rank of the query projection."""
     o_groups: PositiveInt
+    """Groups of heads in the output projection; divides `heads`."""
     o_lora_rank: PositiveInt
+    """Rank of the output projection per group."""
     window: PositiveInt
+    """Last tokens that are kept uncompressed."""
     compress: PositiveInt | None = None
+    """Tokens that are pooled into one entry by a learned softmax; null: only the window."""
     overlap: bool = False
+    """Pool each group with the tokens before it, from a second set of projections."""
     indexer: Indexer | None = None
+    """Selection among the pooled entries, by keys that are pooled the same way."""
     sinks: bool = False
+    """One learned logit per head in the softmax denominator."""
     rope: Rope | None = Rope()
+    """Rotary positions; null: none."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -54,7 +63,7 @@ class CompressedAttention(Block):
                 f"o_groups must divide heads, got heads={self.heads}, o_groups={self.o_groups}"
             )
         if self.compress is None and (self.indexer or self.overlap):
-            raise ValueError("indexer and overlap want compress, got compress=None")
+            raise ValueError("indexer and overlap need compress, got compress=None")
         return self
 
     @property
@@ -153,17 +162,18 @@ class CompressedAttention(Block):
                 batch=point.batch, tokens=point.tokens, keys=entries, **size
             )
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        groups = max(1, round(self.o_groups * share))
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        groups = max(1, round(self.o_groups * width_fraction))
         index = self.indexer
         return {
-            "heads": groups * max(1, round(self.heads * self.head_dim * share / head_dim / groups)),
+            "heads": groups
+            * max(1, round(self.heads * self.head_dim * width_fraction / head_dim / groups)),
             "head_dim": head_dim,
-            "q_lora_rank": grained(self.q_lora_rank * share),
+            "q_lora_rank": grained(self.q_lora_rank * width_fraction),
             "o_groups": groups,
-            "o_lora_rank": grained(self.o_lora_rank * share),
+            "o_lora_rank": grained(self.o_lora_rank * width_fraction),
             "window": max(4, round(self.window * context_fraction)),
             "compress": self.compress and max(2, round(self.compress * context_fraction)),
-            "indexer": index and index.proxy_fields(share, context_fraction),
+            "indexer": index and index.proxy_fields(width_fraction, context_fraction),
         }

@@ -1,4 +1,4 @@
-"""Dense feed-forward: every token meets every weight."""
+"""Dense feed-forward."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -15,19 +15,21 @@ UNGATED = frozenset({"gelu", "silu", "relu", "relu2"})
 
 
 class FeedForward(Block):
-    """`width` hidden features; the GLU family (arXiv 2002.05202) has a gate, the others none.
-
-    `geglu_tanh` is GeGLU by the tanh formula; `swiglu_oai` is gpt-oss's, (up + 1) * gate *
-    sigmoid(1.702 * gate), clamped at 7; `situ` is Kimi-K3's. `limit` clamps gate and up of any other.
-    """
+    """Dense feed-forward, gated (GLU family, arXiv 2002.05202) or not, by its activation."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("width",)
 
     kind: Literal["ffn"] = "ffn"
     width: PositiveInt
+    """Hidden features."""
     activation: Activation = "swiglu"
+    """Activation. `geglu_tanh` is GeGLU by the tanh formula; `swiglu_oai` is gpt-oss's, (up + 1) *
+    gate * sigmoid(1.702 * gate), clamped at 7; `situ` is Kimi-K3's; gelu, silu, relu and relu2 have
+    no gate."""
     bias: bool = False
+    """Biases of all projections."""
     limit: float | None = Field(default=None, gt=0)
+    """Bound that gate and up projections are clamped to."""
 
     @property
     def letter(self) -> str:
@@ -42,12 +44,12 @@ class FeedForward(Block):
         inputs = len(up_projections(self.activation))
         yield Rows(rows=point.rows, elements=(inputs + 1) * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        return {"width": grained(self.width * share)}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        return {"width": grained(self.width * width_fraction)}
 
 
 def up_projections(activation: Activation) -> tuple[str, ...]:
-    """The projections from the model into the hidden features."""
+    """The names of the projections into the hidden features."""
     return ("up_proj",) if activation in UNGATED else ("gate_proj", "up_proj")
 
 

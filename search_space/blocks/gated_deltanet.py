@@ -1,4 +1,4 @@
-"""Gated DeltaNet: a linear mixer that decays its state and corrects what it stores."""
+"""Gated DeltaNet: the delta rule with a scalar decay per head."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -12,13 +12,9 @@ from .recurrent import convolution, recurrence
 
 
 class GatedDeltaNet(Block):
-    """The gated delta rule of arXiv 2412.06464, in the shape that Qwen3-Next gave it.
+    """Gated DeltaNet (arXiv 2412.06464) in the shape of Qwen3-Next.
 
-    `v_heads` states of `k_head_dim` x `v_head_dim`; each of `k_heads` query/key heads serves
-    `v_heads / k_heads` of them. A causal convolution of width `conv` runs over q, k and v.
-    `gated: false` is DeltaNet itself (arXiv 2406.06484), which does not decay.
-    `negative_eigenvalues` doubles beta, so that a token may also flip what is stored (arXiv
-    2411.12537).
+    A value head has a state of k_head_dim x v_head_dim.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("v_heads",)
@@ -26,12 +22,19 @@ class GatedDeltaNet(Block):
 
     kind: Literal["gdn"] = "gdn"
     k_heads: PositiveInt
+    """Query and key heads; divides `v_heads`."""
     v_heads: PositiveInt
+    """Value heads, each with a state of its own."""
     k_head_dim: PositiveInt
+    """Dimension of query and key heads."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution over q, k and v."""
     gated: bool = True
+    """Decay of the state; false: DeltaNet (arXiv 2406.06484)."""
     negative_eigenvalues: bool = False
+    """Doubled beta, which allows negative eigenvalues of the transition (arXiv 2411.12537)."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -47,14 +50,17 @@ class GatedDeltaNet(Block):
 
     @property
     def k_width(self) -> int:
+        """Width of all key heads."""
         return self.k_heads * self.k_head_dim
 
     @property
     def v_width(self) -> int:
+        """Width of all value heads."""
         return self.v_heads * self.v_head_dim
 
     @property
     def conv_width(self) -> int:
+        """Channels of the convolution."""
         return 2 * self.k_width + self.v_width
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -97,12 +103,14 @@ class GatedDeltaNet(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
-        v_heads, k_heads = grouped(self.v_heads, self.k_heads, self.v_head_dim * share / v_head_dim)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
+        v_heads, k_heads = grouped(
+            self.v_heads, self.k_heads, self.v_head_dim * width_fraction / v_head_dim
+        )
         return {
             "k_heads": k_heads,
             "v_heads": v_heads,
-            "k_head_dim": grained(self.k_head_dim * share),
+            "k_head_dim": grained(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
         }

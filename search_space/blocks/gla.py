@@ -1,4 +1,4 @@
-"""Gated linear attention: a linear mixer with a learned decay for each key channel."""
+"""Gated linear attention: a linear mixer with a learned decay per key channel."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -12,20 +12,24 @@ from .recurrent import convolution, recurrence
 
 
 class GLA(Block):
-    """arXiv 2312.06635: `heads` states of `k_head_dim` x `v_head_dim`.
+    """Gated linear attention (arXiv 2312.06635): states of k_head_dim x v_head_dim.
 
-    The decay comes through a bottleneck of `gate_rank`; `conv: 0` leaves out the convolution over
-    q, k and v. A gated RMSNorm of each head precedes the output projection.
+    A gated RMSNorm of each head precedes the output projection.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["gla"] = "gla"
     heads: PositiveInt
+    """Heads."""
     k_head_dim: PositiveInt
+    """Dimension of query and key heads."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
     gate_rank: PositiveInt = 16
+    """Rank of the projection to the decay."""
     conv: NonNegativeInt = 4
+    """Width of the causal convolution over q, k and v; 0: none."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -39,14 +43,17 @@ class GLA(Block):
 
     @property
     def k_width(self) -> int:
+        """Width of all key heads."""
         return self.heads * self.k_head_dim
 
     @property
     def v_width(self) -> int:
+        """Width of all value heads."""
         return self.heads * self.v_head_dim
 
     @property
     def conv_width(self) -> int:
+        """Channels of the convolution."""
         return 2 * self.k_width + self.v_width
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -92,10 +99,10 @@ class GLA(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width + 2 * self.k_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
         return {
-            "heads": max(1, round(self.v_width * share / v_head_dim)),
-            "k_head_dim": grained(self.k_head_dim * share),
+            "heads": max(1, round(self.v_width * width_fraction / v_head_dim)),
+            "k_head_dim": grained(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
         }

@@ -1,4 +1,4 @@
-"""Kimi Delta Attention: the delta rule with a decay for each key channel."""
+"""Kimi Delta Attention: the delta rule with a decay per key channel."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -12,23 +12,26 @@ from .recurrent import convolution, recurrence
 
 
 class KDA(Block):
-    """arXiv 2510.26692: `heads` states of `k_head_dim` x `v_head_dim`.
-
-    Decay and output gate come through a bottleneck of `gate_rank`; with `full_rank_gate` the
-    output gate has a full matrix. `gate_lower_bound` bounds the log decay from below: a bounded
-    decay is `gate_lower_bound * sigmoid(.)`, an unbounded one `-exp(A_log) * softplus(.)`.
-    """
+    """Kimi Delta Attention (arXiv 2510.26692): states of k_head_dim x v_head_dim."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["kda"] = "kda"
     heads: PositiveInt
+    """Heads."""
     k_head_dim: PositiveInt
+    """Dimension of query and key heads."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
     gate_rank: PositiveInt
+    """Rank of the projections to the decay and to the output gate."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution over q, k and v."""
     full_rank_gate: bool = False
+    """Output gate by a full matrix."""
     gate_lower_bound: float | None = Field(default=None, lt=0)
+    """Lower bound b of the log decay, which then is b * sigmoid(x); null: -exp(A_log) *
+    softplus(x)."""
 
     @property
     def letter(self) -> str:
@@ -36,14 +39,17 @@ class KDA(Block):
 
     @property
     def k_width(self) -> int:
+        """Width of all key heads."""
         return self.heads * self.k_head_dim
 
     @property
     def v_width(self) -> int:
+        """Width of all value heads."""
         return self.heads * self.v_head_dim
 
     @property
     def conv_width(self) -> int:
+        """Channels of the convolution."""
         return 2 * self.k_width + self.v_width
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -98,11 +104,11 @@ class KDA(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width + 2 * self.k_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
         return {
-            "heads": max(1, round(self.v_width * share / v_head_dim)),
-            "k_head_dim": grained(self.k_head_dim * share),
+            "heads": max(1, round(self.v_width * width_fraction / v_head_dim)),
+            "k_head_dim": grained(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
-            "gate_rank": grained(self.gate_rank * share),
+            "gate_rank": grained(self.gate_rank * width_fraction),
         }

@@ -1,4 +1,4 @@
-"""The kinds of block there are. A new one is a record in a file of its own and a name here."""
+"""The table of block kinds."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -52,14 +52,14 @@ KINDS: dict[str, type[Block]] = {record.model_fields["kind"].default: record for
 
 def _tag(block: Any) -> str:
     kind = block.get("kind") if isinstance(block, dict) else getattr(block, "kind", None)
-    return f"{kind}!"  # the '!' marks it as a tag, see document.py
+    return f"{kind}!"  # the '!' marks a tag, see document.py
 
 
 if TYPE_CHECKING:
     AnyBlock = Block
 else:
     AnyBlock = Annotated[
-        Union[tuple(Annotated[record, Tag(f"{kind}!")] for kind, record in KINDS.items())],  # noqa: UP007
+        Union[tuple(Annotated[r, Tag(f"{kind}!")] for kind, r in KINDS.items())],  # noqa: UP007
         Discriminator(
             _tag,
             custom_error_type="unknown_kind",

@@ -1,4 +1,4 @@
-"""Lightning attention: a linear mixer whose decay is fixed for each head and layer."""
+"""Lightning attention: a linear mixer with a fixed decay per head and layer."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -12,17 +12,19 @@ from .recurrent import recurrence
 
 
 class Lightning(Block):
-    """arXiv 2405.17381 as MiniMax-01 has it: `heads` states of `head_dim` x `head_dim`.
+    """Lightning attention (arXiv 2405.17381) as in MiniMax-01: states of head_dim x head_dim.
 
-    Queries, keys and values pass a SiLU. One RMSNorm over all heads and a sigmoid gate of the
-    input precede the output projection.
+    Queries, keys and values pass a SiLU. One RMSNorm over all heads and a sigmoid gate of the input
+    precede the output projection.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["lightning"] = "lightning"
     heads: PositiveInt
+    """Heads."""
     head_dim: PositiveInt
+    """Dimension of query, key and value heads."""
 
     @property
     def letter(self) -> str:
@@ -30,6 +32,7 @@ class Lightning(Block):
 
     @property
     def width(self) -> int:
+        """Width of all heads."""
         return self.heads * self.head_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -67,6 +70,9 @@ class Lightning(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        return {"heads": max(1, round(self.width * share / head_dim)), "head_dim": head_dim}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        return {
+            "heads": max(1, round(self.width * width_fraction / head_dim)),
+            "head_dim": head_dim,
+        }

@@ -1,4 +1,4 @@
-"""Mamba-1: a state-space mixer with a decay of its own for each channel and state."""
+"""Mamba-1: a state-space mixer with a decay per channel and state."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -12,21 +12,23 @@ from .recurrent import convolution
 
 
 class Mamba1(Block):
-    """The selective scan of arXiv 2312.00752: `d_inner` channels of `d_state` states each.
-
-    The step size comes through a bottleneck of `dt_rank`. `inner_norms` are Jamba's RMSNorms on
-    step, B and C (arXiv 2403.19887).
-    """
+    """Mamba-1, the selective scan of arXiv 2312.00752."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("d_inner",)
 
     kind: Literal["mamba1"] = "mamba1"
     d_inner: PositiveInt
+    """Channels."""
     d_state: PositiveInt
+    """States per channel."""
     dt_rank: PositiveInt
+    """Rank of the projection to the step size."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution."""
     conv_bias: bool = True
+    """Bias of the convolution."""
     inner_norms: bool = False
+    """RMSNorms on step size, B and C, as in Jamba (arXiv 2403.19887)."""
 
     @property
     def letter(self) -> str:
@@ -69,8 +71,8 @@ class Mamba1(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.d_inner)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
         return {
-            "d_inner": grained(self.d_inner * share),
-            "dt_rank": max(4, round(self.dt_rank * share)),
+            "d_inner": grained(self.d_inner * width_fraction),
+            "dt_rank": max(4, round(self.dt_rank * width_fraction)),
         }

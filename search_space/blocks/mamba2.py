@@ -1,4 +1,4 @@
-"""Mamba-2: a state-space mixer with one scalar decay a head."""
+"""Mamba-2: a state-space mixer with a scalar decay per head."""
 
 import math
 from collections.abc import Iterator
@@ -13,24 +13,26 @@ from .recurrent import convolution, recurrence
 
 
 class Mamba2(Block):
-    """The SSD layer of arXiv 2405.21060: `heads` states of `head_dim` x `d_state`.
-
-    B and C are shared by the heads of each of `groups`; a causal convolution of width `conv`
-    runs over x, B and C; a gated RMSNorm over each group precedes the output projection, or with
-    `gated_norm: false` the gate alone.
-    """
+    """Mamba-2, the SSD layer of arXiv 2405.21060: states of head_dim x d_state."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
     tp_replicable_dims: ClassVar[tuple[str, ...]] = ("groups",)
 
     kind: Literal["mamba2"] = "mamba2"
     heads: PositiveInt
+    """Heads."""
     head_dim: PositiveInt
+    """Dimension of a head."""
     d_state: PositiveInt
+    """State size per head dimension."""
     groups: PositiveInt = 1
+    """Groups of heads that share B and C; divides `heads`."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution over x, B and C."""
     conv_bias: bool = True
+    """Bias of the convolution."""
     gated_norm: bool = True
+    """Gated RMSNorm over each group before the output projection; false: the gate alone."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -46,10 +48,12 @@ class Mamba2(Block):
 
     @property
     def d_inner(self) -> int:
+        """Width of all heads."""
         return self.heads * self.head_dim
 
     @property
     def conv_width(self) -> int:
+        """Channels of the convolution."""
         return self.d_inner + 2 * self.groups * self.d_state
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -89,12 +93,12 @@ class Mamba2(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.d_inner)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        heads = max(1, round(self.d_inner * share / head_dim))
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        heads = max(1, round(self.d_inner * width_fraction / head_dim))
         return {
             "heads": heads,
             "head_dim": head_dim,
-            "d_state": grained(self.d_state * share),
+            "d_state": grained(self.d_state * width_fraction),
             "groups": math.gcd(self.groups, heads),
         }

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values of all heads come from one small latent."""
+"""Multi-head latent attention: keys and values of all heads from one cached latent."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -24,17 +24,17 @@ from .rope import Rope
 
 
 class Indexer(Terse):
-    """DeepSeek Sparse Attention's lightning indexer: scores every token, a query reads `top_k`.
-
-    One key of `head_dim` a token serves all of its `heads` (DeepSeek-V3.2-Exp report).
-    """
+    """Lightning indexer of DeepSeek Sparse Attention (DeepSeek-V3.2-Exp)."""
 
     heads: PositiveInt
+    """Query heads; one key per token serves all of them."""
     head_dim: PositiveInt
+    """Dimension of a head."""
     top_k: PositiveInt
+    """Cached tokens that a query reads."""
 
     def scores(self, point: Point, *, every: int = 1) -> IndexScores:
-        """The call that scores one key for `every` tokens of the context."""
+        """The operator call that scores one key per `every` tokens of the context."""
         return IndexScores(
             batch=point.batch,
             rows=point.tokens,
@@ -43,36 +43,44 @@ class Indexer(Terse):
             head_dim=self.head_dim,
         )
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        """Its fields in the twin."""
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        """The fields in a proxy model, see `Block.proxy_fields`."""
         return {
-            "heads": max(1, round(self.heads * share)),
-            "head_dim": grained(self.head_dim * share),
+            "heads": max(1, round(self.heads * width_fraction)),
+            "head_dim": grained(self.head_dim * width_fraction),
             "top_k": max(4, round(self.top_k * context_fraction)),
         }
 
 
 class MLA(Block):
-    """DeepSeek-V2's attention (arXiv 2405.04434) with decoupled rotary keys.
+    """Multi-head latent attention of DeepSeek-V2 (arXiv 2405.04434) with decoupled rotary keys.
 
-    A token caches `kv_lora_rank + qk_rope_head_dim` numbers, whatever `heads` is.
-    `q_lora_rank: null` projects queries directly; `rope: null` leaves the rotary part unrotated.
-    `out_gate` multiplies each output element by a sigmoid of the input.
+    A token caches kv_lora_rank + qk_rope_head_dim numbers, whatever `heads` is.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["mla"] = "mla"
     heads: PositiveInt
+    """Heads."""
     q_lora_rank: PositiveInt | None = None
+    """Rank of the query projection; null: full rank."""
     kv_lora_rank: PositiveInt
+    """Size of the latent that keys and values of all heads are projected from."""
     qk_nope_head_dim: PositiveInt
+    """Dimensions of a query and key head without positions."""
     qk_rope_head_dim: PositiveInt
+    """Dimensions of a query and key head with rotary positions; even."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
     rope: Rope | None = Rope()
+    """Rotary positions; null: the rotary part stays unrotated."""
     indexer: Indexer | None = None
+    """Selection of the cached tokens that a query reads; needs `q_lora_rank`."""
     out_gate: bool = False
-    softmax_scale: float | None = Field(default=None, gt=0)  # (nope + rope)**-0.5
+    """Sigmoid gate of the input on each output element."""
+    softmax_scale: float | None = Field(default=None, gt=0)
+    """Scale of the logits; null: (qk_nope_head_dim + qk_rope_head_dim)**-0.5."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -80,10 +88,11 @@ class MLA(Block):
             raise ValueError(f"qk_rope_head_dim must be even, got {self.qk_rope_head_dim}")
         if self.rope and self.rope.partial != 1:
             raise ValueError(
-                f"rope.partial must be 1, the rotary part is qk_rope_head_dim, got {self.rope.partial}"
+                "rope.partial must be 1, as the rotary part is qk_rope_head_dim, "
+                f"got {self.rope.partial}"
             )
         if self.indexer and self.q_lora_rank is None:
-            raise ValueError("an indexer reads the query latent, got q_lora_rank=None")
+            raise ValueError("an indexer needs q_lora_rank, got q_lora_rank=None")
         return self
 
     @property
@@ -92,6 +101,7 @@ class MLA(Block):
 
     @property
     def qk_head_dim(self) -> int:
+        """Dimension of a query and key head."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -204,15 +214,15 @@ class MLA(Block):
         )
         return scored + expanded.flops
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
         index = self.indexer
         return {
-            "heads": max(1, round(self.heads * self.v_head_dim * share / v_head_dim)),
-            "q_lora_rank": self.q_lora_rank and grained(self.q_lora_rank * share),
-            "kv_lora_rank": grained(self.kv_lora_rank * share),
-            "qk_nope_head_dim": grained(self.qk_nope_head_dim * share),
-            "qk_rope_head_dim": grained(self.qk_rope_head_dim * share),
+            "heads": max(1, round(self.heads * self.v_head_dim * width_fraction / v_head_dim)),
+            "q_lora_rank": self.q_lora_rank and grained(self.q_lora_rank * width_fraction),
+            "kv_lora_rank": grained(self.kv_lora_rank * width_fraction),
+            "qk_nope_head_dim": grained(self.qk_nope_head_dim * width_fraction),
+            "qk_rope_head_dim": grained(self.qk_rope_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
-            "indexer": index and index.proxy_fields(share, context_fraction),
+            "indexer": index and index.proxy_fields(width_fraction, context_fraction),
         }

@@ -1,4 +1,4 @@
-"""Mixture of experts: a router sends each token to a few of many small feed-forwards."""
+"""Mixture of experts: a router assigns each token to a few of many feed-forwards."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, Self
@@ -19,14 +19,16 @@ Router = Literal[
     "hash",
     "expert_choice",
 ]
-MAX_TWIN_EXPERTS = 16
+MAX_PROXY_EXPERTS = 16
 
 
 class Groups(Terse):
-    """Group-limited routing (arXiv 2405.04434): only the `top` best of `n` groups are candidates."""
+    """Group-limited routing (arXiv 2405.04434): only experts of the best groups are candidates."""
 
     n: PositiveInt
+    """Groups that the experts are divided into."""
     top: PositiveInt
+    """Groups whose experts are candidates."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -36,59 +38,67 @@ class Groups(Terse):
 
 
 class MoE(Block):
-    """Token-choice routing to `top_k` of `n_experts` experts, plus `n_shared` that always run.
-
-    `softmax` weighs the chosen experts by their softmax probability; `sigmoid` by the sigmoid of
-    their logit. `sigmoid_bias` and `sqrtsoftplus_bias` choose by score plus a correction bias that
-    balances the load without a loss term (DeepSeek-V3, arXiv 2412.19437); that bias is a buffer,
-    not a parameter. `hash` chooses by the token's id, and its router only weighs. `sparsemixer` is
-    Phi-3.5-MoE's top-2. With `expert_choice` each expert takes its best tokens of a whole text (arXiv
-    2202.09368): that looks ahead, so such a model trains but does not decode. `norm_topk` makes the weights of the chosen sum to one, `scale` multiplies
-    them; with `scale_input` they multiply the input of an expert, not its output (Llama 4).
-    `capacity` bounds the tokens that an expert takes of a sequence so far to that multiple of an
-    even share; a token beyond it skips the expert (arXiv 2101.03961). Tokens may also choose one of
-    `n_zero` experts that give back their input (LongCat-Flash). An expert of several
-    `expert_layers` is so many feed-forwards, all but the last beside a residual. Where uses share
-    `copies` of the block, experts are shared and each use has a router of its own.
-
-    The shared experts are one feed-forward of width `d_shared`, by default `n_shared * d_expert`;
-    `shared_gate` multiplies it by a sigmoid of the input. With `latent`, routed experts work in
-    that width, between one projection down and one up (`latent_norm`: an RMSNorm after the first).
-    `router_scale` is Gemma 4's router: it norms its input without a weight, and has learned scales
-    of the input and of each expert.
-    """
+    """Mixture of experts: routing to `top_k` of `n_experts` experts, plus shared experts."""
 
     kind: Literal["moe"] = "moe"
     n_experts: PositiveInt
+    """Routed experts."""
     top_k: PositiveInt
+    """Experts per token."""
     d_expert: PositiveInt
+    """Hidden features of an expert."""
     expert_layers: PositiveInt = 1
+    """Feed-forwards that an expert consists of, all but the last with a residual."""
     n_zero: NonNegativeInt = 0
+    """Further experts that return their input (LongCat-Flash)."""
     n_shared: NonNegativeInt = 0
+    """Shared experts, which every token uses; built as one feed-forward."""
     d_shared: PositiveInt | None = None
+    """Hidden features of all shared experts together; null: n_shared * d_expert."""
     shared_gate: bool = False
+    """Sigmoid gate of the input on the output of the shared experts."""
     router: Router = "softmax"
+    """Router. `softmax` weights experts by their probability, `sigmoid` by the sigmoid of the
+    logit; `sigmoid_bias` and `sqrtsoftplus_bias` choose by score plus a load-balancing bias, which
+    is a buffer (DeepSeek-V3, arXiv 2412.19437); `hash` chooses by token id and only weights by
+    score; `sparsemixer` is Phi-3.5-MoE's; with `expert_choice` experts choose tokens of a whole
+    text (arXiv 2202.09368), so the model trains but cannot decode."""
     norm_topk: bool = True
+    """Normalize the weights of the chosen experts to a sum of one."""
     scale: float = Field(default=1.0, gt=0)
+    """Factor of the expert weights."""
     scale_input: bool = False
+    """Apply the weights to the input of an expert, not to its output (Llama 4)."""
     capacity: float | None = Field(default=None, gt=0)
+    """Tokens of a sequence that an expert takes, as a multiple of an even split; further tokens
+    skip it (arXiv 2101.03961)."""
     groups: Groups | None = None
+    """Group-limited routing."""
     latent: PositiveInt | None = None
+    """Width that routed experts work in, between one shared projection down and one up."""
     latent_norm: bool = False
+    """RMSNorm after the projection into the latent width."""
     router_bias: bool = False
+    """Bias of the router's projection."""
     router_scale: bool = False
+    """Gemma 4's router: weightless norm of the input, learned scales of the input and of each
+    expert."""
     expert_bias: bool = False
+    """Biases of the experts' projections."""
     activation: Activation = "swiglu"
+    """Activation of all experts, see `ffn`."""
     limit: float | None = Field(default=None, gt=0)
+    """Bound that gate and up projections are clamped to."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
         if self.top_k > self.n_experts:
             raise ValueError(
-                f"top_k may be at most n_experts, got top_k={self.top_k}, n_experts={self.n_experts}"
+                f"top_k may be at most n_experts, got top_k={self.top_k}, "
+                f"n_experts={self.n_experts}"
             )
         if not self.n_shared and (self.shared_gate or self.d_shared):
-            raise ValueError("shared_gate and d_shared want n_shared of at least 1, got n_shared=0")
+            raise ValueError("shared_gate and d_shared need n_shared of at least 1, got n_shared=0")
         if self.groups and self.n_experts % self.groups.n:
             raise ValueError(
                 f"groups.n must divide n_experts, got n_experts={self.n_experts}, n={self.groups.n}"
@@ -101,7 +111,7 @@ class MoE(Block):
         if self.groups and self.n_zero:
             raise ValueError("groups and n_zero exclude each other, got both")
         if self.latent_norm and self.latent is None:
-            raise ValueError("latent_norm wants latent, got latent=None")
+            raise ValueError("latent_norm needs latent, got latent=None")
         return self
 
     @property
@@ -110,12 +120,12 @@ class MoE(Block):
 
     @property
     def shared_width(self) -> int:
-        """The width of all shared experts together; 0 without any."""
+        """Hidden features of all shared experts together; 0 without any."""
         return self.n_shared and (self.d_shared or self.n_shared * self.d_expert)
 
     @property
     def expert_prefixes(self) -> tuple[str, ...]:
-        """The names of an expert's layers."""
+        """The prefixes of the parameter names of an expert's layers."""
         layers = self.expert_layers
         return ("experts.",) if layers == 1 else tuple(f"experts.{i}." for i in range(layers))
 
@@ -161,11 +171,11 @@ class MoE(Block):
         )
 
     def shard(self, devices: int) -> Self:
-        """Whole experts on each device; of a shared one its share of the width."""
+        """Whole experts on each device, and a part of the width of shared ones."""
         if self.n_experts % devices or (self.n_shared and self.shared_width % devices):
             raise ValueError(
                 f"{devices} devices must divide n_experts and the shared width, got "
-                f"n_experts={self.n_experts}, shared width {self.shared_width if self.n_shared else 0}"
+                f"n_experts={self.n_experts}, shared width {self.shared_width}"
             )
         n_experts = self.n_experts // devices
         changed = {
@@ -177,7 +187,7 @@ class MoE(Block):
         return self.model_validate(self.model_dump() | changed)
 
     def cache(self, d_model: int) -> Cache:
-        """With a capacity, how many tokens each expert has had of a sequence."""
+        """With a capacity, the tokens of a sequence that each expert has taken so far."""
         counted = self.capacity is not None and self.router != "expert_choice"
         return Cache(state_elements=(self.n_experts + self.n_zero) * counted)
 
@@ -197,10 +207,10 @@ class MoE(Block):
         if self.n_shared:
             yield Rows(rows=point.rows, elements=(inputs + 1) * self.shared_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        fewer = max(1.0, self.n_experts / MAX_TWIN_EXPERTS)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        fewer = max(1.0, self.n_experts / MAX_PROXY_EXPERTS)
         top_k = max(1, round(self.top_k / fewer))
-        d_expert = grained(self.top_k * self.d_expert * share / top_k)
+        d_expert = grained(self.top_k * self.d_expert * width_fraction / top_k)
         n_experts, groups = max(top_k, round(self.n_experts / fewer)), None
         if self.groups and n_experts % self.groups.n == 0:
             of_one = n_experts // self.groups.n
@@ -210,7 +220,7 @@ class MoE(Block):
             "n_experts": n_experts,
             "top_k": top_k,
             "d_expert": d_expert,
-            "d_shared": (self.n_shared and grained(self.shared_width * share)) or None,
+            "d_shared": (self.n_shared and grained(self.shared_width * width_fraction)) or None,
             "groups": groups,
-            "latent": self.latent and grained(self.latent * share),
+            "latent": self.latent and grained(self.latent * width_fraction),
         }

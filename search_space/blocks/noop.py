@@ -1,4 +1,4 @@
-"""The sub-block that does nothing: a layer whose mixer or feed-forward was taken out."""
+"""No-op: a sub-block that does nothing."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -8,6 +8,8 @@ from .block import Block, Weight
 
 
 class NoOp(Block):
+    """No-op: a sub-block whose mixer or feed-forward was removed."""
+
     own_norms = True
 
     kind: Literal["noop"] = "noop"

@@ -1,10 +1,10 @@
-"""What the work of recurrent mixers has in common: one call for a text, another for a token."""
+"""Operator calls of recurrent mixers: one for whole sequences, another for a decoding step."""
 
 from ..operators import Conv, ConvStep, Operator, Point, RecurrentStep, Scan
 
 
 def convolution(point: Point, channels: int, width: int) -> Operator:
-    """The short causal convolution in front of a mixer."""
+    """The call of the short causal convolution before a mixer."""
     if point.decode:
         return ConvStep(batch=point.batch, channels=channels, width=width)
     return Conv(batch=point.batch, tokens=point.tokens, channels=channels, width=width)
@@ -20,7 +20,7 @@ def recurrence(
     delta: bool = False,
     writes: int = 1,
 ) -> Operator:
-    """The linear recurrence of `heads` states of `k_dim` x `v_dim`."""
+    """The call of a linear recurrence with `heads` states of `k_dim` x `v_dim`."""
     if point.decode:
         return RecurrentStep(
             batch=point.batch, heads=heads, k_dim=k_dim, v_dim=v_dim, delta=delta, writes=writes

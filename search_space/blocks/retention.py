@@ -1,4 +1,4 @@
-"""Retention: a linear mixer whose heads forget at fixed rates, with rotated keys."""
+"""Retention: a linear mixer with a fixed decay per head and rotated keys."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -12,17 +12,20 @@ from .recurrent import recurrence
 
 
 class Retention(Block):
-    """RetNet's multi-scale retention (arXiv 2307.08621): `heads` states of k by v width.
+    """Multi-scale retention of RetNet (arXiv 2307.08621): states of k_head_dim x v_head_dim.
 
-    A norm of each head without a weight and a SiLU gate precede the output projection.
+    A weightless norm of each head and a SiLU gate precede the output projection.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["retention"] = "retention"
     heads: PositiveInt
+    """Heads."""
     k_head_dim: PositiveInt
+    """Dimension of query and key heads; even."""
     v_head_dim: PositiveInt
+    """Dimension of value heads."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -38,10 +41,12 @@ class Retention(Block):
 
     @property
     def k_width(self) -> int:
+        """Width of all key heads."""
         return self.heads * self.k_head_dim
 
     @property
     def v_width(self) -> int:
+        """Width of all value heads."""
         return self.heads * self.v_head_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -71,10 +76,10 @@ class Retention(Block):
         )
         yield Rows(rows=point.rows, elements=3 * self.v_width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        v_head_dim = grained(self.v_head_dim * width_fraction)
         return {
-            "heads": max(1, round(self.v_width * share / v_head_dim)),
-            "k_head_dim": grained(self.k_head_dim * share),
+            "heads": max(1, round(self.v_width * width_fraction / v_head_dim)),
+            "k_head_dim": grained(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
         }

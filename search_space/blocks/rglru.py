@@ -1,4 +1,4 @@
-"""RG-LRU: Griffin's gated linear recurrence, one state a channel."""
+"""RG-LRU: Griffin's gated linear recurrence, one state per channel."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -11,17 +11,20 @@ from .recurrent import convolution
 
 
 class RGLRU(Block):
-    """The recurrent block of arXiv 2402.19427: a GeLU branch times a convolved, gated recurrence.
+    """Griffin's recurrent block (arXiv 2402.19427): a GeLU branch times a gated linear recurrence.
 
-    Both gates are block-diagonal in `blocks`. All projections have biases, as in RecurrentGemma.
+    All projections have biases, as in RecurrentGemma.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("width", "blocks")
 
     kind: Literal["rglru"] = "rglru"
     width: PositiveInt
+    """Channels, with one state each."""
     blocks: PositiveInt
+    """Diagonal blocks of the matrices of both gates; divides `width`."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -70,6 +73,9 @@ class RGLRU(Block):
         """Less the read of the state that a scan counts: here the state is the output."""
         return super().operator_flops(d_model, context) - 2 * self.width
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        blocks = max(1, round(self.blocks * share))
-        return {"width": blocks * max(1, round(self.width * share / blocks)), "blocks": blocks}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        blocks = max(1, round(self.blocks * width_fraction))
+        return {
+            "width": blocks * max(1, round(self.width * width_fraction / blocks)),
+            "blocks": blocks,
+        }

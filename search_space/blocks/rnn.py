@@ -1,4 +1,4 @@
-"""Classical recurrent networks: GRU and LSTM, one token after the other."""
+"""Recurrent networks with nonlinear states: GRU and LSTM."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -13,11 +13,13 @@ GATES = {"gru": 3, "lstm": 4}
 
 
 class RNN(Block):
-    """One layer of `width` units, as torch has it, between the model's width and itself."""
+    """GRU or LSTM layer, as in torch, between projections from and to the model's width."""
 
     kind: Literal["rnn"] = "rnn"
     cell: Literal["gru", "lstm"] = "gru"
+    """Cell."""
     width: PositiveInt
+    """Units."""
 
     @property
     def letter(self) -> str:
@@ -43,8 +45,8 @@ class RNN(Block):
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
         gates = GATES[self.cell] * self.width
-        yield Waiting(steps=point.tokens, n=gates, k=self.width)  # each for the token before
+        yield Waiting(steps=point.tokens, n=gates, k=self.width)  # one step after the other
         yield Rows(rows=point.rows, elements=2 * gates)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        return {"width": grained(self.width * share)}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        return {"width": grained(self.width * width_fraction)}

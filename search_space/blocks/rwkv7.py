@@ -1,4 +1,4 @@
-"""RWKV-7: a time mixer with a generalized delta rule, and the channel mixer that goes with it."""
+"""RWKV-7: a time mixer with a generalized delta rule, and its channel mixer."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -12,22 +12,29 @@ from .recurrent import recurrence
 
 
 class RWKV7(Block):
-    """The time mix of RWKV-7 "Goose" (arXiv 2503.14456): `heads` states of `head_dim` squared.
+    """Time mixer of RWKV-7 "Goose" (arXiv 2503.14456): states of head_dim x head_dim.
 
-    Decay, in-context learning rate, value residual and output gate come through bottlenecks. The
-    first one in the stack makes the values that later ones mix in, so it has no value residual. A
-    token shift mixes each input with the one before it. Offsets and the group norm have biases.
+    A token shift mixes each input with the one before it. Low-rank projections give decay,
+    in-context learning rate, value residual and output gate. The first of these blocks in the stack
+    makes the values that later ones mix in, so it has no value residual. The low-rank projections
+    but the gate's, and the group norm, have biases.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["rwkv7"] = "rwkv7"
     heads: PositiveInt
+    """Heads."""
     head_dim: PositiveInt
+    """Dimension of a head."""
     decay_rank: PositiveInt
+    """Rank of the projection to the decay."""
     a_rank: PositiveInt
+    """Rank of the projection to the in-context learning rate."""
     v_rank: PositiveInt
+    """Rank of the projection to the value residual."""
     gate_rank: PositiveInt
+    """Rank of the projection to the output gate."""
 
     @property
     def letter(self) -> str:
@@ -35,6 +42,7 @@ class RWKV7(Block):
 
     @property
     def width(self) -> int:
+        """Width of all heads."""
         return self.heads * self.head_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -54,7 +62,7 @@ class RWKV7(Block):
         )
 
     def _offset(self, name: str, rank: int, d_model: int, owner: Owner) -> tuple[Weight, ...]:
-        """A bottleneck with a bias behind it."""
+        """A low-rank projection with a bias."""
         return (
             linear(f"{name}_a_proj", rank, d_model, "gate", owner=owner),
             linear(f"{name}_b_proj", self.width, rank, "gate", owner=owner),
@@ -88,25 +96,26 @@ class RWKV7(Block):
         )
         yield Rows(rows=point.rows, elements=8 * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
         return {
-            "heads": max(1, round(self.width * share / head_dim)),
+            "heads": max(1, round(self.width * width_fraction / head_dim)),
             "head_dim": head_dim,
-            "decay_rank": grained(self.decay_rank * share),
-            "a_rank": grained(self.a_rank * share),
-            "v_rank": grained(self.v_rank * share),
-            "gate_rank": grained(self.gate_rank * share),
+            "decay_rank": grained(self.decay_rank * width_fraction),
+            "a_rank": grained(self.a_rank * width_fraction),
+            "v_rank": grained(self.v_rank * width_fraction),
+            "gate_rank": grained(self.gate_rank * width_fraction),
         }
 
 
 class RWKV7ChannelMix(Block):
-    """Squared ReLU of `width` features of a token mixed with the one before it."""
+    """Channel mixer of RWKV-7: squared ReLU of a token mixed with the one before it."""
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("width",)
 
     kind: Literal["rwkv7_cmix"] = "rwkv7_cmix"
     width: PositiveInt
+    """Hidden features."""
 
     @property
     def letter(self) -> str:
@@ -128,5 +137,5 @@ class RWKV7ChannelMix(Block):
         yield Rows(rows=point.rows, elements=2 * d_model)
         yield Rows(rows=point.rows, elements=2 * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        return {"width": grained(self.width * share)}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        return {"width": grained(self.width * width_fraction)}

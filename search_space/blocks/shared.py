@@ -1,4 +1,4 @@
-"""Shared-weight block: a few physical transformer layers that serve many places of the stack."""
+"""Shared-weight block: a few physical transformer layers that are used many times."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
@@ -13,12 +13,12 @@ from .rope import Rope
 
 
 class SharedBlock(Block):
-    """Zamba2's shared attention and feed-forward (arXiv 2411.15242).
+    """Shared attention and feed-forward of Zamba2 (arXiv 2411.15242).
 
-    `copies` physical blocks are used in turn. The attention reads the hidden state beside the
-    token embedding, 2 * d_model wide; its softmax scale is (head_dim / 2)**-0.5. Each use has a
-    low-rank adapter of its own on the up projection, a projection of its own behind, and its own
-    KV cache. What it gives is added to the input of the next block, not to the residual stream.
+    The attention reads the hidden state beside the token embedding, 2 * d_model wide; its softmax
+    scale is (head_dim / 2)**-0.5. Each use has its own low-rank adapter on the up projection, its
+    own output projection and its own KV cache. The output is added to the input of the next block,
+    not to the residual stream.
     """
 
     own_norms = True
@@ -28,13 +28,21 @@ class SharedBlock(Block):
 
     kind: Literal["shared"] = "shared"
     copies: PositiveInt | None = 1
+    """Physical blocks, used in turn."""
     heads: PositiveInt
+    """Query heads."""
     kv_heads: PositiveInt
+    """Key and value heads; divides `heads`."""
     head_dim: PositiveInt
+    """Dimension of a head."""
     width: PositiveInt
+    """Hidden features of the feed-forward."""
     activation: Activation = "geglu"
+    """Activation of the feed-forward, see `ffn`."""
     adapter_rank: PositiveInt
+    """Rank of the adapter of each use."""
     rope: Rope | None = None
+    """Rotary positions; null: none."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:
@@ -98,13 +106,15 @@ class SharedBlock(Block):
         yield Rows(rows=point.rows, elements=2 * d_model)
         yield Rows(rows=point.rows, elements=3 * self.width)
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        heads, kv_heads = grouped(self.heads, self.kv_heads, self.head_dim * share / head_dim)
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        heads, kv_heads = grouped(
+            self.heads, self.kv_heads, self.head_dim * width_fraction / head_dim
+        )
         return {
             "heads": heads,
             "kv_heads": kv_heads,
             "head_dim": head_dim,
-            "width": grained(self.width * share),
-            "adapter_rank": grained(self.adapter_rank * share),
+            "width": grained(self.width * width_fraction),
+            "adapter_rank": grained(self.adapter_rank * width_fraction),
         }

@@ -1,4 +1,4 @@
-"""Gated short convolution: a mixer that looks back a few tokens only."""
+"""Gated short convolution: a mixer over a few tokens."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -11,10 +11,11 @@ from .recurrent import convolution
 
 
 class ShortConv(Block):
-    """LFM2's mixer: a causal depthwise convolution of width `conv` between two input gates."""
+    """Gated short convolution of LFM2: a causal depthwise convolution between two input gates."""
 
     kind: Literal["shortconv"] = "shortconv"
     conv: int = Field(default=3, ge=2)
+    """Width of the convolution."""
 
     @property
     def letter(self) -> str:

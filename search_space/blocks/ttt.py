@@ -1,4 +1,4 @@
-"""Test-time training: a mixer whose state is a linear model, trained on each token it reads."""
+"""Test-time training: a mixer whose state is a linear model that is trained on each token."""
 
 from collections.abc import Iterator
 from math import ceil
@@ -13,20 +13,23 @@ from .recurrent import convolution
 
 
 class TTTLinear(Block):
-    """TTT-Linear (arXiv 2407.04620): `heads` inner models W of `head_dim` x `head_dim`.
+    """TTT-Linear (arXiv 2407.04620): inner linear models W of head_dim x head_dim.
 
-    Each of `mini_batch` tokens takes a gradient step of |LN(k W) + k - v|^2 at the W that the
-    mini-batch began with; a token reads q + LN(q W). The learning rate is learned, a token and
-    head. A causal convolution of width `conv` runs over q, k and v.
+    Each token takes a gradient step of |LN(k W) + k - v|^2 at the W that its mini-batch began with,
+    and reads q + LN(q W). The learning rate is learned per token and head.
     """
 
     tp_sharded_dims: ClassVar[tuple[str, ...]] = ("heads",)
 
     kind: Literal["ttt_linear"] = "ttt_linear"
     heads: PositiveInt
+    """Inner models."""
     head_dim: PositiveInt
+    """Dimension of a head."""
     mini_batch: PositiveInt = 16
+    """Tokens whose gradients are taken at the same W."""
     conv: int = Field(default=4, ge=2)
+    """Width of the causal convolution over q, k and v."""
 
     @property
     def letter(self) -> str:
@@ -34,6 +37,7 @@ class TTTLinear(Block):
 
     @property
     def width(self) -> int:
+        """Width of all heads."""
         return self.heads * self.head_dim
 
     def weights(self, d_model: int) -> tuple[Weight, ...]:
@@ -55,7 +59,7 @@ class TTTLinear(Block):
         return linear_mixer_heads(size, size) | {"gate_proj": head_rows(z=size)}
 
     def cache(self, d_model: int) -> Cache:
-        """W and its gradient within the open mini-batch, and the convolution's tail."""
+        """W, its gradient within the current mini-batch, and the convolution tail."""
         return Cache(
             state_elements=2 * self.heads * self.head_dim**2,
             conv_elements=(self.conv - 1) * 3 * self.width,
@@ -80,6 +84,9 @@ class TTTLinear(Block):
         """With the update of W, which runs as a sum and not as a product."""
         return super().operator_flops(d_model, context) + 2 * self.heads * self.head_dim**2
 
-    def proxy_fields(self, share: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * share)
-        return {"heads": max(1, round(self.width * share / head_dim)), "head_dim": head_dim}
+    def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
+        head_dim = grained(self.head_dim * width_fraction)
+        return {
+            "heads": max(1, round(self.width * width_fraction / head_dim)),
+            "head_dim": head_dim,
+        }

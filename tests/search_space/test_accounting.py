@@ -1,4 +1,4 @@
-"""Counts by formula against published totals and against arithmetic by hand."""
+"""Counts by formula against published totals and arithmetic by hand."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_deepseek_v3_counts_as_published() -> None:
     not ATLAS.exists(), reason="the atlas of published models is not beside this clone"
 )
 @pytest.mark.parametrize("name", ["nemotron_h_8b", "mamba2_2.7b"])
-def test_mamba2_hybrids_count_as_the_atlas_says(name: str) -> None:
+def test_mamba2_hybrids_count_as_in_the_source_of_the_atlas(name: str) -> None:
     entry = next(m for m in yaml.safe_load(ATLAS.read_text())["models"] if m["id"] == name)
     keep = {
         "attn": ("kind", "heads", "kv_heads", "head_dim"),
@@ -117,7 +117,7 @@ def test_a_window_caps_the_cache(architecture: Make) -> None:
     assert accounting.cache_bytes_at(made, 1000) == 8 * 2 * 16 * 2
 
 
-def test_flops_grow_with_the_context_only_by_attention(architecture: Make) -> None:
+def test_only_attention_makes_flops_grow_with_the_context(architecture: Make) -> None:
     grown = [accounting.flops_per_token(architecture(p), 200) - accounting.flops_per_token(architecture(p), 100)
              for p in ("*-", "M-", "G-", "W-")]  # fmt: skip
     assert grown == [4 * 4 * 16 * 100, 0, 0, 0]
@@ -150,7 +150,7 @@ def test_mean_visible_is_the_mean_over_a_prefill() -> None:
         assert mean_visible(tokens, window) == pytest.approx(sum(seen) / tokens)
 
 
-def test_fp8_halves_what_it_is_placed_on_and_adds_scales(architecture: Make) -> None:
+def test_fp8_halves_the_bytes_of_its_roles_and_adds_scales(architecture: Make) -> None:
     plain, fp8 = (
         architecture("*-", precision={"fp8": roles}) for roles in ([], ["ffn.up", "ffn.down"])
     )
@@ -158,6 +158,6 @@ def test_fp8_halves_what_it_is_placed_on_and_adds_scales(architecture: Make) -> 
     assert accounting.weight_bytes(plain) - accounting.weight_bytes(fp8) == elements - 4 * rows
 
 
-def test_an_fp8_cache_carries_a_scale_a_head(architecture: Make) -> None:
+def test_an_fp8_cache_has_a_scale_per_head(architecture: Make) -> None:
     made = architecture("*-", precision={"fp8": ["kv_cache"]})
     assert accounting.cache_bytes(made).kv_bytes_per_token == 2 * 2 * 16 + 2 * 2 * 4

@@ -1,4 +1,4 @@
-"""Whatever is typed: an answer or one clear line, never a traceback."""
+"""Any input is read or rejected with one line, never a traceback."""
 
 import string
 from typing import Any
@@ -33,12 +33,12 @@ some_block = st.fixed_dictionaries({"kind": st.sampled_from([*KINDS, "nothing"])
 
 
 @given(st.lists(group, min_size=1, max_size=60).map(tuple))
-def test_a_spelt_pattern_unrolls_to_what_it_spells(groups: tuple[str, ...]) -> None:
+def test_a_compressed_pattern_unrolls_to_the_same_sub_blocks(groups: tuple[str, ...]) -> None:
     assert unroll(compress(groups)) == groups
 
 
 @given(notation)
-def test_a_pattern_unrolls_or_is_refused_in_one_line(pattern: str) -> None:
+def test_a_pattern_unrolls_or_is_rejected_in_one_line(pattern: str) -> None:
     rejected = ""
     try:
         assert unroll(compress(groups := unroll(pattern))) == groups
@@ -48,8 +48,8 @@ def test_a_pattern_unrolls_or_is_refused_in_one_line(pattern: str) -> None:
 
 
 @given(st.text(max_size=200))
-def test_any_text_is_a_document_or_is_refused(text: str) -> None:
-    _reads_back_or_is_refused(text)
+def test_any_text_is_a_document_or_is_rejected(text: str) -> None:
+    _reads_back_or_is_rejected(text)
 
 
 @settings(max_examples=60)
@@ -57,24 +57,24 @@ def test_any_text_is_a_document_or_is_refused(text: str) -> None:
     st.dictionaries(st.sampled_from(sorted(Architecture.model_fields)), anything),
     st.dictionaries(symbol, some_block | scalar, max_size=3),
 )
-def test_any_fields_are_an_architecture_or_are_refused(fields: dict, blocks: dict) -> None:
+def test_any_fields_are_an_architecture_or_are_rejected(fields: dict, blocks: dict) -> None:
     text = yaml.safe_dump(
         {"d_model": 64, "vocab_size": 256, "pattern": "*-", **fields, "blocks": blocks}
     )
-    _reads_back_or_is_refused(text)
+    _reads_back_or_is_rejected(text)
 
 
 @settings(max_examples=60)
 @given(st.data())
-def test_a_published_model_with_one_field_changed_reads_back_or_is_refused(data: Any) -> None:
+def test_a_published_model_with_one_field_changed_reads_back_or_is_rejected(data: Any) -> None:
     plain = published.entry(data.draw(st.sampled_from(published.names()))).architecture.plain()
     target = data.draw(st.sampled_from([plain, *plain["blocks"].values()]))
     field = data.draw(st.sampled_from(sorted(target)))
     target[field] = data.draw(anything)
-    _reads_back_or_is_refused(yaml.safe_dump(plain))
+    _reads_back_or_is_rejected(yaml.safe_dump(plain))
 
 
-def _reads_back_or_is_refused(text: str) -> None:
+def _reads_back_or_is_rejected(text: str) -> None:
     rejected = ""
     try:
         made = architecture_from(parse_document(text, source="x.yaml"))

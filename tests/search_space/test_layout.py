@@ -1,4 +1,4 @@
-"""The placement rules, written out."""
+"""Layouts: patterns by placement."""
 
 import pytest
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from archfront.search_space.layout import Layout
         (0.4, "even", "G-*-(G-G-*-)x2"),
     ],
 )
-def test_a_rule_writes_its_pattern(ratio: float, placement: str, pattern: str) -> None:
+def test_a_layout_writes_its_pattern(ratio: float, placement: str, pattern: str) -> None:
     layout = Layout(
         layers=8, ratio=ratio, placement=placement, attention="*", linear="G", feedforward="-"
     )  # pyright: ignore[reportArgumentType]

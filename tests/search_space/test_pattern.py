@@ -1,4 +1,4 @@
-"""The layer notation: what it says, what it refuses, and that printing and parsing agree."""
+"""The layer notation: parsing, errors, and round trips."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archfront.search_space.pattern import PatternError, compress, units, unroll
+from archfront.search_space.pattern import SYMBOLS, PatternError, compress, units, unroll
 
 SYMBOL = st.sampled_from(["*", "W", "W1", "L", "M", "G", "-", "E", "E2", "[*|M]"])
 
@@ -29,7 +29,7 @@ def test_unroll_reads_the_notation(pattern: str, blocks: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("pattern", "law"),
+    ("pattern", "message"),
     [
         ("Q", "unknown symbol 'Q' at column 1"),
         ("(*-", r"'\(' at column 1 is never closed"),
@@ -45,8 +45,8 @@ def test_unroll_reads_the_notation(pattern: str, blocks: tuple[str, ...]) -> Non
         ("((((*x99)x99)x99)x99)", "more than 4096"),
     ],
 )
-def test_a_broken_pattern_is_refused_with_its_law(pattern: str, law: str) -> None:
-    with pytest.raises(PatternError, match=law):
+def test_an_invalid_pattern_is_reported_with_its_column(pattern: str, message: str) -> None:
+    with pytest.raises(PatternError, match=message):
         unroll(pattern)
 
 
@@ -69,10 +69,14 @@ def test_printing_and_parsing_agree(blocks: list[str]) -> None:
 
 
 @given(st.text(alphabet="*WLMGE-x0123456789()[]| Q", max_size=40))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_read_or_rejected(text: str) -> None:
     with contextlib.suppress(PatternError):
         assert unroll(text)
 
 
 def test_a_layer_is_a_mixer_with_its_feed_forward() -> None:
     assert units(("M", "-", "M", "*", "-", "-")) == (("M", "-"), ("M",), ("*", "-"), ("-",))
+
+
+def test_every_symbol_of_the_table_is_read() -> None:
+    assert unroll("".join(SYMBOLS)) == tuple(SYMBOLS)

@@ -1,4 +1,4 @@
-"""The atlas: every published architecture counted to the last parameter."""
+"""The atlas: counts of every published architecture."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ RENAMED = {"qwen3_next_80b": "qwen3_next_80b_a3b"}
 
 
 @pytest.mark.parametrize("name", published.names())
-def test_every_verified_figure_is_met_exactly(name: str) -> None:
+def test_every_verified_figure_is_counted_exactly(name: str) -> None:
     entry = published.entry(name)
     known = entry.reference.model_dump(exclude={"verified_by"}, exclude_none=True)
     counted = published.figures(entry.architecture).model_dump()
@@ -25,10 +25,10 @@ def test_every_verified_figure_is_met_exactly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", published.names())
-def test_the_placed_tensors_are_the_counted_ones(name: str) -> None:
+def test_the_located_weights_are_the_counted_ones(name: str) -> None:
     architecture = published.entry(name).architecture
     if architecture.encoder:
-        pytest.skip("the tensors of an encoder are counted, not placed")
+        pytest.skip("the tensors of an encoder are counted, not located")
     placed = sum(p.weight.total_count for p in accounting.located_weights(architecture))
     assert placed == accounting.parameters(architecture).total
 
@@ -100,13 +100,11 @@ def test_the_fp8_scales_of_deepseek_v3_are_those_of_its_checkpoint() -> None:
         ("nothing like it", None),
     ],
 )
-def test_a_model_is_found_by_its_id_its_name_or_the_start_of_one(
-    asked: str, found: str | None
-) -> None:
+def test_a_model_is_found_by_id_by_name_or_by_prefix(asked: str, found: str | None) -> None:
     assert published.find(asked) == found
 
 
-def test_an_unknown_model_is_told_with_the_nearest() -> None:
+def test_an_unknown_model_is_reported_with_the_nearest_name() -> None:
     with pytest.raises(InputError, match="the atlas has no 'lama3_8b'; did you mean 'llama3_8b'"):
         published.entry("lama3_8b")
 

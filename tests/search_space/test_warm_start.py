@@ -1,4 +1,4 @@
-"""A search starts near published architectures, inside its own space."""
+"""Warm starts: candidates of a space near published architectures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def space() -> SearchSpace:
         ("llama3_8b", ("*-",)),
     ],
 )
-def test_the_start_has_the_models_layers(
+def test_a_start_has_the_layers_of_the_model(
     space: SearchSpace, model: str, layers: tuple[str, ...]
 ) -> None:
     start = start_near(space, model).architecture
@@ -49,7 +49,7 @@ def test_the_same_model_starts_the_same_candidate(space: SearchSpace) -> None:
     assert start_near(space, "qwen3_next_80b_a3b") == start_near(space, "qwen3_next_80b_a3b")
 
 
-def test_where_nothing_near_is_legal_the_refusal_is_told(space: SearchSpace) -> None:
+def test_a_start_without_a_legal_candidate_has_the_rejection(space: SearchSpace) -> None:
     cramped = space.file.budget.model_copy(update={"value": 1e6})  # type: ignore[union-attr]
     none = replace(space, file=space.file.model_copy(update={"budget": cramped}))
     start = start_near(none, "llama3_8b")
@@ -57,7 +57,7 @@ def test_where_nothing_near_is_legal_the_refusal_is_told(space: SearchSpace) -> 
     assert "budget" in (start.rejection or "")
 
 
-def test_a_space_names_its_starts(small_space: str) -> None:
+def test_a_space_file_names_its_starts(small_space: str) -> None:
     text = small_space + "warm_start: [llama3_8b, mixtral_8x7b]\n"
     found = starts(check_space(parse_document(text, source="x.yaml")))
     assert [start.name for start in found] == ["llama3_8b", "mixtral_8x7b"]
