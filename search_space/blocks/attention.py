@@ -285,13 +285,13 @@ class Attention(Block):
                 heads=sparse.index_heads or self.heads,
                 head_dim=sparse.index_dim if sparse.index_heads else self.head_dim,
             )
-        held = visible(point.context, self._held or self.chunk)
+        cached = visible(point.context, self._cached or self.chunk)
         if not point.decode:
             yield from self._prefill(point, kv, size)
         elif self.dilation > 1:
-            yield from masked_attention(batch=point.batch, tokens=1, keys=held, **size)
+            yield from masked_attention(batch=point.batch, tokens=1, keys=cached, **size)
         else:
-            seen = visible(held, self._selected)
+            seen = visible(cached, self._selected)
             yield AttentionDecode(batch=point.batch, context=seen, kv=kv, **size)
         if self.out_gate != "none":
             yield Rows(rows=point.rows, elements=3 * self.o_width)
