@@ -1,13 +1,13 @@
-"""How well the cost model foretells operators and architectures that it has not seen.
+"""Accuracy of the cost model on operators and architectures that it was not fitted on.
 
     python benchmarks/cost.py --tables DIR                    # a quarter of the sites is held out
     python benchmarks/cost.py --tables DIR --held-out OTHER   # fits on DIR, judges on OTHER
 
-Truth is the public timings. A site (an (n, k) of a product, the heads of an attention) is either
-fitted or judged, in every format. Architectures are composed of judged calls. For a GPU that was
-never seen, its whole family is left out of the fit; what 100 or 30 of its points a class then bring
-is judged on the rest of it. With --strict it ends with 1 where a figure misses its goal by more than
-its slack.
+Truth is the public timings. A site (an (n, k) of a matrix product, the heads of an attention) is
+either fitted or tested, in every format. Architectures are composed of tested calls. For an unseen
+GPU its whole family is left out of the fit; calibrations on 100 or 30 of its points per class are
+tested on its other points. With --strict the exit code is 1 where a figure misses its goal by more
+than the slack.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import kendalltau
 
-from archfront.profilers.cost.__main__ import dealt, fit, fold_of
 from archfront.profilers.cost.composed import compose
+from archfront.profilers.cost.fit import assign_folds, fit, fold_of
 from archfront.profilers.cost.local_fit import calibrated
 from archfront.profilers.cost.model import Model, Times
 from archfront.profilers.cost.tables import Timing, read
@@ -34,7 +34,7 @@ from archfront.profilers.cost.work import cost_class
 from archfront.profilers.device import device
 from archfront.search_space.operators import Gemm
 
-SLACK = 0.1  # of a goal, before the benchmark fails
+SLACK = 0.1  # relative to a goal, beyond which --strict fails
 MAPE_GOALS = {
     "gemm": 4.5,
     "attention_prefill": 5.0,
@@ -45,12 +45,12 @@ MAPE_GOALS = {
     "experts_fp8": 12.0,
     "gemm_fp8": 6.0,
 }
-ARCHITECTURES = 30  # of each scenario and GPU
+ARCHITECTURES = 30  # per scenario and GPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One line of the report; without a goal it is only told."""
+    """One line of the report; without a goal it is for information."""
 
     name: str
     value: float
@@ -70,32 +70,33 @@ class Figure:
         return self.value <= self.goal * (1 + slack)
 
 
-def ape(told: np.ndarray, true: np.ndarray) -> np.ndarray:
-    return 100 * np.abs(told / true - 1)
+def ape(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Absolute percentage errors."""
+    return 100 * np.abs(predicted / true - 1)
 
 
-def by_device(judged: Sequence[Timing]) -> dict[str, list[Timing]]:
+def by_device(tested: Sequence[Timing]) -> dict[str, list[Timing]]:
     found: dict[str, list[Timing]] = defaultdict(list)
-    for timing in judged:
+    for timing in tested:
         found[timing.device].append(timing)
     return dict(sorted(found.items()))
 
 
-def told(model: Model, timings: Sequence[Timing]) -> Times:
-    """What the model says of timings of one device."""
+def predict(model: Model, timings: Sequence[Timing]) -> Times:
+    """Estimates of the calls of timings, all of one device."""
     return model.times([timing.operator for timing in timings], device(timings[0].device))
 
 
-def operators(model: Model, judged: Sequence[Timing]) -> Iterator[Figure]:
-    """The error of single calls by family, and the share of calls inside their intervals."""
+def operators(model: Model, tested: Sequence[Timing]) -> Iterator[Figure]:
+    """The error of single calls by family, and the fraction of calls inside their intervals."""
     errors: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     inside: list[bool] = []
     widths: list[float] = []
-    for where, part in by_device(judged).items():
-        times, true = told(model, part), np.array([timing.seconds for timing in part])
+    for where, part in by_device(tested).items():
+        times, true = predict(model, part), np.array([timing.seconds for timing in part])
         families = np.array([timing.operator.family for timing in part])
         inside += ((times.low <= true) & (true <= times.high)).tolist()
-        widths += times.spread.tolist()
+        widths += times.half_width.tolist()
         for family in np.unique(families).tolist():
             chosen = families == family
             errors[family][where] = ape(times.seconds[chosen], true[chosen])
@@ -112,47 +113,47 @@ def operators(model: Model, judged: Sequence[Timing]) -> Iterator[Figure]:
 
 
 def coverage(name: str, inside: Sequence[bool], widths: Sequence[float]) -> Iterator[Figure]:
-    """Coverage of 90% intervals: 87 to 93 is the goal, told as the distance from 90."""
-    share = 100 * float(np.mean(inside))
+    """Coverage of 90% intervals, as the distance from 90; the goal is 87 to 93."""
+    percent = 100 * float(np.mean(inside))
     yield Figure(
         name=f"intervals: {name}, distance from 90%",
-        value=abs(share - 90),
+        value=abs(percent - 90),
         goal=3.0,
-        note=f"cover {share:.1f}%, median half-width {100 * np.median(widths):.0f}%",
+        note=f"cover {percent:.1f}%, median half-width {100 * np.median(widths):.0f}%",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Architectures on one GPU: what was foretold of each scenario's, what is true."""
+    """Predicted and true seconds of the architectures of one scenario on one GPU."""
 
     where: str
     scenario: str
-    told: np.ndarray
+    predicted: np.ndarray
     low: np.ndarray
     high: np.ndarray
     true: np.ndarray
 
 
-def composed(model: Model, judged: Sequence[Timing], seed: int = 1) -> Iterator[Sums]:
-    """Random architectures of the judged calls, GPU by GPU and scenario by scenario."""
-    for where, part in by_device(judged).items():
+def composed(model: Model, tested: Sequence[Timing], seed: int = 1) -> Iterator[Sums]:
+    """Random architectures of the tested calls, by GPU and scenario."""
+    for where, part in by_device(tested).items():
         calls = [timing.operator for timing in part]
         true = np.array([timing.seconds for timing in part])
         rows: dict[tuple, list[tuple[float, ...]]] = defaultdict(list)
         for scenario, drawn in compose(calls, np.random.default_rng(seed), ARCHITECTURES):
             counted: Counter = Counter()
-            for place, times in drawn.items():
-                counted[calls[place]] += times
+            for index, times in drawn.items():
+                counted[calls[index]] += times
             total = model.total(counted, device(where))
-            truth = sum(times * true[place] for place, times in drawn.items())
+            truth = sum(times * true[index] for index, times in drawn.items())
             rows[scenario].append((total.seconds, total.low, total.high, float(truth)))
         for (phase, size), found in rows.items():
-            told_, low, high, truths = np.array(found).T
+            predicted, low, high, truths = np.array(found).T
             yield Sums(
                 where=where,
                 scenario=f"{phase} {size}",
-                told=told_,
+                predicted=predicted,
                 low=low,
                 high=high,
                 true=truths,
@@ -169,40 +170,40 @@ def architectures(
     worst: float | None = None,
 ) -> Iterator[Figure]:
     """Error, rank correlation, worst scenario and coverage of composed architectures."""
-    errors = np.concatenate([ape(sums.told, sums.true) for sums in found])
+    errors = np.concatenate([ape(sums.predicted, sums.true) for sums in found])
     each: dict[str, list[float]] = defaultdict(list)
     for sums in found:
-        each[sums.where].append(ape(sums.told, sums.true).mean())
+        each[sums.where].append(ape(sums.predicted, sums.true).mean())
     note = ", ".join(f"{where} {np.mean(part):.1f}" for where, part in each.items())
     yield Figure(name=f"{name}: MAPE %", value=errors.mean(), goal=mape, note=note)
     yield Figure(name=f"{name}: p90 %", value=float(np.quantile(errors, 0.9)), goal=p90)
-    taus = [kendalltau(sums.told, sums.true).statistic for sums in found]
+    taus = [kendalltau(sums.predicted, sums.true).statistic for sums in found]
     yield Figure(name=f"{name}: Kendall tau", value=float(np.mean(taus)), goal=tau, at_least=True)
-    hardest = max(found, key=lambda sums: ape(sums.told, sums.true).mean())
+    hardest = max(found, key=lambda sums: ape(sums.predicted, sums.true).mean())
     yield Figure(
         name=f"{name}: worst scenario %",
-        value=ape(hardest.told, hardest.true).mean(),
+        value=ape(hardest.predicted, hardest.true).mean(),
         goal=worst,
         note=f"{hardest.where}, {hardest.scenario}",
     )
     inside = np.concatenate([(s.low <= s.true) & (s.true <= s.high) for s in found])
-    widths = np.concatenate([np.log(s.high / s.told) for s in found])
+    widths = np.concatenate([np.log(s.high / s.predicted) for s in found])
     yield from coverage(name, inside.tolist(), widths.tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unseen:
-    """A GPU whose family was left out of the fit: its architectures, told with so many points."""
+    """Predictions for a GPU whose family was left out of the fit, by number of local points."""
 
     operators: list[tuple[float, bool, float]]  # error, inside its interval, half-width
     sums: dict[int, list[Sums]]
     local_operators: list[tuple[float, bool, float]]
 
 
-def left_out(family: str, fitted: Sequence[Timing], judged: Sequence[Timing]) -> Unseen:
-    """Fits on all other families and judges the first device of this one."""
+def left_out(family: str, fitted: Sequence[Timing], tested: Sequence[Timing]) -> Unseen:
+    """Fit on all other families and test on the first device of this one."""
     others = [t for t in fitted if device(t.device).family != family]
-    inside = [t for t in (*fitted, *judged) if device(t.device).family == family]
+    inside = [t for t in (*fitted, *tested) if device(t.device).family == family]
     timed = {t.operator.family for t in others}
     first = min(t.device for t in inside)
     own = [t for t in inside if t.device == first and t.operator.family in timed]
@@ -221,39 +222,41 @@ def left_out(family: str, fitted: Sequence[Timing], judged: Sequence[Timing]) ->
 
 
 def alone(model: Model, timings: Sequence[Timing]) -> list[tuple[float, bool, float]]:
-    times, true = told(model, timings), np.array([t.seconds for t in timings])
+    times, true = predict(model, timings), np.array([t.seconds for t in timings])
     inside = (times.low <= true) & (true <= times.high)
     errors = ape(times.seconds, true)
-    return list(zip(errors.tolist(), inside.tolist(), times.spread.tolist(), strict=True))
+    return list(zip(errors.tolist(), inside.tolist(), times.half_width.tolist(), strict=True))
 
 
 def sampled(timings: Sequence[Timing], points: int, rng: np.random.Generator) -> set[int]:
-    """So many points of each class, at most half of it."""
-    places: dict[str, list[int]] = defaultdict(list)
+    """Indices of `points` timings per class, at most half of it."""
+    by_class: dict[str, list[int]] = defaultdict(list)
     for i, timing in enumerate(timings):
-        places[cost_class(timing.operator)].append(i)
+        by_class[cost_class(timing.operator)].append(i)
     return {
         int(i)
-        for found in places.values()
+        for found in by_class.values()
         for i in rng.choice(found, min(points, len(found) // 2), replace=False)
     }
 
 
-def formats(model: Model, judged: Sequence[Timing]) -> Iterator[Figure]:
+def formats(model: Model, tested: Sequence[Timing]) -> Iterator[Figure]:
     """Whether FP8 or BF16 is faster for a product, where the truth is not within 5% of a tie."""
     right: list[bool] = []
-    for part in by_device(judged).values():
+    for part in by_device(tested).values():
         pairs: dict[tuple, dict[str, tuple[float, float]]] = defaultdict(dict)
         products = [t for t in part if isinstance(t.operator, Gemm)]
-        for timing, seconds in zip(products, told(model, products).seconds.tolist(), strict=True):
+        for timing, seconds in zip(
+            products, predict(model, products).seconds.tolist(), strict=True
+        ):
             call = timing.operator
             assert isinstance(call, Gemm)
             pairs[call.m, call.n, call.k][call.format] = (seconds, timing.seconds)
         for found in pairs.values():
             if {"bf16", "fp8"} <= found.keys():
-                (told16, true16), (told8, true8) = found["bf16"], found["fp8"]
+                (seconds16, true16), (seconds8, true8) = found["bf16"], found["fp8"]
                 if abs(math.log(true16 / true8)) > math.log(1.05):
-                    right.append((told16 > told8) == (true16 > true8))
+                    right.append((seconds16 > seconds8) == (true16 > true8))
     yield Figure(
         name="FP8 or BF16: right choices %",
         value=100 * float(np.mean(right)) if right else math.nan,
@@ -263,29 +266,29 @@ def formats(model: Model, judged: Sequence[Timing]) -> Iterator[Figure]:
     )
 
 
-def speed(model: Model, judged: Sequence[Timing]) -> Iterator[Figure]:
-    """How long an architecture of calls that were never asked for takes, and one asked again."""
-    where = judged[0].device
-    calls = [timing.operator for timing in judged if timing.device == where]
+def speed(model: Model, tested: Sequence[Timing]) -> Iterator[Figure]:
+    """Milliseconds of an estimate whose calls are new to the model, and of a cached one."""
+    where = tested[0].device
+    calls = [timing.operator for timing in tested if timing.device == where]
     drawn = [
         Counter({calls[i]: times for i, times in counts.items()})
         for _, counts in compose(calls, np.random.default_rng(3), 20)
     ]
-    for name, asked in (
-        ("new", Model(families=model.families, widen=model.widen)),
-        ("again", model),
+    for name, estimator in (
+        ("new", Model(families=model.families, inflation=model.inflation)),
+        ("cached", model),
     ):
-        for counted in drawn if name == "again" else drawn[:3]:
-            asked.total(counted, device(where))
+        for counted in drawn if name == "cached" else drawn[:3]:
+            estimator.total(counted, device(where))
         begin = time.perf_counter()
         for counted in drawn:
-            asked.total(counted, device(where))
+            estimator.total(counted, device(where))
         spent = 1e3 * (time.perf_counter() - begin) / len(drawn)
-        yield Figure(name=f"speed: ms an architecture, {name}", value=spent, goal=2.0)
+        yield Figure(name=f"speed: ms per architecture, {name}", value=spent, goal=2.0)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="How well the cost model foretells.")
+    parser = argparse.ArgumentParser(description="Accuracy of the cost model.")
     parser.add_argument("--tables", type=Path, required=True)
     parser.add_argument("--held-out", type=Path)
     parser.add_argument("--processes", type=int, default=2)
@@ -297,14 +300,14 @@ def main() -> int:
     begin = time.perf_counter()
     timings = read(given.tables)
     if given.held_out:
-        fitted, judged = timings, read(given.held_out)
+        fitted, tested = timings, read(given.held_out)
     else:
-        fold = fold_of(timings, dealt(timings, 4))
+        fold = fold_of(timings, assign_folds(timings, 4))
         fitted = [t for t, f in zip(timings, fold, strict=True) if f]
-        judged = [t for t, f in zip(timings, fold, strict=True) if not f]
+        tested = [t for t, f in zip(timings, fold, strict=True) if not f]
     known = {t.device for t in fitted}
     model = fit(fitted, processes=given.processes)
-    seen = [t for t in judged if t.device in known]
+    seen = [t for t in tested if t.device in known]
     print(f"fitted on {len(fitted)} timings in {time.perf_counter() - begin:.0f} s")
     figures = [
         *operators(model, seen),
@@ -312,25 +315,25 @@ def main() -> int:
         *formats(model, seen),
         *speed(model, seen),
     ]
-    families = sorted({device(t.device).family for t in judged})
+    families = sorted({device(t.device).family for t in tested})
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
-        unseen = list(pool.map(left_out, families, repeat(fitted), repeat(judged)))
+        unseen = list(pool.map(left_out, families, repeat(fitted), repeat(tested)))
     whole = [sums for found in unseen for sums in found.sums[0]]
     figures += architectures("unseen family", whole, mape=13.0, p90=20.0, worst=35.0)
     for points, mape, tau in ((100, 5.0, 0.95), (30, 8.0, 0.90)):
         part = [sums for found in unseen for sums in found.sums[points]]
-        figures += architectures(f"{points} points a class", part, mape=mape, tau=tau)
+        figures += architectures(f"{points} points per class", part, mape=mape, tau=tau)
     for name, rows in (
         ("operators, transferred", [row for found in unseen for row in found.operators]),
         ("operators, calibrated", [row for found in unseen for row in found.local_operators]),
     ):
         figures += coverage(name, [row[1] for row in rows], [row[2] for row in rows])
-    failed = told_all(figures, time.perf_counter() - begin)
+    failed = print_figures(figures, time.perf_counter() - begin)
     return int(given.strict and failed > 0)
 
 
-def told_all(figures: Sequence[Figure], spent: float) -> int:
-    """Prints the figures beside their goals; how many miss theirs by more than the slack."""
+def print_figures(figures: Sequence[Figure], spent: float) -> int:
+    """Print the figures with their goals; returns how many miss by more than the slack."""
     for figure in figures:
         goal = "" if figure.goal is None else f"{'>=' if figure.at_least else '<='} {figure.goal:g}"
         verdict = "" if figure.goal is None else ("reached" if figure.reached else "MISSED")

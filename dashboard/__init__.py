@@ -1,1 +1,1 @@
-"""What people look at."""
+"""The dashboard: Streamlit pages on a store."""

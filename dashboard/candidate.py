@@ -1,36 +1,30 @@
-"""One architecture on the page: its layers, its numbers, the file that exports it."""
+"""The details of one architecture: its layers, its measurements, its export file."""
 
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
+from ..orchestrator.palette import PROVENANCES
 from ..search_space.architecture import Architecture
 from ..search_space.pattern import SYMBOLS
-from .layer_diagram import strip
+from .layer_diagram import layer_diagram
 from .queries import Details
-
-# As the terminal colors them.
-PROVENANCES = {
-    "measured": "#2f9e44",
-    "composed": "#1098ad",
-    "estimated": "#e0a800",
-    "counted": "#3b6fd8",
-}
 
 
 def show(details: Details) -> None:
-    """Everything known of an architecture."""
+    """Draw the details of an architecture."""
     architecture, trial = details.architecture, details.trial
-    where = "on the front" if trial.on_front else "not on the front"
+    front = "on the front" if trial.on_front else "not on the front"
     st.subheader(architecture.key)
     st.text(
-        f"{architecture.pattern} · d_model {architecture.d_model} · {architecture.num_layers} layers · "
-        f"vocabulary {architecture.vocab_size:,} · FP8: {', '.join(architecture.precision.fp8) or 'none'} · "
-        f"trial {trial.number} of {trial.study}, {where}"
+        f"{architecture.pattern} · d_model {architecture.d_model} · "
+        f"{architecture.num_layers} layers · vocabulary {architecture.vocab_size:,} · "
+        f"FP8: {', '.join(architecture.precision.fp8) or 'none'} · "
+        f"trial {trial.number} of {trial.study}, {front}"
     )
     st.image(
-        strip(architecture, dark=st.context.theme.type == "dark"),
+        layer_diagram(architecture, dark=st.context.theme.type == "dark"),
         width="content",
         alt=f"layers of {architecture.pattern}",
     )
@@ -38,7 +32,7 @@ def show(details: Details) -> None:
     left, right = st.columns([2, 1])
     with left:
         st.dataframe(
-            details.numbers,
+            details.measurements,
             hide_index=True,
             width="stretch",
             height="content",
@@ -46,7 +40,7 @@ def show(details: Details) -> None:
                 "value": st.column_config.TextColumn(alignment="right"),
                 "device": st.column_config.TextColumn(width=170),
                 "provenance": st.column_config.MultiselectColumn(
-                    options=list(PROVENANCES), color=list(PROVENANCES.values())
+                    options=list(PROVENANCES), color=[color.page for color in PROVENANCES.values()]
                 ),
             },
         )
@@ -64,7 +58,7 @@ def show(details: Details) -> None:
 
 
 def _blocks(architecture: Architecture) -> pd.DataFrame:
-    """A row a block, with what is not at its default."""
+    """One row per block with the fields that are not at their defaults."""
     rows: list[dict[str, Any]] = []
     for symbol, block in architecture.blocks.items():
         fields = block.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})

@@ -1,4 +1,4 @@
-"""Figures of the front and of a search's progress: frames in, plotly out."""
+"""Plotly figures of a front and of the progress of a search, from data frames."""
 
 from html import escape
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..orchestrator.cli.render import number
+from ..orchestrator.format import number
+from ..orchestrator.palette import ACCENT, COLOR_SCALE, FAINT_GREY, GREY
 from .queries import Quantity
 
-GREY, ACCENT = "#8b93a3", "#f2542d"
-GRID = 60  # the background shows one point for each cell of a grid with so many cells a side
+GRID = 60  # cells per side of the grid in which the background shows one point per cell
 
 
 def front(
@@ -23,18 +23,18 @@ def front(
     connected: bool,
     models: pd.DataFrame | None = None,
 ) -> go.Figure:
-    """The front before all other candidates; `axes` are x, y and color, `logs` those in decades.
+    """The front, with all other candidates in the background.
 
-    Every mark carries its candidate's key as custom data. `connected` draws the edge of what the
-    front dominates, which lies on the plane only where x and y are all the objectives. `models`
-    are published ones, shown as known points that cannot be chosen.
+    `axes` has x, y and color; `logs` names the logarithmic ones. The first entry of a mark's custom
+    data is the key of its candidate. `connected` draws the front as a line, which is right only if
+    x and y are all the objectives. `models` are published models, which cannot be chosen.
     """
     best = points.query("on_front").sort_values("x_value")
     rest = _thinned(points.query("not on_front"), logs)
     figure = go.Figure(
         [
             _background(rest.query("feasible"), axes, "dominated", "circle"),
-            _background(rest.query("not feasible"), axes, "breaks a constraint", "x-thin-open"),
+            _background(rest.query("not feasible"), axes, "violates a constraint", "x-thin-open"),
             _foreground(best, axes, log_color="color" in logs, connected=connected),
             _ring(points.loc[points["key"] == chosen]),
         ]
@@ -58,7 +58,7 @@ def front(
     return figure
 
 
-def volume(steps: pd.DataFrame) -> go.Figure:
+def hypervolume(steps: pd.DataFrame) -> go.Figure:
     """Hypervolume after each completed trial."""
     figure = go.Figure(
         go.Scatter(
@@ -72,7 +72,7 @@ def volume(steps: pd.DataFrame) -> go.Figure:
     )
     figure.update_layout(height=320, margin={"l": 0, "r": 0, "t": 8, "b": 0})
     figure.update_xaxes(title_text="completed trials", zeroline=False)
-    figure.update_yaxes(title_text="hypervolume, share of the study's box", rangemode="tozero")
+    figure.update_yaxes(title_text="hypervolume, fraction of the study's box", rangemode="tozero")
     return figure
 
 
@@ -91,7 +91,7 @@ def _background(
 ) -> go.Scatter:
     marker = {"color": GREY, "size": 6, "symbol": symbol, "opacity": 0.4, "line_width": 1}
     return go.Scatter(
-        **_places(rest), **_hover(rest, axes), name=name, mode="markers", marker=marker
+        **_coordinates(rest), **_hover(rest, axes), name=name, mode="markers", marker=marker
     )
 
 
@@ -99,7 +99,7 @@ def _foreground(
     best: pd.DataFrame, axes: dict[str, Quantity], *, log_color: bool, connected: bool
 ) -> go.Scatter:
     return go.Scatter(
-        **_places(best),
+        **_coordinates(best),
         **_hover(best, axes),
         name="front",
         mode="lines+markers" if connected else "markers",
@@ -111,7 +111,7 @@ def _foreground(
             "size": np.where(best["knee"], 17, 12),
             "symbol": np.where(best["knee"], "diamond", "circle"),
             "line": {"width": 1, "color": GREY},
-            "colorscale": "Viridis",
+            "colorscale": COLOR_SCALE,
             **_colored(best, axes["color"], log=log_color),
         },
     )
@@ -120,7 +120,7 @@ def _foreground(
 def _models(models: pd.DataFrame, axes: dict[str, Quantity]) -> go.Scatter:
     x, y = escape(axes["x"].name), escape(axes["y"].name)
     return go.Scatter(
-        **_places(models),
+        **_coordinates(models),
         name="published",
         mode="markers",
         marker={"symbol": "star-triangle-up-open", "size": 9, "color": ACCENT, "line_width": 1},
@@ -132,11 +132,11 @@ def _models(models: pd.DataFrame, axes: dict[str, Quantity]) -> go.Scatter:
 def _ring(chosen: pd.DataFrame) -> go.Scatter:
     marker = {"size": 24, "symbol": "circle-open", "color": ACCENT, "line_width": 2.5}
     return go.Scatter(
-        **_places(chosen), name="chosen", mode="markers", marker=marker, hoverinfo="skip"
+        **_coordinates(chosen), name="chosen", mode="markers", marker=marker, hoverinfo="skip"
     )
 
 
-def _places(frame: pd.DataFrame) -> dict[str, Any]:
+def _coordinates(frame: pd.DataFrame) -> dict[str, Any]:
     return {"x": frame["x_value"].to_numpy(), "y": frame["y_value"].to_numpy()}
 
 
@@ -158,7 +158,7 @@ def _error(best: pd.DataFrame, axis: str) -> dict[str, Any]:
         "symmetric": False,
         "array": (high - value).to_numpy(),
         "arrayminus": (value - low).to_numpy(),
-        "color": "rgba(139, 147, 163, 0.6)",
+        "color": FAINT_GREY,
         "thickness": 1,
         "width": 3,
         "visible": bool((high > low).any()),

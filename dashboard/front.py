@@ -1,17 +1,18 @@
-"""The page of one study: its front, the chosen candidate, the trials that gave none."""
+"""The page of one study: its front, the chosen candidate, the failed and rejected trials."""
 
 import pandas as pd
 import streamlit as st
 
+from ..orchestrator.format import FRONT_LEGEND, headline
 from ..orchestrator.store import Store, Study
 from . import candidate, charts, queries
 from .queries import Quantity
 
-DECADE = 10  # a metric that spans one is at first shown on a logarithmic axis
+LOG_SPAN = 10  # a metric with this ratio of largest to smallest value starts on a log axis
 
 
 def page(store: Store) -> None:
-    """Study, axes and candidate stand in the page's address, so that a link shows the same."""
+    """Draw the page; study, axes and candidate are part of its URL, so that a link shows the same."""
     studies = {study.name: study for study in store.studies()}
     columns = st.columns(4)
     name = columns[0].selectbox(
@@ -19,14 +20,15 @@ def page(store: Store) -> None:
     )
     study = studies[name]
     columns[0].text(f"{study.status}, target {study.target}")
-    front, faults = st.tabs(["Front", "Failed and refused"])
+    front, faults = st.tabs(["Front", "Failed and rejected"])
     with faults:
         st.dataframe(queries.faults(store, study), hide_index=True, width="stretch")
     known = queries.quantities(store, study)
     if not known:
-        front.info("No candidate is complete yet.")
+        front.info("No trial is complete yet.")
         return
-    complete, readings = queries.candidates(store, study), queries.readings(store, study)
+    complete = queries.candidates(store, study)
+    readings = queries.measurements(store, study)
     axes: dict[str, Quantity] = {}
     logs: set[str] = set()
     for index, (axis, column) in enumerate(zip(("x", "y", "color"), columns[1:], strict=True)):
@@ -35,14 +37,14 @@ def page(store: Store) -> None:
         axes[axis] = known[label]
         values = readings.loc[readings["label"] == label, "value"]
         positive = bool((values > 0).all())
-        wide = positive and values.max() >= DECADE * values.min()
-        # Each metric has a switch of its own, so that a new one begins with what suits it.
+        wide = positive and values.max() >= LOG_SPAN * values.min()
+        # One switch per metric: a newly chosen metric starts with its own default.
         if column.toggle("log", wide, key=f"log {axis} {label}", disabled=not positive):
             logs.add(axis)
     objectives = [known[label] for label in list(known)[: len(study.objectives)]]
     key = _chosen(complete)
     with front:
-        st.text(_headline(study, queries.volumes(store, study)))
+        st.text(_headline(study, queries.front_steps(store, study)))
         chart, table = st.columns(2)
         labels = {axis: quantity.label for axis, quantity in axes.items()}
         with chart:
@@ -51,9 +53,7 @@ def page(store: Store) -> None:
                 known_models = queries.published_models(store, study)
                 models = queries.model_points(known_models, labels["x"], labels["y"])
                 if models.empty:
-                    st.text(
-                        "A published model is not trained here: choose axes that need no training."
-                    )
+                    st.text("Published models are not trained: choose axes that need no training.")
             st.plotly_chart(
                 charts.front(
                     queries.points(complete, readings, labels),
@@ -75,30 +75,24 @@ def page(store: Store) -> None:
 
 
 def _headline(study: Study, steps: pd.DataFrame) -> str:
-    """As the terminal heads a front."""
     volumes = steps["hypervolume"].dropna().tolist()
-    return (
-        f"{study.counts.get('complete', 0)} trials done, {study.counts.get('failed', 0)} failed, "
-        f"{study.counts.get('rejected', 0)} refused · front {study.front_size}"
-        + (f" · hypervolume {volumes[-1]:.3f}" if volumes else "")
-        + " · ◆ knee · ± half of the 90% interval"
-    )
+    return f"{headline(study, volumes[-1] if volumes else None)} · {FRONT_LEGEND}"
 
 
 def _chosen(complete: pd.DataFrame) -> str | None:
-    """The key in the address, which may be cut short; else the knee's."""
+    """The key in the URL, which may be a prefix; by default the key of the knee."""
     wanted = st.query_params.get("key")
     if wanted:
         found = complete.loc[complete["key"].str.startswith(wanted), "key"]
         if len(found):
             return found.iloc[0]
-        st.warning("The study has no candidate with the key in the address; this is the knee.")
+        st.warning("The study has no candidate with the key in the URL; this is the knee.")
     knees = complete.loc[complete["knee"], "key"]
     return knees.iloc[0] if len(knees) else None
 
 
 def _table(table: pd.DataFrame, objectives: list[Quantity], chosen: str | None) -> None:
-    """The front as a table; its tick is where the choice is, so each choice has a table of its own."""
+    """The front as a table with the chosen row selected: one widget per choice, to move the tick."""
     key, keys = f"front with {chosen}", table["key"].tolist()
 
     def clicked() -> None:
@@ -130,7 +124,7 @@ def _table(table: pd.DataFrame, objectives: list[Quantity], chosen: str | None) 
 
 def _clicked() -> None:
     for point in st.session_state["chart"]["selection"]["points"][:1]:
-        if "customdata" in point:  # a published model has none
+        if "customdata" in point:  # published models have none
             _choose(point["customdata"][0])
 
 

@@ -1,4 +1,4 @@
-"""What the pages show: store in, data frames out, read again only when a study has moved on."""
+"""Data frames of a store, cached until the study they are of is written again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,24 +7,19 @@ from typing import Literal, NamedTuple
 import pandas as pd
 import streamlit as st
 
-from ..orchestrator.cli.render import interval, number, unit_text
 from ..orchestrator.export import as_yaml, best_known, exported
-from ..orchestrator.measuring import target_timings
-from ..orchestrator.pareto import knee
+from ..orchestrator.format import interval, number, unit_text
+from ..orchestrator.queries import PublishedMetric, knee_index, published_metrics
 from ..orchestrator.store import FrontStep, Store, Study, Trial, TrialMeasurement, open_store
-from ..profilers.static_metrics import static_metrics
-from ..search_space import published
 from ..search_space.architecture import Architecture
-from ..search_space.check import check_space
-from ..search_space.document import parse_document
-from ..search_space.metrics import METRICS, MetricRef
+from ..search_space.metrics import MetricRef
 
 _CANDIDATE = ("number", "key", "pattern", "active_params", "feasible", "on_front")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """A metric as the candidates of a study have it; `source` is its provenance and usual error."""
+    """A metric of a study; `source` is its provenance, its typical error and its devices."""
 
     label: str
     unit: str
@@ -33,17 +28,17 @@ class Quantity:
 
     @property
     def name(self) -> str:
-        """The label with its better side and its unit."""
+        """The label with the direction of better values and the unit."""
         arrow = {"lower": " ↓", "higher": " ↑", None: ""}[self.better]
         return f"{self.label}{arrow}" + (f" [{self.unit}]" if self.unit else "")
 
 
 class Details(NamedTuple):
-    """One architecture with the trial that measured it last, and the file that exports it."""
+    """One architecture with its newest trial in a study, and its export file."""
 
     architecture: Architecture
     trial: Trial
-    numbers: pd.DataFrame
+    measurements: pd.DataFrame
     facts: Mapping[str, str]
     yaml: str
 
@@ -54,7 +49,7 @@ def opened(url: str) -> Store:
     return open_store(url, readonly=True)
 
 
-# The moment of its last write stands for a study and all that is in it.
+# The time of the last write identifies the contents of a study.
 _per_study = st.cache_data(
     max_entries=8,
     show_spinner=False,
@@ -63,36 +58,37 @@ _per_study = st.cache_data(
 
 
 def overview(studies: list[Study]) -> pd.DataFrame:
-    """A row a study."""
+    """One row per study."""
     return pd.DataFrame(
         {
             "study": study.name,
             "status": study.status,
-            "done": study.counts.get("complete", 0),
-            "wanted": study.trials_wanted,
+            "complete": study.counts.get("complete", 0),
+            "of": study.trials_wanted,
             "failed": study.counts.get("failed", 0),
             "rejected": study.counts.get("rejected", 0),
             "front": study.front_size,
             "target": study.target,
+            "sampler": study.sampler,
             "objectives": ", ".join(o.label for o in study.objectives),
-            "begun": study.created,
+            "created": study.created,
         }
         for study in studies
     )
 
 
 @_per_study
-def volumes(_store: Store, study: Study) -> pd.DataFrame:
-    """The front's size and hypervolume after each completed trial, in the order of completion."""
+def front_steps(_store: Store, study: Study) -> pd.DataFrame:
+    """Size and hypervolume of the front after each completed trial, in order of completion."""
     return pd.DataFrame(_store.hypervolume_history(study.name), columns=list(FrontStep._fields))
 
 
 @_per_study
 def candidates(_store: Store, study: Study) -> pd.DataFrame:
-    """A row a completed trial, by number; `knee` is true for one of the front."""
+    """One row per completed trial, by number; `knee` marks the knee of the front."""
     trials = [trial for trial in _store.trials(study.name) if trial.state == "complete"]
     front = [trial for trial in trials if trial.on_front]
-    best = front[knee([t.values or () for t in front], study.signs)].number if front else None
+    best = front[knee_index(study, front)].number if front else None
     rows = [[getattr(trial, field) for field in _CANDIDATE] for trial in trials]
     frame = pd.DataFrame(rows, columns=list(_CANDIDATE))
     flags = {"feasible": bool, "on_front": bool}
@@ -101,7 +97,7 @@ def candidates(_store: Store, study: Study) -> pd.DataFrame:
 
 @_per_study
 def faults(_store: Store, study: Study) -> pd.DataFrame:
-    """Failed and refused trials: for each reason how many, and which."""
+    """Failed and rejected trials: how many for each reason, and which."""
     numbers: dict[tuple[str, ...], list[int]] = {}
     for t in _store.trials(study.name):
         if t.state in ("failed", "rejected"):
@@ -114,7 +110,7 @@ def faults(_store: Store, study: Study) -> pd.DataFrame:
 
 
 @_per_study
-def readings(_store: Store, study: Study) -> pd.DataFrame:
+def measurements(_store: Store, study: Study) -> pd.DataFrame:
     """Every measurement of the study with its `label`: `decode_ms@chat-4k`."""
     rows = _store.measurements(study.name)
     frame = pd.DataFrame(rows, columns=list(TrialMeasurement._fields))
@@ -125,15 +121,15 @@ def readings(_store: Store, study: Study) -> pd.DataFrame:
 
 @_per_study
 def quantities(_store: Store, study: Study) -> dict[str, Quantity]:
-    """What the candidates can be compared by, under its label, the objectives first."""
-    read = readings(_store, study)
-    labels = list(read["label"].unique())
+    """The metrics that the candidates have, by label, the objectives first."""
+    found = measurements(_store, study)
+    labels = list(found["label"].unique())
     wanted = [
         next((x for x in labels if o.label in (x, MetricRef.parse(x).name)), None)
         for o in study.objectives
     ]
     order = dict.fromkeys([*(label for label in wanted if label), *labels])
-    groups = dict(tuple(read.groupby("label")))
+    groups = dict(tuple(found.groupby("label")))
     return {label: _quantity(label, groups[label]) for label in order}
 
 
@@ -146,26 +142,26 @@ def _quantity(label: str, read: pd.DataFrame) -> Quantity:
         source=" · ".join(
             [
                 "/".join(read["provenance"].unique()),
-                _usual_error(read),
+                _typical_error(read),
                 *read["device"].dropna().unique(),
             ]
         ),
     )
 
 
-def _usual_error(read: pd.DataFrame) -> str:
-    """Half the 90% interval as a share of the value, the median over the candidates."""
+def _typical_error(read: pd.DataFrame) -> str:
+    """The median over the candidates of the half-width relative to the value."""
     if set(read["provenance"]) == {"counted"}:
         return "exact"
     rows = read.loc[read["value"] != 0]
-    shares = ((rows["high"] - rows["low"]) / 2 / rows["value"].abs()).dropna()
-    return f"±{100 * shares.median():.2g}%" if len(shares) else "error unknown (one seed)"
+    errors = ((rows["high"] - rows["low"]) / 2 / rows["value"].abs()).dropna()
+    return f"±{100 * errors.median():.2g}%" if len(errors) else "error unknown (one seed)"
 
 
 def points(
     candidates: pd.DataFrame, readings: pd.DataFrame, axes: Mapping[str, str]
 ) -> pd.DataFrame:
-    """The candidates with `x_value`, `x_low`, `x_high` for an axis x, given as {"x": label}."""
+    """The candidates with the columns `x_value`, `x_low` and `x_high` for axes {"x": label}."""
     frame = candidates
     for axis, label in axes.items():
         read = readings.loc[readings["label"] == label, ["number", "value", "low", "high"]]
@@ -176,25 +172,13 @@ def points(
 
 @_per_study
 def published_models(_store: Store, study: Study) -> pd.DataFrame:
-    """What is known of each published model under the study's plan: a row a number.
-
-    A model that the target or its workloads cannot run has no rows.
-    """
-    space = check_space(parse_document(study.space_yaml, source=f"study {study.name}"))
-    plan, timings = space.for_target(study.target).plan, target_timings(_store, study.target)
-    rows: list[tuple[str, str, str, float]] = []
-    for name in published.names():
-        architecture = published.entry(name).architecture
-        try:
-            known = static_metrics(architecture, plan, timings)
-        except ValueError:  # no FP8 there, or an encoder-decoder: it has no such numbers
-            continue
-        rows += [(name, architecture.pattern, m.label, m.value) for m in known]
-    return pd.DataFrame(rows, columns=["model", "pattern", "label", "value"])
+    """The static metrics of the published models under the study's plan, one per row."""
+    rows = published_metrics(_store, study)
+    return pd.DataFrame(rows, columns=list(PublishedMetric._fields))
 
 
 def model_points(models: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """The models that have both numbers: `model`, `pattern`, `x_value`, `y_value`."""
+    """The models that have both metrics: `model`, `pattern`, `x_value`, `y_value`."""
     values = models.pivot_table(index=["model", "pattern"], columns="label", values="value")
     if not {x, y} <= set(values.columns):
         return pd.DataFrame(columns=["model", "pattern", "x_value", "y_value"])
@@ -204,7 +188,7 @@ def model_points(models: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 def front_table(
     candidates: pd.DataFrame, readings: pd.DataFrame, objectives: list[Quantity]
 ) -> pd.DataFrame:
-    """The front, best first in the first objective; an objective's ± is half its 90% interval."""
+    """The front, best first in the first objective; ± is the half-width of the 90% interval."""
     frame = candidates[candidates["on_front"]].set_index("number")
     table = pd.DataFrame({"key": frame["key"]})
     table[""] = ["◆" if knee else "" for knee in frame["knee"]]
@@ -220,13 +204,13 @@ def front_table(
 
 @_per_study
 def details(_store: Store, study: Study, key: str) -> Details:
-    """What `archfront show` and `archfront export` know of an architecture. Raises InputError."""
-    trial, report = best_known(_store, key)
-    config = exported(_store, key)
+    """An architecture as its newest trial in the study measured it. Raises InputError."""
+    trial, report = best_known(_store, key, study.name)
+    config = exported(_store, key, study.name)
     return Details(
         architecture=config.architecture,
         trial=trial,
-        numbers=pd.DataFrame(
+        measurements=pd.DataFrame(
             {
                 "metric": m.name,
                 "value": number(m.value),
@@ -235,7 +219,7 @@ def details(_store: Store, study: Study, key: str) -> Details:
                 "provenance": [m.provenance],
                 "workload": m.workload or "",
                 "device": m.device or "",
-                "meaning": METRICS[m.name].description,
+                "meaning": m.ref.metric.description,
             }
             for m in report.measurements
         ),

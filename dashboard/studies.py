@@ -1,4 +1,4 @@
-"""The page of a store: its studies and the course of each."""
+"""The page of a store: its studies, and the hypervolume of each over time."""
 
 import streamlit as st
 
@@ -10,19 +10,19 @@ REFRESH_S = 5
 
 @st.fragment(run_every=REFRESH_S)
 def page(store: Store, front: st.Page) -> None:
-    """The ticked study shows its course; the page renews itself while searches run."""
+    """Show the hypervolume of the selected study; the page refreshes while searches run."""
     studies = store.studies()
-    ticked = st.dataframe(
+    selected = st.dataframe(
         queries.overview(studies),
         key="studies",
         on_select="rerun",
         selection_mode="single-row",
         selection_default={"selection": {"rows": [0]}},
         hide_index=True,
-        column_config={"begun": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm")},
+        column_config={"created": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm")},
     )
-    for row in ticked["selection"]["rows"]:
+    for row in selected["selection"]["rows"]:
         study = studies[row]
         st.subheader(study.name)
-        st.page_link(front, label="See its front →", query_params={"study": study.name})
-        st.plotly_chart(charts.volume(queries.volumes(store, study)), key="volume")
+        st.page_link(front, label="Show its front →", query_params={"study": study.name})
+        st.plotly_chart(charts.hypervolume(queries.front_steps(store, study)), key="hypervolume")

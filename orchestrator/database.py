@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Database:
 
     label: str
     url: str
-    engine: Engine
+    engine: Engine = field(repr=False)  # its repr shows the options, which may hold a password
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -80,19 +80,22 @@ class Database:
             yield connection
 
 
-def open_database(given: str, *, readonly: bool) -> Database:
-    """Connect; create or upgrade the tables unless `readonly`. Raises InputError.
+def open_database(given: str, *, readonly: bool, create: bool) -> Database:
+    """Connect, and upgrade the tables unless `readonly`; create them only with `create`.
+
+    Raises InputError, also for a store that does not exist and is not created.
 
     SQLite runs in WAL mode: readers and the writer do not wait for each other. Keep the file on a
     local disk, never on NFS.
     """
     url = _parsed(given)
     if url.drivername == "postgresql":
-        return _checked(_postgres(url, readonly=readonly), readonly=readonly)
+        return _checked(_postgres(url, readonly=readonly), readonly=readonly, create=create)
     path = Path(url.database or "")
     missing = not os.path.exists(path)
     try:
-        return _checked(_sqlite(path, readonly=readonly), readonly=readonly)
+        database = _sqlite(path, readonly=readonly, create=create)
+        return _checked(database, readonly=readonly, create=create)
     except InputError:
         # Empty means that no other process has built its tables in it meanwhile.
         if missing and os.path.exists(path) and os.path.getsize(path) == 0:
@@ -122,19 +125,20 @@ def _parsed(given: str) -> URL:
         url = None
     if url is None or "@" in (url.host or ""):
         raise InputError(
-            f"not a valid URL; a store is {FORMS}, with '@', ':' and '/' in a password as %40, %3A, %2F"
+            f"not a valid URL; a store is {FORMS}, "
+            "with '@', ':' and '/' in a password as %40, %3A, %2F"
         )
     if kind == "postgresql" and not url.database:
         raise InputError(f"the URL names no database; a store is {FORMS}")
     return url
 
 
-def _sqlite(path: Path, *, readonly: bool) -> Database:
+def _sqlite(path: Path, *, readonly: bool, create: bool) -> Database:
     if not os.path.isdir(path.parent):  # where Path's own would raise for lack of permission
         raise InputError(f"{path}: no such folder {str(path.parent)!r}, create it first")
     if os.path.isdir(path):
         raise InputError(f"{path}: is a folder, expected a SQLite file")
-    if readonly and not os.path.exists(path):
+    if not create and not os.path.exists(path):
         near = nearest(path.name, (p.name for p in path.parent.glob("*.db")))
         raise InputError(f"{path}: no such store{near}")
 
@@ -203,13 +207,13 @@ def _postgres(url: URL, *, readonly: bool) -> Database:
     )
 
 
-def _checked(database: Database, *, readonly: bool) -> Database:
+def _checked(database: Database, *, readonly: bool, create: bool) -> Database:
     try:
         if readonly:
             with database.reading() as connection:
                 _check_readable(connection, database.label)
         else:
-            _upgrade(database)
+            _upgrade(database, create=create)
     except BaseException:
         database.engine.dispose()
         raise
@@ -223,7 +227,8 @@ def _schema(connection: Connection, label: str) -> str | None:
     version = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
     if version is not None and version > SCHEMA:
         raise InputError(
-            f"store {label} has schema {version}, this archfront knows up to {SCHEMA}: upgrade archfront"
+            f"store {label} has schema {version}, this archfront knows up to {SCHEMA}: "
+            "upgrade archfront"
         )
     return version
 
@@ -231,28 +236,37 @@ def _schema(connection: Connection, label: str) -> str | None:
 def _check_readable(connection: Connection, label: str) -> None:
     version = _schema(connection, label)
     if version is None:
-        raise InputError(f"{label}: holds no archfront store yet, a search creates it")
+        raise _empty(label)
     if version != SCHEMA:
         raise InputError(
-            f"store {label} has schema {version}, this archfront reads {SCHEMA}: the next search upgrades it"
+            f"store {label} has schema {version}, this archfront reads {SCHEMA}: "
+            "the next search or resume upgrades it"
         )
 
 
-def _upgrade(database: Database) -> None:
+def _empty(label: str) -> InputError:
+    return InputError(f"{label}: holds no archfront store yet, a search creates it")
+
+
+def _upgrade(database: Database, *, create: bool) -> None:
     """Bring the tables to SCHEMA; of several processes one does it and the others wait."""
     engine = database.engine.execution_options(writes=True)
     sqlite = engine.dialect.name == "sqlite"
     with _faults_explained(database.label), engine.connect() as connection:
         cursor = connection.connection.cursor()
         if sqlite:
-            # To alter a table SQLite copies and drops it, and a drop cascades. No-op inside a transaction.
+            # To alter a table SQLite copies and drops it, and a drop cascades. Has no effect inside a
+            # transaction.
             cursor.execute("PRAGMA foreign_keys=OFF")
         with connection.begin():
             if not sqlite:
                 connection.execute(
                     text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
                 )
-            if _schema(connection, database.label) != SCHEMA:
+            version = _schema(connection, database.label)
+            if version is None and not create:
+                raise _empty(database.label)
+            if version != SCHEMA:
                 _migrate(connection)
         if sqlite:
             # After the tables, so that a store that could not be made leaves an empty file.

@@ -34,33 +34,42 @@ class Exported(Record):
         return self
 
 
-def best_known(store: Store, key: str) -> tuple[Trial, Report]:
-    """The latest completed trial of an architecture. Raises InputError where it has none."""
+def best_known(store: Store, key: str, study: str | None = None) -> tuple[Trial, Report]:
+    """The newest completed trial of an architecture, of one study if it is named, and its report.
+
+    `key` may be a unique prefix. Raises InputError where there is no such trial or no such study.
+    """
     trials = store.trials_of(key)
+    if study is not None:
+        store.study(study)
+        trials = [trial for trial in trials if trial.study == study]
     complete = [trial for trial in trials if trial.state == "complete"]
     if not complete:
+        where = f" in study {study}" if study else ""
         ends = "; ".join(f"{t.study} trial {t.number} {t.state}: {t.reason}" for t in trials)
-        raise InputError(f"architecture {key} has no completed trial ({ends})")
+        raise InputError(
+            f"architecture {key} has no completed trial{where} ({ends or 'not tried'})"
+        )
     trial = max(complete, key=lambda t: t.started)
     report = store.report(trial.study, trial.number)
     assert report is not None, "a completed trial has a report"
     return trial, report
 
 
-def exported(store: Store, key: str) -> Exported:
-    """What `archfront export` writes for a key (or a unique prefix of it)."""
-    trial, report = best_known(store, key)
-    study = store.study(trial.study)
-    space = check_space(parse_document(study.space_yaml, source=f"study {study.name}"))
+def exported(store: Store, key: str, study: str | None = None) -> Exported:
+    """What `archfront export` writes: the trial that `best_known` finds, under its study's plan."""
+    trial, report = best_known(store, key, study)
+    source = store.study(trial.study)
+    space = check_space(parse_document(source.space_yaml, source=f"study {source.name}"))
     return Exported(
         key=report.key,
         architecture=store.architecture(report.key),
-        profile=space.plan.model_copy(update={"target": study.target}),
-        seed=study.seed,
+        profile=space.plan.model_copy(update={"target": source.target}),
+        seed=source.seed,
         origin={
             "study": trial.study,
             "trial": trial.number,
-            "archfront": study.version,
+            "archfront": source.version,
             **report.facts,
         },
         measurements=tuple(

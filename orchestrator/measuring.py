@@ -1,4 +1,4 @@
-"""Timings in the store: taken on the local device, and read back for a target."""
+"""Timings in the store: take them on the local device, read them back for a target."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,27 +9,26 @@ from ..profilers.pricing import TargetTimings, points
 from ..profilers.report import Failure
 from ..profilers.timing.calibration import Calibration, model_of
 from ..profilers.timing.measure import PROTOCOL, Composition, Kind, Timed, measure, timing_key
-from ..profilers.timing.units import pieces
+from ..profilers.timing.units import timing_units
 from ..search_space.architecture import Architecture
 from ..search_space.operators import Point
 from ..search_space.workload import Workload
 from .store import Store
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A whole model beside the sum of its blocks at one point."""
+    """Seconds of a whole model and of the sum of its timing units, at one pass of a workload."""
 
     workload: str
     what: str
-    pieces_s: float
+    units_s: float
     whole_s: float
 
     @property
     def error(self) -> float:
-        return self.pieces_s / self.whole_s - 1
+        """The relative error of the sum."""
+        return self.units_s / self.whole_s - 1
 
 
 def measure_blocks(
@@ -39,26 +38,27 @@ def measure_blocks(
     *,
     where: str,
     here: Device,
+    software: dict[str, str],
     whole: bool,
-    tell: Tell,
+    report: Callable[[str], None],
 ) -> tuple[list[Failure], list[Comparison]]:
-    """Time each piece at each point that the store has no timing of; with `whole` the model too.
+    """Time each unit of an architecture at each point of the workloads, and keep the timings.
 
-    What does not fit or breaks the device is a Failure, and the rest goes on.
+    What the store has under the same software is not timed again. With `whole` the model is timed
+    too, and compared with the sum of its units. `where` is torch's name of the device, `here` its
+    row with what the driver reports; `report` gets a line before each timing. A timing that fails,
+    for memory or by the device, is a Failure in the answer, and the others go on.
     """
-    import torch
-
-    from ..profilers.timing.worker import facts
-
-    software = facts(torch.device(where))
     known = {timed.key: timed for timed in store.timings(here.name)}
     failures: list[Failure] = []
 
-    def answer(part: Architecture, kind: Kind, point: Point) -> Timed | None:
-        piece = f"{kind}:{part.key}"
-        if found := known.get(timing_key(piece, here.name, point, software)):
+    def timing(part: Architecture, kind: Kind, point: Point) -> Timed | None:
+        unit = f"{kind}:{part.key}"
+        if found := known.get(timing_key(unit, here.name, point, software)):
             return found
-        tell(f"timing {kind} {part.pattern} at {point.batch} x {point.tokens} of {point.context:,}")
+        report(
+            f"timing {kind} {part.pattern} at {point.batch} x {point.tokens} of {point.context:,}"
+        )
         timed = measure(part, kind, point, device=where, name=here.name)
         if isinstance(timed, Failure):
             failures.append(timed)
@@ -67,18 +67,18 @@ def measure_blocks(
         known[timed.key] = timed  # another workload may have the same point
         return timed
 
-    compositions, of_model = [], pieces(architecture)
+    comparisons, units = [], timing_units(architecture)
     for workload, what, point in _passes(workloads):
-        parts = [(piece, answer(piece.architecture, piece.part, point)) for piece in of_model]
+        parts = [(unit, timing(unit.architecture, unit.kind, point)) for unit in units]
         if not whole:
             continue
-        timed = answer(architecture, "whole", point)
+        timed = timing(architecture, "whole", point)
         if timed is not None and all(part is not None for _, part in parts):
-            total = sum(piece.times * part.seconds for piece, part in parts if part)
-            found = Comparison(workload=workload, what=what, pieces_s=total, whole_s=timed.seconds)
-            compositions.append(found)
+            total = sum(unit.count * part.seconds for unit, part in parts if part)
+            found = Comparison(workload=workload, what=what, units_s=total, whole_s=timed.seconds)
+            comparisons.append(found)
             _keep_whole(store, here, software, (total, architecture.num_layers, timed.seconds))
-    return failures, compositions
+    return failures, comparisons
 
 
 def _passes(workloads: Sequence[Workload]) -> Iterator[tuple[str, str, Point]]:
@@ -96,12 +96,15 @@ def _keep_whole(
 
 
 def keep(store: Store, calibration: Calibration) -> None:
-    """In place of what was known of its device."""
+    """Store a calibration in place of the earlier one of its device."""
     store.keep_calibration(calibration.device.name, calibration.plain())
 
 
 def calibration_of(store: Store, device: str) -> Calibration | None:
-    """The calibration of a device. Raises InputError for one of another schema, or a damaged one."""
+    """The stored calibration of a device, or None.
+
+    Raises InputError for one of another schema or a damaged one.
+    """
     document = store.calibrations().get(device)
     if document is None:
         return None
@@ -109,12 +112,12 @@ def calibration_of(store: Store, device: str) -> Calibration | None:
 
 
 def target_timings(store: Store, target: str) -> TargetTimings:
-    """Everything for one target: for several devices, what is known of one of them."""
+    """Timings and calibration of a target's device. Raises InputError."""
     device = cluster(target).device.name
     timed = {
-        (answer.unit, answer.point): answer  # the newest is the last
-        for answer in store.timings(device)
-        if answer.facts.get("protocol") == str(PROTOCOL)
+        (timed.unit, timed.point): timed  # the newest is the last
+        for timed in store.timings(device)
+        if timed.facts.get("protocol") == str(PROTOCOL)
     }
     calibration = calibration_of(store, device)
     if calibration is None:

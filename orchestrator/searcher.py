@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from ..search_space.metrics import split
+from ..search_space.metrics import MetricRef
 from .driver import Driver
 from .workers import ANSWER, REPORT, TASK
 
@@ -29,7 +29,7 @@ class StudySearcher(Searcher):
         self.common = {
             "plan": driver.space.plan.model_dump(mode="json"),
             "seed": driver.study.seed,
-            "metrics": sorted({split(label)[0] for label in driver.needed}),
+            "metrics": sorted({MetricRef.parse(label).name for label in driver.needed}),
         }
 
     def suggest(self, trial_id: str) -> Any:

@@ -157,12 +157,13 @@ class FrontStep(NamedTuple):
     ended: datetime
 
 
-def open_store(url: str, *, readonly: bool = False) -> "Store":
-    """Open `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`, created where there is none.
+def open_store(url: str, *, readonly: bool = False, create: bool = True) -> "Store":
+    """Open `sqlite:///PATH` or `postgresql://USER@HOST/DATABASE`.
 
-    With `readonly` nothing is created, upgraded or locked. Raises InputError.
+    A store that does not exist is created, unless `create` is false; an older one is upgraded. With
+    `readonly` nothing is created, upgraded or locked. Raises InputError.
     """
-    return Store(open_database(url, readonly=readonly))
+    return Store(open_database(url, readonly=readonly, create=create and not readonly))
 
 
 class Store:

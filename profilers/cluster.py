@@ -1,10 +1,10 @@
-"""Several equal devices of one node: how an architecture is shared out among them, as an estimate.
+"""Several equal devices of one node, and the ways to split an architecture over them.
 
-    8xh200_sxm      eight of them
+    8xh200_sxm      eight H200
 
-Tensor parallel splits heads, widths and experts, with one all-reduce after each sub-block; pipeline
-stages split the layers, with micro-batches in flight. Every way that divides the architecture evenly
-is estimated; the fastest decoding that fits is taken.
+Tensor parallelism splits heads, widths and experts and all-reduces after each sub-block; pipeline
+parallelism splits the layers into stages with micro-batches in flight. Every combination that
+divides the architecture evenly is estimated, and the one that decodes fastest is used.
 """
 
 import math
@@ -19,36 +19,42 @@ from ..search_space.operators import ACTIVATION_BYTES, Experts, Point
 from .device import Device, device
 from .lowering import Calls, layer_calls
 
-MOST_DEVICES = 64
-LINK_SHARE = 0.75  # of a link's rate that a large transfer attains
-HOP_US = 4.0  # of one transfer, however small
-LINK_SPREAD = 0.5  # how far the time of a transfer may be off: no link was timed
+MAX_DEVICES = 64
+LINK_EFFICIENCY = 0.75  # fraction of a link's bandwidth that a large transfer attains
+HOP_US = 4.0  # latency of one transfer, however small
+LINK_HALF_WIDTH = 0.5  # relative half-width of a transfer's time: a guess, no link was timed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
+    """`count` devices of one kind in one node."""
+
     count: int
     device: Device
 
     @property
     def name(self) -> str:
+        """The target as `cluster` parses it."""
         return self.device.name if self.count == 1 else f"{self.count}x{self.device.name}"
 
 
 def cluster(target: str) -> Cluster:
-    """The devices that a target names. Raises InputError."""
+    """Parse a target: a device name ("h200_sxm") or a count of one ("8xh200_sxm").
+
+    Raises InputError for an unknown device or a count outside 1 to 64.
+    """
     found = re.fullmatch(r"(\d+)x(\w+)", target)
     if found is None:
         return Cluster(count=1, device=device(target))
     count = int(found[1])
-    if not 1 <= count <= MOST_DEVICES:
-        raise InputError(f"a node has 1 to {MOST_DEVICES} devices, got {target!r}")
+    if not 1 <= count <= MAX_DEVICES:
+        raise InputError(f"a node has 1 to {MAX_DEVICES} devices, got {target!r}")
     return Cluster(count=count, device=device(found[2]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """`tensor` devices share each layer, `stages` such groups follow each other."""
+    """Tensor parallelism of degree `tensor` inside each of `stages` pipeline stages."""
 
     tensor: int
     stages: int
@@ -58,58 +64,70 @@ class Split:
         return "·".join(parts + ([f"pp{self.stages}"] if self.stages > 1 else []))
 
     def shard(self, architecture: Architecture) -> Architecture:
-        """The layers as each device has them. Raises ValueError where they do not divide."""
+        """The architecture as each device of a stage holds it.
+
+        Raises ValueError where heads, widths or experts do not divide by `tensor`, or there are
+        fewer layers than stages.
+        """
         if self.tensor == 1:
             return architecture
         if self.stages > architecture.num_layers:
-            raise ValueError(f"{self.stages} stages need as many layers")
+            raise ValueError(
+                f"num_layers must be at least the number of stages, "
+                f"got num_layers={architecture.num_layers}, stages={self.stages}"
+            )
         blocks = {s: block.shard(self.tensor) for s, block in architecture.blocks.items()}
-        table = math.ceil(architecture.vocab_size / self.tensor)
-        return architecture.changed(blocks=blocks, vocab_size=table)
+        vocab_size = math.ceil(architecture.vocab_size / self.tensor)
+        return architecture.changed(blocks=blocks, vocab_size=vocab_size)
 
     def layer_calls(self, architecture: Architecture, point: Point) -> dict[str, Calls]:
-        """What one device of each stage runs of a pass, the stages together, for one micro-batch."""
-        placed = layer_calls(self.shard(architecture), self.micro(point))
-        return placed if self.tensor == 1 else self._shared_out(architecture, placed)
+        """Calls by layer group of one device for one micro-batch, summed over the stages."""
+        by_group = layer_calls(self.shard(architecture), self.micro_batch(point))
+        return by_group if self.tensor == 1 else self._routed(architecture, by_group)
 
-    def _shared_out(
-        self, architecture: Architecture, placed: Mapping[str, Calls]
+    def _routed(
+        self, architecture: Architecture, by_group: Mapping[str, Calls]
     ) -> dict[str, Calls]:
-        """A device's experts meet only the tokens that choose them."""
-        chosen = {
+        """The same, where the experts of a device get only the tokens that are routed to them."""
+        top_ks = {
             (block.d_expert, block.n_experts // self.tensor): block.top_k
             for block in architecture.blocks.values()
             if isinstance(block, MoE)
         }
         found: dict[str, Calls] = {}
-        for place, part in placed.items():
-            found[place] = Calls()
-            for call, times in part.items():
+        for group, group_calls in by_group.items():
+            found[group] = Calls()
+            for call, times in group_calls.items():
                 if isinstance(call, Experts):
-                    top_k = chosen[call.d_expert, call.n_experts] / self.tensor
+                    top_k = top_ks[call.d_expert, call.n_experts] / self.tensor
                     rows = max(1, round(call.rows * top_k / call.top_k))
                     call = replace(call, rows=rows)
-                found[place][call] += times
+                found[group][call] += times
         return found
 
-    def micro(self, point: Point) -> Point:
-        """The part of a batch that is in one stage while the others handle theirs."""
+    def micro_batch(self, point: Point) -> Point:
+        """The point of one micro-batch: the batch divided by the number of stages."""
         return replace(point, batch=math.ceil(point.batch / self.stages))
 
-    def transfers_s(self, architecture: Architecture, point: Point, of: Device) -> float:
-        """Seconds of all transfers of a pass: all-reduces by rings, sends between stages."""
-        rate = LINK_SHARE * of.link_gbps / 2 * 1e9  # both directions share the link's figure
-        size = self.micro(point).rows * architecture.d_model * ACTIVATION_BYTES
+    def transfers_s(self, architecture: Architecture, point: Point, device: Device) -> float:
+        """Seconds that the transfers of a pass take.
+
+        Tensor parallelism has one ring all-reduce, which moves 2 (n - 1) / n of the activations
+        over each link (Patarasuk and Yuan, 2009), after each sub-block and after the embedding;
+        pipeline parallelism sends the activations of a micro-batch between stages.
+        """
+        rate = LINK_EFFICIENCY * device.link_gbps / 2 * 1e9  # link_gbps counts both directions
+        size = self.micro_batch(point).rows * architecture.d_model * ACTIVATION_BYTES
         seconds = (self.stages - 1) * (HOP_US * 1e-6 + size / rate)
         if self.tensor > 1:
-            around = 2 * (self.tensor - 1) / self.tensor * size / rate
+            ring = 2 * (self.tensor - 1) / self.tensor * size / rate
             reduces = 1 + len(architecture.symbols)
-            seconds += reduces * (around + 2 * HOP_US * 1e-6)
+            seconds += reduces * (ring + 2 * HOP_US * 1e-6)
         return seconds
 
 
 def splits(architecture: Architecture, count: int) -> Iterator[Split]:
-    """Every way to use all devices that divides the architecture evenly."""
+    """Every split that uses all `count` devices and divides the architecture evenly."""
     for tensor in range(1, count + 1):
         split = Split(tensor=tensor, stages=count // tensor)
         if count % tensor or split.stages > architecture.num_layers:

@@ -1,4 +1,4 @@
-"""The text that twins are trained on: bytes of whole documents, about a tenth of them held out."""
+"""The text that proxy models are trained on: bytes of documents, about a tenth of them held out."""
 
 import codecs
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..search_space.document import InputError, nearest
 
-# What a folder is searched for; a file that is named itself may end in anything.
+# Files that are read in a folder; a file given by its own path may have any suffix.
 TEXT_SUFFIXES = frozenset(
     [
         ".txt",
@@ -51,19 +51,19 @@ TEXT_SUFFIXES = frozenset(
     ]
 )
 SUFFIXES = TEXT_SUFFIXES | {".jsonl", ".bin"}
-NO_LIBRARY = frozenset(
+SKIPPED_FOLDERS = frozenset(  # of the standard library
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 )
 CAP_BYTES = 8 << 20  # far more than a short training run reads
-HELD_OUT_SHARE = 0.1
-LONGEST_SHARE = 20  # a document longer than this part of the corpus is cut, so that a split exists
+HELD_OUT_FRACTION = 0.1
+MIN_DOCUMENTS = 20  # a document above 1 / MIN_DOCUMENTS of the corpus is cut, so it can be split
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Corpus:
-    """Bytes to train on and bytes to test on, uint8; they have no document in common.
+    """Training and held-out bytes, uint8, with no document in common.
 
-    `sha256` is that of the bytes, whatever their files are called.
+    `sha256` is the hash of the bytes; file names do not enter it.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Corpus:
         return len(self.train) + len(self.held_out)
 
     def require(self, context: int) -> None:
-        """Raises InputError when a part cannot hold one window: `context` bytes and the next."""
+        """Raise InputError unless both parts are longer than `context` bytes."""
         for part, held in (("training", self.train), ("held-out", self.held_out)):
             if len(held) <= context:
                 raise InputError(
@@ -87,30 +87,30 @@ class Corpus:
 
 
 def load_corpus(path: str | None) -> Corpus:
-    """Read a corpus: a file, a folder, or by default the sources of Python's own library.
+    """Read a corpus: a file, a folder, or (None) the sources of Python's standard library.
 
-    - `.jsonl`: a document a line, its `text` field.
-    - `.bin`: raw UTF-8 text, or little-endian uint16 token ids as they are common in training
-      code; ids must be bytes (below 256), for that is what a twin reads.
-    - any other file: a document, as its bytes stand.
-    - a folder: all its files that end in `SUFFIXES`, in order of their relative paths. Links in it
-      are not followed.
+    - `.jsonl`: one document per line, its `text` field.
+    - `.bin`: UTF-8 text, or token ids in little-endian uint16; the ids must be bytes (below 256),
+      since a proxy model reads bytes.
+    - any other file: one document, its bytes unchanged.
+    - a folder: its files with a suffix of `SUFFIXES` at any depth, in order of their relative
+      paths, without following links.
 
-    Above `CAP_BYTES`, every n-th document is read. A document that occurs twice counts once. The
-    held-out documents are those first in order of their hash, up to `HELD_OUT_SHARE` of the bytes.
+    Above `CAP_BYTES`, every n-th document is read. A document that occurs twice counts once.
+    Documents are held out in order of their hash until `HELD_OUT_FRACTION` of the bytes is.
     Raises InputError.
     """
     if path is None:
         root = Path(sysconfig.get_paths()["stdlib"])
         name, files = (
             f"python {platform.python_version()} library",
-            _walk(root, {".py"}, NO_LIBRARY),
+            _walk(root, {".py"}, SKIPPED_FOLDERS),
         )
     else:
         name, files = path, _files(Path(path))
     total = sum(file.stat().st_size for file in files)
     every = max(1, ceil(total / CAP_BYTES))
-    longest = max(2, min(total, CAP_BYTES) // LONGEST_SHARE // 2 * 2)
+    longest = max(2, min(total, CAP_BYTES) // MIN_DOCUMENTS // 2 * 2)
     documents = {
         hashlib.sha256(document).digest(): document
         for document in _documents(files, longest, every)
@@ -119,7 +119,7 @@ def load_corpus(path: str | None) -> Corpus:
     if not documents:
         raise InputError(f"{name}: has no text")
 
-    wanted = HELD_OUT_SHARE * sum(map(len, documents.values()))
+    wanted = HELD_OUT_FRACTION * sum(map(len, documents.values()))
     train, held_out = bytearray(), bytearray()
     for _, document in sorted(documents.items()):
         (held_out if len(held_out) < wanted else train).extend(document)
@@ -142,7 +142,8 @@ def _files(path: Path) -> list[Path]:
     files = _walk(path, SUFFIXES)
     if not files:
         raise InputError(
-            f"{path}: has no file to read (links are not followed); known: {' '.join(sorted(SUFFIXES))}"
+            f"{path}: has no file to read (links are not followed); "
+            f"known suffixes: {' '.join(sorted(SUFFIXES))}"
         )
     return files
 
@@ -150,11 +151,11 @@ def _files(path: Path) -> list[Path]:
 def _walk(
     root: Path, suffixes: AbstractSet[str], without: AbstractSet[str] = frozenset()
 ) -> list[Path]:
-    def refuse(error: OSError) -> None:
+    def raise_input_error(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
     found: list[Path] = []
-    for folder, folders, names in os.walk(root, onerror=refuse):
+    for folder, folders, names in os.walk(root, onerror=raise_input_error):
         folders[:] = [name for name in folders if name not in without]
         here = (Path(folder, name) for name in names if Path(name).suffix.lower() in suffixes)
         found += (file for file in here if file.is_file() and not file.is_symlink())
@@ -162,7 +163,7 @@ def _walk(
 
 
 def _documents(files: list[Path], longest: int, every: int) -> Iterator[bytes]:
-    """Every n-th document of the files, none longer than `longest`; the others are not read."""
+    """Every n-th document of the files, cut into chunks of at most `longest` bytes."""
     index = count()
     for file in files:
         try:
@@ -195,14 +196,14 @@ def _text_of(line: bytes, where: str) -> bytes:
     return text.encode(errors="replace")
 
 
-def _as_text(piece: bytes, file: Path) -> bytes:
-    if b"\0" in piece:
+def _as_text(chunk: bytes, file: Path) -> bytes:
+    if b"\0" in chunk:
         raise InputError(f"{file}: must be text, has a zero byte")
-    return piece
+    return chunk
 
 
 def _holds_token_ids(head: bytes, file: Path) -> bool:
-    """Whether a `.bin` is of uint16 ids below 256, whose high bytes are zero, and not of text."""
+    """Whether a `.bin` has uint16 ids below 256 (every high byte is zero) rather than text."""
     if not any(head[1::2]):
         return True
     try:
@@ -212,15 +213,15 @@ def _holds_token_ids(head: bytes, file: Path) -> bool:
     return False
 
 
-def _as_token_ids(piece: bytes, file: Path) -> bytes:
-    if any(piece[1::2]):
-        raise _too_large(piece, file)
-    return piece[::2]
+def _as_token_ids(chunk: bytes, file: Path) -> bytes:
+    if any(chunk[1::2]):
+        raise _too_large(chunk, file)
+    return chunk[::2]
 
 
-def _too_large(piece: bytes, file: Path) -> InputError:
-    ids = np.frombuffer(piece[: len(piece) // 2 * 2], "<u2")
+def _too_large(chunk: bytes, file: Path) -> InputError:
+    ids = np.frombuffer(chunk[: len(chunk) // 2 * 2], "<u2")
     return InputError(
         f"{file}: must be UTF-8 text or token ids that are bytes, below 256, got id {ids.max()}; "
-        "a twin reads bytes: give the text itself"
+        "a proxy model reads bytes: give the text itself"
     )

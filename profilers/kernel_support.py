@@ -1,7 +1,7 @@
-"""Which choices of a space no kernel supports, and on which GPU: found on meta tensors."""
+"""The choices of a search space that no kernel supports on a GPU, found on meta tensors."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,114 +10,137 @@ import torch
 
 from ..builders.body import Unbuilt
 from ..builders.model import build
+from ..kernels.configs import ARCHS
 from ..kernels.meta_dry_run import on_absent
 from ..kernels.requirements import Unsupported
 from ..search_space.architecture import Architecture
 from ..search_space.domain import Domain
 from ..search_space.pattern import branches
 from ..search_space.space import Rejected, SearchSpace
-from .timing.units import TimingUnit, pieces
+from .cluster import cluster
+from .lowering import EMBEDDING_AND_HEAD
+from .timing.units import TimingUnit, timing_units
 
-ARCHS = ("sm_80", "sm_90", "sm_100")
-ATTEMPTS = 64  # random draws for a value, before it counts as one that no candidate has
+ATTEMPTS = 64  # random draws for a value, before no candidate is taken to have it
 TOKENS = 16
 
-Taken = dict[str, Any]  # the choices of a draw
-Laws = dict[str, str]  # prefill, decode, training, or of the ends both -> the law that it breaks
+Choices = dict[str, Any]  # the values of a draw by choice
+Violations = dict[str, str]  # prefill, decode, training, build or embedding_and_head -> constraint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lack:
-    """A choice with which a block cannot run on a GPU; `blocks.SYMBOL` where none decides it."""
+class UnsupportedChoice:
+    """A value of a choice with which a block cannot run on a GPU architecture.
+
+    `choice` is `blocks.SYMBOL`, and `value` None, where no choice decides it. `constraints` has the
+    violated constraint of a kernel by use: prefill, decode, training.
+    """
 
     choice: str
     value: Any
     arch: str
-    constraints: Laws
+    constraints: Violations
 
 
-def lacks(space: SearchSpace, archs: Sequence[str] = ARCHS) -> list[Lack]:
-    """Each value of each choice is in one of the draws that are tried. Where a block is refused,
-    each choice is changed alone: those are at fault with whose change it runs.
+def kernel_archs(targets: Iterable[str]) -> tuple[str, ...]:
+    """The GPU architectures ("sm_90") of targets that have kernels, in the order of ARCHS.
+
+    Empty where no target has: AMD, a host. Raises InputError for an unknown target.
     """
-    found: dict[tuple[str, str], list[Lack]] = {}
-    known: dict[tuple[str, str], Laws] = {}
+    wanted = {cluster(target).device.sm for target in targets}
+    return tuple(arch for arch in ARCHS if arch in wanted)
 
-    def broken(places: Sequence[TimingUnit], arch: str) -> Laws | None:
-        """By the first of a block's places where it cannot run; None where it can in all."""
-        for piece in places:
-            key = piece.key, arch
-            known[key] = known[key] if key in known else unsupported_uses(piece, arch)
+
+def unsupported_choices(space: SearchSpace, archs: Sequence[str]) -> list[UnsupportedChoice]:
+    """The choices of a space with which a block cannot run on one of the GPU architectures.
+
+    Each value of each choice is in one of the draws that are tried. Where a block cannot run, each
+    choice of the draw is changed alone: those with whose change it runs are at fault.
+    """
+    found: dict[tuple[str, str], list[UnsupportedChoice]] = {}
+    known: dict[tuple[str, str], Violations] = {}
+
+    def violated(units: Sequence[TimingUnit], arch: str) -> Violations | None:
+        """Of the first unit that cannot run; None where all can."""
+        for unit in units:
+            key = unit.key, arch
+            known[key] = known[key] if key in known else unsupported_uses(unit, arch)
             if known[key]:
                 return known[key]
         return None
 
-    def cures(taken: Taken, name: str, symbol: str, arch: str) -> bool:
-        others = (_places(other).get(symbol) for other in _changed(space, taken, name))
-        return any(places and broken(places, arch) is None for places in others)
+    def cures(taken: Choices, name: str, group: str, arch: str) -> bool:
+        others = (_units_by_group(other).get(group) for other in _changed(space, taken, name))
+        return any(units and violated(units, arch) is None for units in others)
 
     for architecture, taken in _covering(space):
-        of_symbol = _places(architecture)
-        for arch, symbol in product(archs, of_symbol):
-            told = found.get((arch, symbol), [])
-            if any(taken.get(lack.choice) == lack.value for lack in told):
+        units_by_group = _units_by_group(architecture)
+        for arch, group in product(archs, units_by_group):
+            before = found.get((arch, group), [])
+            if any(taken.get(choice.choice) == choice.value for choice in before):
                 continue
-            constraints = broken(of_symbol[symbol], arch)
+            constraints = violated(units_by_group[group], arch)
             if constraints is None:
                 continue
-            faults = [name for name in taken if cures(taken, name, symbol, arch)]
-            nearest = min((_distance(name, symbol) for name in faults), default=None)
-            values = {n: taken[n] for n in faults if _distance(n, symbol) == nearest}
-            for choice, value in (values or {f"blocks.{symbol}": None}).items():
-                lack = Lack(choice=choice, value=value, arch=arch, constraints=constraints)
-                found.setdefault((arch, symbol), []).append(lack)
-    once = {(x.choice, str(x.value), x.arch): x for blamed in found.values() for x in blamed}
+            faults = [name for name in taken if cures(taken, name, group, arch)]
+            nearest = min((_distance(name, group) for name in faults), default=None)
+            values = {n: taken[n] for n in faults if _distance(n, group) == nearest}
+            for name, value in (values or {f"blocks.{group}": None}).items():
+                choice = UnsupportedChoice(
+                    choice=name, value=value, arch=arch, constraints=constraints
+                )
+                found.setdefault((arch, group), []).append(choice)
+    once = {(x.choice, str(x.value), x.arch): x for choices in found.values() for x in choices}
     return [once[key] for key in sorted(once, key=lambda key: key[:2])]
 
 
-def _places(architecture: Architecture) -> dict[str, list[TimingUnit]]:
-    """The distinct pieces of each symbol, and of the ends; of what is counted but not built, none."""
+def _units_by_group(architecture: Architecture) -> dict[str, list[TimingUnit]]:
+    """The timing units of each layer group; none of an encoder-decoder, which is not built."""
     found: dict[str, list[TimingUnit]] = {}
     if architecture.encoder:
         return found
-    for piece in pieces(architecture):
-        found.setdefault(piece.symbol, []).append(piece)
+    for unit in timing_units(architecture):
+        found.setdefault(unit.group, []).append(unit)
     return found
 
 
-def _distance(name: str, symbol: str) -> int:
-    """A block's own choices come first, then its formats: where it stands may avoid both."""
-    if any(name.startswith(f"blocks.{branch}.") for branch in branches(symbol)):
+def _distance(name: str, group: str) -> int:
+    """0 for a choice of the block itself, 1 for a number format, 2 for any other choice."""
+    if any(name.startswith(f"blocks.{branch}.") for branch in branches(group)):
         return 0
     return 1 if name.startswith("precision.") and "keep_" not in name else 2
 
 
-def unsupported_uses(piece: TimingUnit, arch: str) -> Laws:
-    """Of the uses of a piece that cannot run on a GPU of `arch`."""
-    constraints: Laws = {}
+def unsupported_uses(unit: TimingUnit, arch: str) -> Violations:
+    """The violated constraints of the uses in which a unit cannot run on a GPU of `arch`."""
+    violations: Violations = {}
     with on_absent(arch):
         try:
-            model = build(piece.architecture, device="meta", dtype=torch.bfloat16)
-        except Unbuilt as rejection:
-            return {"build": str(rejection)}
+            model = build(unit.architecture, device="meta", dtype=torch.bfloat16)
+        except Unbuilt as error:
+            return {"build": str(error)}
         tokens = torch.zeros(1, TOKENS, dtype=torch.int64, device="meta")
         uses: dict[str, Callable[[], object]] = {
             "prefill": lambda: model.prefill(tokens),
             "decode": lambda: model.step(tokens[:, 0], model.fill_random(1, TOKENS)),
             "training": lambda: model.loss(tokens).backward(),
         }
-        if piece.part == "ends":
-            uses = {"ends": lambda: model.logits(model.norm(model.embed(tokens))).sum().backward()}
+        if unit.kind == EMBEDDING_AND_HEAD:
+            uses = {
+                EMBEDDING_AND_HEAD: lambda: (
+                    model.logits(model.norm(model.embed(tokens))).sum().backward()
+                )
+            }
         for use, run in uses.items():
             try:
                 run()
-            except Unsupported as rejection:
-                constraints[use] = str(rejection)
-    return constraints
+            except Unsupported as error:
+                violations[use] = str(error)
+    return violations
 
 
-def _covering(space: SearchSpace) -> Iterator[tuple[Architecture, Taken]]:
-    """Legal draws in which each value of each choice occurs, if random draws ever have it."""
+def _covering(space: SearchSpace) -> Iterator[tuple[Architecture, Choices]]:
+    """Valid draws in which each value of each choice occurs, where random draws have it."""
     source = random.Random(0)
     seen: set[tuple[str, str]] = set()
     for wanted, domain in space.domains.items():
@@ -131,8 +154,8 @@ def _covering(space: SearchSpace) -> Iterator[tuple[Architecture, Taken]]:
                     yield drawn
 
 
-def _changed(space: SearchSpace, taken: Taken, name: str) -> Iterator[Architecture]:
-    """The legal candidates that differ in one choice, and in those which it brings along."""
+def _changed(space: SearchSpace, taken: Choices, name: str) -> Iterator[Architecture]:
+    """The valid candidates that differ in one choice and in the choices that depend on it."""
     for value in space.domains[name].values:
         if value != taken[name]:
             drawn = _draw(space, taken | {name: value}, lambda domain: domain.values[0])
@@ -141,9 +164,9 @@ def _changed(space: SearchSpace, taken: Taken, name: str) -> Iterator[Architectu
 
 
 def _draw(
-    space: SearchSpace, fixed: Taken, otherwise: Callable[[Domain], Any]
-) -> tuple[Architecture, Taken] | None:
-    taken: Taken = {}
+    space: SearchSpace, fixed: Choices, otherwise: Callable[[Domain], Any]
+) -> tuple[Architecture, Choices] | None:
+    taken: Choices = {}
 
     def choose(name: str, domain: Domain) -> Any:
         taken[name] = fixed[name] if name in fixed else otherwise(domain)

@@ -1,4 +1,4 @@
-"""The device that is here: its row of devices.yaml, with what the driver reports in its place."""
+"""The local device: its row of devices.yaml, updated with what the driver reports."""
 
 import os
 import platform
@@ -8,14 +8,14 @@ import torch
 from ..search_space.document import InputError
 from .device import Device, device, devices
 
-THREADS_TO_FILL_MEMORY = 8  # of a host's bandwidth
-TOLERANCE = 0.1  # of a reported figure beside the row's before it is told
+THREADS_TO_FILL_MEMORY = 8  # CPU threads that use all of the memory bandwidth
+TOLERANCE = 0.1  # relative difference of a reported fact from its row that gives a warning
 
 
 def local_device(where: str) -> tuple[Device, tuple[str, ...]]:
-    """The device behind "cpu", "cuda" or "cuda:0", and a line for each fact that differs.
+    """The device behind "cpu", "cuda" or "cuda:0", and a warning for each fact that differs.
 
-    Raises InputError where torch has no such device, or its GPU is in no row.
+    Raises InputError where torch has no such device, or no row describes its GPU.
     """
     try:
         found = torch.device(where)
@@ -36,14 +36,14 @@ def local_device(where: str) -> tuple[Device, tuple[str, ...]]:
 
 
 def host(threads: int) -> Device:
-    """So many threads of a host as the row describes one, with the memory that is here."""
+    """`threads` threads of the "cpu" row, with the memory of this machine."""
     row = device("cpu")
-    share = threads / row.units
+    fraction = threads / row.units
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     facts = {
         "units": threads,
-        "bf16": row.bf16 * share,
-        "int8": row.int8 and row.int8 * share,
+        "bf16": row.bf16 * fraction,
+        "int8": row.int8 and row.int8 * fraction,
         "memory_gbps": row.memory_gbps * min(1.0, threads / THREADS_TO_FILL_MEMORY),
         "memory_gb": memory / 1e9,
     }
@@ -51,9 +51,10 @@ def host(threads: int) -> Device:
 
 
 def as_reported(name: str, **facts: float) -> tuple[Device, tuple[str, ...]]:
-    """The row of the GPU that reports this name, the facts in place of the row's.
+    """The row of the GPU that reports `name`, updated with `facts`, and a warning for each that
+    differs by more than `TOLERANCE`.
 
-    Raises InputError where no row's name is part of it.
+    Raises InputError where the `reported` of no row is part of the name.
     """
     rows = [row for row in devices().values() if row.reported and row.reported in name]
     if not rows:

@@ -1,8 +1,9 @@
-"""An architecture at a point as the operator calls of one forward pass, counted."""
+"""The operator calls of one forward pass of an architecture, counted by layer group."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Final
 
 from ..search_space.accounting import Uncountable, around_weights
 from ..search_space.architecture import Architecture, Body
@@ -11,33 +12,37 @@ from ..search_space.operators import Gemm, NumberFormat, Operator, Point, Rows
 from ..search_space.pattern import branches, units
 
 Calls = Counter[Operator]
-EMBEDDING_AND_HEAD = "ends"  # the place of the table, the last norm and the head
+# The layer group of the embedding, the last norm and the head.
+EMBEDDING_AND_HEAD: Final = "embedding_and_head"
 
 
 def calls(architecture: Architecture, point: Point) -> Calls:
-    """Every operator call of a forward pass, the head at the last token of a sequence included.
+    """Every operator call of a forward pass; the head is applied to the last token of a sequence.
 
     Raises Uncountable for an encoder-decoder.
     """
     return joined(layer_calls(architecture, point))
 
 
-def joined(placed: Mapping[str, Calls]) -> Calls:
-    """The calls of all places together."""
+def joined(calls_by_group: Mapping[str, Calls]) -> Calls:
+    """The calls of all layer groups together."""
     found = Calls()
-    for part in placed.values():
-        found.update(part)
+    for group_calls in calls_by_group.values():
+        found.update(group_calls)
     return found
 
 
 def layer_calls(architecture: Architecture, point: Point) -> dict[str, Calls]:
-    """The same by where they stand: the symbol of the sub-block, a group's with its brackets, or
-    `EMBEDDING_AND_HEAD`."""
+    """The calls of a forward pass by layer group, with `EMBEDDING_AND_HEAD` as the last one.
+
+    A layer group is all sub-blocks of one symbol of the pattern ("*", or "[*M]" with its
+    brackets). Raises Uncountable for an encoder-decoder.
+    """
     if architecture.encoder:
         raise Uncountable("the cost of an encoder-decoder is not estimated")
     d_model = architecture.d_model
     found = {group: Calls() for group in dict.fromkeys(architecture.symbols)}
-    for (group, placement, formats), times in _alike(
+    for (group, placement, formats), times in _counted(
         (group, architecture.norm_placement(index), architecture.formats(index))
         for index, group in enumerate(architecture.symbols)
     ):
@@ -48,7 +53,7 @@ def layer_calls(architecture: Architecture, point: Point) -> dict[str, Calls]:
             mixing = Gemm(m=point.rows * streams, n=d_model, k=streams)
             _add(found[group], (mixing,), times)
         _add(found[group], (_residual(architecture, point),), times * max(1, _norms(around)))
-    for (group, symbol, first, formats), times in _alike(
+    for (group, symbol, first, formats), times in _counted(
         (
             architecture.symbols[body.sub_block],
             body.symbol,
@@ -59,33 +64,33 @@ def layer_calls(architecture: Architecture, point: Point) -> dict[str, Calls]:
         for index, body in enumerate(uses)
     ):
         block = architecture.blocks[symbol]
-        part = _taking_part(point, block.token_fraction)
+        block_point = _reduced(point, block.token_fraction)
         kv, experts = formats.get("kv_cache", "bf16"), formats.get("experts", "bf16")
         weights = [w for w in block.weights(d_model) if not (first and w.owner == "later")]
-        _add(found[group], _gemms(weights, part.rows, formats), times)
-        _add(found[group], block.operators(d_model, part, kv=kv, experts=experts), times)
-    found[EMBEDDING_AND_HEAD] = Calls(_ends(architecture, point))
+        _add(found[group], _gemms(weights, block_point.rows, formats), times)
+        _add(found[group], block.operators(d_model, block_point, kv=kv, experts=experts), times)
+    found[EMBEDDING_AND_HEAD] = Calls(_embedding_and_head(architecture, point))
     for group, groups in _groups_read(architecture):
         _add(found[group], _attend_groups(architecture, point, groups), 1)
     return found
 
 
-def _taking_part(point: Point, share: float) -> Point:
-    """The point that a block sees that works on a share of the tokens."""
-    if share == 1:
+def _reduced(point: Point, fraction: float) -> Point:
+    """The point of a block that processes only a fraction of the tokens (mixture of depths)."""
+    if fraction == 1:
         return point
-    context = max(1, round(point.context * share))
+    context = max(1, round(point.context * fraction))
     if point.decode:
-        return replace(point, batch=max(1, round(point.batch * share)), context=context)
-    return replace(point, tokens=max(2, round(point.tokens * share)), context=context)
+        return replace(point, batch=max(1, round(point.batch * fraction)), context=context)
+    return replace(point, tokens=max(2, round(point.tokens * fraction)), context=context)
 
 
-def _alike(things: Iterable[tuple]) -> Iterable[tuple[tuple, int]]:
-    """What occurs, and how often; formats, which end each thing, are compared as they read."""
+def _counted(things: Iterable[tuple]) -> Iterable[tuple[tuple, int]]:
+    """Each distinct tuple with how often it occurs; its last item, a dict, compares by items."""
     counted: dict[tuple, list] = {}
     for *what, formats in things:
-        known = counted.setdefault((*what, *formats.items()), [(*what, formats), 0])
-        known[1] += 1
+        entry = counted.setdefault((*what, *formats.items()), [(*what, formats), 0])
+        entry[1] += 1
     return ((thing, times) for thing, times in counted.values())
 
 
@@ -97,7 +102,7 @@ def _add(found: Calls, calls: Iterable[Operator], times: int) -> None:
 def _gemms(
     weights: Iterable[Weight], rows: int, formats: Mapping[str, NumberFormat]
 ) -> Iterable[Operator]:
-    """A product for each matrix that a token meets; stacked experts are a call of their own."""
+    """A matrix product for each weight with a role, but for experts: `Experts` is their call."""
     for weight in weights:
         if weight.role and weight.role != "experts":
             out, into = weight.shape
@@ -138,7 +143,7 @@ def _attend_groups(architecture: Architecture, point: Point, groups: int) -> Ite
 
 
 def _residual(architecture: Architecture, point: Point) -> Operator:
-    """One pass over the residual streams: the sum, and the norm that takes it along."""
+    """The residual sum fused with the norm after it: one pass over the residual streams."""
     streams = architecture.hyper_connections.streams if architecture.hyper_connections else 1
     return Rows(rows=point.rows, elements=(2 + 2 * streams) * architecture.d_model)
 
@@ -147,7 +152,7 @@ def _norms(around: tuple[Weight, ...]) -> int:
     return sum(weight.name.endswith(("norm_in.weight", "norm_out.weight")) for weight in around)
 
 
-def _ends(architecture: Architecture, point: Point) -> Iterator[Operator]:
+def _embedding_and_head(architecture: Architecture, point: Point) -> Iterator[Operator]:
     yield Rows(rows=point.rows, elements=2 * architecture.d_model)  # embedding lookup
     yield Rows(rows=point.batch, elements=2 * architecture.d_model)
     if architecture.hyper_connections:  # the streams become one hidden state
@@ -157,7 +162,7 @@ def _ends(architecture: Architecture, point: Point) -> Iterator[Operator]:
 
 
 def head(architecture: Architecture, rows: int) -> Gemm:
-    """The product that gives the logits of so many tokens."""
+    """The matrix product of the language model head for `rows` tokens."""
     own = {} if architecture.tied_embeddings else architecture.precision.formats
     format_ = own.get("lm_head", "bf16")
     return Gemm(m=rows, n=architecture.vocab_size, k=architecture.d_model, weights=format_)

@@ -1,7 +1,8 @@
-"""Memory of an architecture on a device: weights, caches, activations; served and in training.
+"""Memory of an architecture on a device: weights, caches and activations, serving and training.
 
-`memory_gib` is counted: what the mathematics needs. `peak_gib` is estimated: what an engine takes,
-with pages, workspace, the process itself and fragmentation. The verdict compares that with the device.
+`memory_gib` is counted: weights, caches and live activations. `peak_gib` is estimated: what an
+inference engine takes, with cache pages, workspace, the process itself and fragmentation. The
+verdict compares `peak_gib` with the memory of the device.
 """
 
 from typing import Literal
@@ -19,15 +20,16 @@ from .lowering import calls
 from .report import Measurement
 
 GIB = 2**30
-PREFILL_CHUNK = 8192  # engines prefill long prompts in pieces of about this many tokens
+PREFILL_CHUNK = 8192  # tokens that an engine prefills at once
 LOGIT_BYTES = 4
-PROCESS = (0.3 * GIB, 0.5 * GIB, 0.9 * GIB)  # of the driver and its libraries: low, likely, high
+PROCESS = (0.3 * GIB, 0.5 * GIB, 0.9 * GIB)  # driver and libraries: low, likely, high
 WORKSPACE = 64 * 2**20
-FRAGMENTATION = (1.0, 1.05, 1.15)  # of what the allocator reserves over what is used
-TRAINING_SPREAD = 0.25  # of activations, by how much is fused and recomputed
-OPTIMIZER_BYTES = 16  # a parameter: bf16 weight and gradient, fp32 master and two moments of AdamW
-LOSS_CHUNKS = 16  # in which the logits of a training step are held
-MARGIN = 0.97  # of a device's memory that a plan may fill
+FRAGMENTATION = (1.0, 1.05, 1.15)  # reserved over used memory of the allocator: low, likely, high
+TRAINING_HALF_WIDTH = 0.25  # relative, of activations: how much is fused and recomputed varies
+# Bytes per parameter: bf16 weight and gradient, fp32 master and two moments of AdamW.
+OPTIMIZER_BYTES = 16
+LOSS_CHUNKS = 16  # parts of the logits of a training step, of which one is in memory
+MARGIN = 0.97  # fraction of a device's memory that may be used
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
@@ -35,10 +37,14 @@ Verdict = Literal["fits", "tight", "does not fit"]
 def memory(
     architecture: Architecture, workload: Workload, *, devices: int = 1
 ) -> tuple[Measurement, ...]:
-    """All figures of a workload; on several devices, each one's part of `peak_gib`."""
-    weights = weight_bytes(architecture)
-    a_sequence = cache_bytes_at(architecture, workload.decode_context)
-    decode = workload.decode_batch * a_sequence
+    """The memory metrics of a workload: `memory_gib`, `cache_bytes_per_sequence`,
+    `paged_cache_bytes_per_sequence`, `peak_gib`, and `train_memory_gib` with a training step.
+
+    On several devices `peak_gib` and `train_memory_gib` are those of each device.
+    """
+    name, weights = workload.name, weight_bytes(architecture)
+    per_sequence = cache_bytes_at(architecture, workload.decode_context)
+    decode = workload.decode_batch * per_sequence
     prefill = workload.prefill_batch * cache_bytes_at(architecture, workload.prefill_tokens)
     of_decode = activations(architecture, workload.decode_batch, workload.decode_batch)
     tokens = min(workload.prefill_batch * workload.prefill_tokens, PREFILL_CHUNK)
@@ -51,36 +57,41 @@ def memory(
         + of_prefill,
     )
     low, value, high = (
-        (share * (likely / devices + WORKSPACE) + process) / GIB
-        for share, process in zip(FRAGMENTATION, PROCESS, strict=True)
+        (reserved * (likely / devices + WORKSPACE) + process) / GIB
+        for reserved, process in zip(FRAGMENTATION, PROCESS, strict=True)
     )
     found = [
-        _counted("memory_gib", counted / GIB, workload),
-        _counted("cache_bytes_per_sequence", a_sequence, workload),
-        _counted("paged_cache_bytes_per_sequence", paged, workload),
-        _estimated("peak_gib", low, value, high, workload),
+        Measurement.counted("memory_gib", counted / GIB, workload=name),
+        Measurement.counted("cache_bytes_per_sequence", per_sequence, workload=name),
+        Measurement.counted("paged_cache_bytes_per_sequence", paged, workload=name),
+        Measurement.estimated("peak_gib", value, low, high, workload=name, device=None),
     ]
     if workload.train_batch is not None and workload.train_tokens is not None:
-        kept, process = training_bytes(architecture, workload.train_batch, workload.train_tokens)
-        whole = (kept + process) / devices / GIB
-        spread = TRAINING_SPREAD * process / devices / GIB
+        fixed, kept = training_bytes(architecture, workload.train_batch, workload.train_tokens)
+        whole = (fixed + kept) / devices / GIB
+        half_width = TRAINING_HALF_WIDTH * kept / devices / GIB
+        low, high = whole - half_width, whole + half_width
         found.append(
-            _estimated("train_memory_gib", whole - spread, whole, whole + spread, workload)
+            Measurement.estimated("train_memory_gib", whole, low, high, workload=name, device=None)
         )
     return tuple(found)
 
 
 def verdict(peak: Measurement, memory_gb: float) -> Verdict:
-    """Whether a peak fits a device of so many GB (1e9 bytes)."""
+    """Whether a peak fits a device with `memory_gb` GB (1e9 bytes).
+
+    "tight" where the estimate fits and the upper end of its interval does not.
+    """
     room = MARGIN * memory_gb * 1e9 / GIB
     high = peak.value if peak.high is None else peak.high
     return "fits" if high <= room else "tight" if peak.value <= room else "does not fit"
 
 
 def activations(architecture: Architecture, rows: int, sequences: int) -> int:
-    """Live bytes of one forward pass: the residual stream, the widest block, the logits.
+    """Live bytes of a forward pass over `rows` tokens: residual stream, widest block, logits.
 
-    A block holds its input and what its projections give (and, for experts, `top_k` rows a token).
+    A block holds its input and the outputs of its projections (of experts, `top_k` rows per token);
+    the logits are those of the last token of each of `sequences`.
     """
     widest = max(_outputs(architecture, symbol) for symbol in architecture.blocks)
     logits = sequences * architecture.vocab_size * (ACTIVATION_BYTES + LOGIT_BYTES)
@@ -88,10 +99,10 @@ def activations(architecture: Architecture, rows: int, sequences: int) -> int:
 
 
 def training_bytes(architecture: Architecture, batch: int, tokens: int) -> tuple[int, int]:
-    """(weights, gradients and optimizer; activations kept for the backward pass and the loss).
+    """Bytes of (weights, gradients and optimizer; activations kept for the backward pass).
 
-    A sub-block keeps its input and what its projections give, before and after the activation; a
-    chunked recurrence the state in front of each chunk. Nothing is recomputed.
+    A sub-block keeps its input and the outputs of its projections, before and after the activation
+    function; a chunked recurrence keeps the state before each chunk. Nothing is recomputed.
     """
     rows = batch * tokens
     kept = 2.0 * rows * architecture.d_model * ACTIVATION_BYTES
@@ -111,15 +122,3 @@ def training_bytes(architecture: Architecture, batch: int, tokens: int) -> tuple
 def _outputs(architecture: Architecture, symbol: str) -> int:
     weights = architecture.blocks[symbol].weights(architecture.d_model)
     return sum(weight.shape[0] * weight.active for weight in weights if weight.role)
-
-
-def _counted(name: str, value: float, workload: Workload) -> Measurement:
-    return Measurement(
-        name=name, value=value, low=value, high=value, workload=workload.name, provenance="counted"
-    )
-
-
-def _estimated(name: str, low: float, value: float, high: float, workload: Workload) -> Measurement:
-    return Measurement(
-        name=name, value=value, low=low, high=high, workload=workload.name, provenance="estimated"
-    )

@@ -1,21 +1,21 @@
-"""What is known of a candidate before anything is built: counted numbers and estimated latency."""
+"""Metrics of a candidate that need no training: counted, or estimated by the cost model."""
 
 from ..search_space.accounting import cache_bytes, flops_per_token, parameters, weight_bytes
 from ..search_space.architecture import Architecture
 from ..search_space.plan import Plan
 from .cluster import cluster
 from .memory import GIB, memory
-from .pricing import TargetTimings, latency, measured_peak
+from .pricing import Pricing, TargetTimings
 from .report import Measurement
 
 
 def static_metrics(
     architecture: Architecture, plan: Plan, timings: TargetTimings | None = None
 ) -> tuple[Measurement, ...]:
-    """What needs neither a build nor a device: counted numbers, estimated memory and latency.
+    """Sizes, memory and latency on the plan's target and workloads, without building the model.
 
-    `timings` is what was timed on the target. Raises ValueError when the target cannot run the
-    precision plan or its devices cannot share the architecture out.
+    `timings` are those taken on the target. Raises ValueError when the target cannot run the
+    precision plan, or when the architecture cannot be split over its devices.
     """
     counts, caches = parameters(architecture), cache_bytes(architecture)
     context = plan.workloads[0].decode_context
@@ -28,10 +28,11 @@ def static_metrics(
         "state_bytes_per_sequence": caches.state_bytes_per_sequence,
     }
     found = [Measurement.counted(name, value) for name, value in counted.items()]
-    target = cluster(plan.target)
+    target, timings = cluster(plan.target), timings or TargetTimings()
     for workload in plan.workloads:
-        peak = measured_peak(architecture, target, workload, timings or TargetTimings())
-        told = memory(architecture, workload, devices=target.count)
-        found += [peak if peak and m.name == peak.name else m for m in told]
-        found += latency(architecture, target, workload, timings)
+        estimated = memory(architecture, workload, devices=target.count)
+        pricing = Pricing.for_architecture(architecture, target, timings, workload)
+        peak = pricing.measured_peak(architecture, workload)
+        found += [peak if peak and m.name == peak.name else m for m in estimated]
+        found += pricing.latency(architecture, workload)
     return tuple(found)

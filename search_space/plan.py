@@ -19,7 +19,7 @@ class ProxySettings(Record):
 
 
 class TaskSettings(Record):
-    """Base of the settings of a quality task.
+    """Base of the settings of a quality task: its training run.
 
     A field of `Plan` whose type derives from it is a task; the module of the field's name in
     profilers/quality/ implements it.
@@ -27,13 +27,17 @@ class TaskSettings(Record):
 
     context: PositiveInt
     """Tokens per training sequence."""
+    batch: PositiveInt
+    """Sequences per training step."""
+    steps: PositiveInt
+    """Training steps of the whole run."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
 
 
 class TextSettings(TaskSettings):
     """Training on bytes of text; the result is bits per byte on held-out text."""
 
-    corpus: str | None = None
-    """A text file or a folder of them (default: the sources of Python's standard library)."""
     context: PositiveInt = 128
     """Bytes per training sequence."""
     batch: PositiveInt = 4
@@ -42,6 +46,8 @@ class TextSettings(TaskSettings):
     """Training steps of the whole run."""
     learning_rate: float = Field(default=4e-3, gt=0)
     """Peak learning rate of AdamW."""
+    corpus: str | None = None
+    """A text file or a folder of them; null stands for the sources of Python's standard library."""
 
 
 class RecallSettings(TaskSettings):
@@ -50,10 +56,6 @@ class RecallSettings(TaskSettings):
     The result is the fraction of queries answered with the value of their key.
     """
 
-    pairs: PositiveInt = 5
-    """Key-value pairs per sequence."""
-    vocabulary: PositiveInt = 20
-    """Symbols: the lower half are keys, the upper half values."""
     context: PositiveInt = 20
     """Tokens per training sequence: 2 * pairs for the pairs, the others are queries."""
     batch: PositiveInt = 24
@@ -62,6 +64,10 @@ class RecallSettings(TaskSettings):
     """Training steps of the whole run."""
     learning_rate: float = Field(default=5e-3, gt=0)
     """Peak learning rate of AdamW."""
+    pairs: PositiveInt = 5
+    """Key-value pairs per sequence; context and vocabulary are at least 4 * pairs."""
+    vocabulary: PositiveInt = 20
+    """Symbols: the lower half are keys, the upper half values."""
 
     @model_validator(mode="after")
     def _validate(self) -> Self:

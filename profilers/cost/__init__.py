@@ -1,1 +1,1 @@
-"""How long one operator call takes on a device, with a tested interval."""
+"""The cost model: the time of one operator call on a device, with a tested interval."""

@@ -1,6 +1,9 @@
-"""Fits the shipped cost model on the public tables: python -m archfront.profilers.cost.__main__ --tables DIR.
+"""Fit the shipped cost model on public tables of operator timings.
 
-Needs the extra `archfront[fit]`. What the tables' check refused or dropped is printed, line by line.
+    python -m archfront.profilers.cost --tables DIR [--into DIR] [--processes N]
+
+Needs the extra `archfront[fit]`. A line is printed for each slice of a table that was rejected and
+for rows that were dropped from others.
 """
 
 import argparse
@@ -12,14 +15,18 @@ from .fit import fit
 from .shipped import write
 from .tables import read
 
-MAX_BYTES = 1_000_000  # of both files in the package
+MAX_BYTES = 1_000_000  # of both files together
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fits the shipped cost model.")
-    parser.add_argument("--tables", type=Path, default=Path("../shared/measured_ops"))
-    parser.add_argument("--into", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--processes", type=int, default=1)
+    parser = argparse.ArgumentParser(
+        prog="python -m archfront.profilers.cost", description="Fit the shipped cost model."
+    )
+    parser.add_argument("--tables", type=Path, required=True, help="folder of parquet tables")
+    parser.add_argument(
+        "--into", type=Path, default=Path(__file__).parent, help="folder of the fitted files"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="families fitted at once")
     given = parser.parse_args()
     if not given.tables.is_dir():
         sys.stderr.write(f"--tables must be a folder of parquet tables, got {given.tables}\n")
@@ -27,15 +34,15 @@ def main() -> int:
     if find_spec("pyarrow") is None:
         sys.stderr.write("reading the tables needs pyarrow: pip install 'archfront[fit]'\n")
         return 2
-    timings = read(given.tables, report=_say)
-    _say(f"fitting {len(timings)} timings")
+    timings = read(given.tables, report=_print)
+    _print(f"fitting {len(timings)} timings")
     size = write(fit(timings, processes=given.processes), given.into)
-    assert size <= MAX_BYTES, f"the fitted files are to take {MAX_BYTES} bytes at most, got {size}"
-    _say(f"wrote {size} bytes into {given.into}")
+    assert size <= MAX_BYTES, f"both files must be at most {MAX_BYTES} bytes, got {size}"
+    _print(f"wrote {size} bytes into {given.into}")
     return 0
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -1,7 +1,7 @@
-"""Fits the cost model on timings: physics first, then what is left, then how sure it is.
+"""The fit of the cost model on timings: constants of the roofline, residuals, intervals.
 
-Everything that is said about accuracy comes from calls whose site the fit has not seen: sites are
-dealt into folds, and for a device of an unknown family whole GPU families are left out.
+Intervals come from calls that the fit has not seen: sites are assigned to cross-validation folds,
+and for a device of an unknown GPU family that whole family is held out.
 """
 
 import math
@@ -17,28 +17,29 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from ...search_space.operators import Operator
 from ..device import device
 from .composed import Scenario, compose
-from .local_fit import GUESS, LOOSE, SHARES, Sample, calibrated_class, conformal, fit_constants
-from .model import POOLED_SHARE, PROVENANCES, FamilyModel, Model, Provenance, spread_of_sum
+from .local_fit import FRACTIONS, PRIOR, WIDE, Sample, calibrated_class, conformal, fit_constants
+from .model import POOLED_FRACTION, PROVENANCES, FamilyModel, Model, Provenance, half_width_of_sum
 from .tables import Timing
 from .trees import Bins, Trees, exported
 from .work import Constants, seconds
 
 FOLDS = 4
-UNTESTED = 0.5  # half-width in log of a class that no trial could test
+UNTESTED = 0.5  # half-width in log where no held-out prediction could test a cost class
 MAX_BINS = 64
-OUTLYING = 4.0  # times the median error
-POOLED_ROWS = 12_000
+OUTLIER = 4.0  # errors beyond this many median errors are clipped
+POOLED_ROWS = 12_000  # drawn for the pooled residual at most
 
 
 def fit_family(sample: Sample, chosen: np.ndarray, *, own: bool = True) -> FamilyModel:
-    """Constants, the residual that GPU families share, and with `own` what is left in each."""
+    """The fit on the `chosen` rows of a sample: constants, the pooled residual of all GPU families,
+    and with `own` the residual of each. Its half-widths are empty."""
     constants: dict[str, dict[str, Constants]] = {}
-    physics = np.zeros(len(sample.log_seconds))
+    roofline = np.zeros(len(sample.log_seconds))
     for name, where, rows in sample.slices(chosen):
-        found = fit_constants(sample.asked[rows], sample.log_seconds[rows], GUESS, LOOSE)
+        found = fit_constants(sample.work[rows], sample.log_seconds[rows], PRIOR, WIDE)
         constants.setdefault(name, {})[where] = found
-        physics[rows] = np.log(seconds(sample.asked[rows], found))
-    left = sample.log_seconds - physics
+        roofline[rows] = np.log(seconds(sample.work[rows], found))
+    rest = sample.log_seconds - roofline
     members = {
         str(family): tuple(
             np.unique(sample.device[chosen & (sample.gpu_family == family)]).tolist()
@@ -46,41 +47,40 @@ def fit_family(sample: Sample, chosen: np.ndarray, *, own: bool = True) -> Famil
         for family in np.unique(sample.gpu_family[chosen])
     }
     bins = Bins.of(sample.columns[chosen], MAX_BINS)
-    binned = np.column_stack([_places(sample, members), bins(sample.columns)])
+    binned = np.column_stack([_device_indices(sample, members), bins(sample.columns)])
     (rows,) = np.nonzero(chosen)
     if len(rows) > POOLED_ROWS:
         rows = np.random.default_rng(0).choice(rows, POOLED_ROWS, replace=False)
-    placeless = binned.copy()
-    placeless[:, 0] = 0
-    pooled = boosted(placeless[rows], left[rows], trees=150, leaves=15, min_leaf=60)
-    left -= POOLED_SHARE * pooled(placeless)
+    without_device = binned.copy()
+    without_device[:, 0] = 0
+    pooled = boosted(without_device[rows], rest[rows], trees=150, leaves=15, min_leaf=60)
+    rest -= POOLED_FRACTION * pooled(without_device)
     return FamilyModel(
         constants=constants,
         bins=bins,
         pooled=pooled,
         own={
-            family: _own_residual(binned, left, chosen & (sample.gpu_family == family))
+            family: _own_residual(binned, rest, chosen & (sample.gpu_family == family))
             for family in (members if own else ())
         },
         members=members,
-        share=1.0,
-        spreads={name: {} for name in constants},
+        residual_fraction=1.0,
+        half_widths={name: {} for name in constants},
     )
 
 
-def _places(sample: Sample, members: Mapping[str, Sequence[str]]) -> np.ndarray:
-    places = {name: i for names in members.values() for i, name in enumerate(names)}
-    return np.array([places.get(name, 0) for name in sample.device], np.uint8)
+def _device_indices(sample: Sample, members: Mapping[str, Sequence[str]]) -> np.ndarray:
+    indices = {name: i for names in members.values() for i, name in enumerate(names)}
+    return np.array([indices.get(name, 0) for name in sample.device], np.uint8)
 
 
-def _own_residual(binned: np.ndarray, left: np.ndarray, chosen: np.ndarray) -> Trees:
-    """Fitted twice: timings far from the first fit were disturbed, and are drawn near for the
-    second."""
+def _own_residual(binned: np.ndarray, rest: np.ndarray, chosen: np.ndarray) -> Trees:
+    """The residual of one GPU family, fitted twice: outliers of the first fit are clipped."""
     rows = int(chosen.sum())
     trees, leaves = int(np.clip(rows / 15, 60, 450)), 31 if rows > 2000 else 15
-    inputs, target = binned[chosen], left[chosen]
+    inputs, target = binned[chosen], rest[chosen]
     rough = boosted(inputs, target, trees=min(trees, 150), leaves=leaves, min_leaf=10)(inputs)
-    reach = OUTLYING * float(np.median(np.abs(target - rough)))
+    reach = OUTLIER * float(np.median(np.abs(target - rough)))
     target = rough + np.clip(target - rough, -reach, reach)
     return boosted(inputs, target, trees=trees, leaves=leaves, min_leaf=10)
 
@@ -88,6 +88,7 @@ def _own_residual(binned: np.ndarray, left: np.ndarray, chosen: np.ndarray) -> T
 def boosted(
     binned: np.ndarray, target: np.ndarray, *, trees: int, leaves: int, min_leaf: int
 ) -> Trees:
+    """Gradient-boosted trees on binned inputs [n, f], least squares."""
     model = HistGradientBoostingRegressor(
         max_iter=trees,
         learning_rate=0.06,
@@ -101,51 +102,52 @@ def boosted(
 
 
 def predicted(model: FamilyModel, sample: Sample, chosen: np.ndarray) -> np.ndarray:
-    """Log seconds of the chosen rows; NaN elsewhere."""
+    """The log seconds that a model predicts for the chosen rows, [n]; NaN elsewhere."""
     found = np.full(len(sample.log_seconds), np.nan)
     for name, where, rows in sample.slices(chosen):
         if name in model.constants:
             found[rows], _ = model.log_seconds(
-                name, sample.asked[rows], sample.columns[rows], device(where)
+                name, sample.work[rows], sample.columns[rows], device(where)
             )
     return found
 
 
-def dealt(timings: Iterable[Timing], folds: int, seed: int = 0) -> dict[tuple, int]:
-    """A fold for every site, evenly within each kind of operator."""
+def assign_folds(timings: Iterable[Timing], folds: int, seed: int = 0) -> dict[tuple, int]:
+    """A cross-validation fold for every (operator, site), evenly within each operator."""
     sites: dict[str, set] = {}
     for timing in timings:
         sites.setdefault(timing.operator.name, set()).add(timing.site)
     rng = np.random.default_rng(seed)
     return {
-        (kind, site): int(place) % folds
+        (kind, site): int(position) % folds
         for kind, found in sorted(sites.items())
-        for site, place in zip(sorted(found, key=repr), rng.permutation(len(found)), strict=True)
+        for site, position in zip(sorted(found, key=repr), rng.permutation(len(found)), strict=True)
     }
 
 
 def fold_of(timings: Sequence[Timing], folds: Mapping[tuple, int]) -> np.ndarray:
+    """The fold of each timing, [n]."""
     return np.array([folds[timing.operator.name, timing.site] for timing in timings])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What was foretold of calls whose site, device or GPU family the fit had not seen.
+class HeldOut:
+    """Predictions of calls whose site, device or GPU family the fit had not seen.
 
-    Aligned with the timings of one operator family; `log_seconds` is NaN where nothing was.
+    Aligned with the timings of one operator family; `log_seconds` is NaN where none was predicted.
     """
 
     provenance: Provenance
     timings: Sequence[Timing]
     log_seconds: np.ndarray
-    spread: np.ndarray
+    half_width: np.ndarray
 
 
 def fit(timings: Sequence[Timing], *, own: bool = True, processes: int = 1) -> Model:
-    """The cost model of all operator families that were timed, with tested intervals.
+    """Fit the cost model on timings, with tested intervals.
 
-    Without `own` it serves only devices of other GPU families, and is fitted in a fraction of the
-    time.
+    Without `own` the residuals of single GPU families are left out, in a fraction of the time: the
+    model then serves only devices of other families. `processes` families are fitted at once.
     """
     families: dict[str, list[Timing]] = {}
     for timing in timings:
@@ -153,27 +155,27 @@ def fit(timings: Sequence[Timing], *, own: bool = True, processes: int = 1) -> M
     largest_first = sorted(families.values(), key=len, reverse=True)
     if processes > 1:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            fitted = list(pool.map(fit_and_try, largest_first, repeat(own)))
+            fitted = list(pool.map(fit_and_test, largest_first, repeat(own)))
     else:
-        fitted = [fit_and_try(part, own) for part in largest_first]
+        fitted = [fit_and_test(part, own) for part in largest_first]
     models = {
         part[0].operator.family: model
         for part, (model, _) in zip(largest_first, fitted, strict=True)
     }
-    trials = [trial for _, found in fitted for trial in found]
-    return Model(families=_without_gaps(models), widen=widened(trials))
+    tests = [held_out for _, found in fitted for held_out in found]
+    return Model(families=_without_gaps(models), inflation=inflation_factors(tests))
 
 
-def fit_and_try(timings: Sequence[Timing], own: bool) -> tuple[FamilyModel, list[Trial]]:
-    """The model of one operator family with tested spreads, and the trials that tested them."""
+def fit_and_test(timings: Sequence[Timing], own: bool) -> tuple[FamilyModel, list[HeldOut]]:
+    """The fit of one operator family with tested half-widths, and the held-out predictions."""
     sample = Sample.of(timings)
     model = fit_family(sample, np.ones(len(timings), bool), own=own)
 
-    folds = fold_of(sample.timings, dealt(sample.timings, FOLDS))
+    folds = fold_of(sample.timings, assign_folds(sample.timings, FOLDS))
     fitted = np.full(len(timings), np.nan)
     for fold in range(FOLDS if own else 0):
-        held = folds == fold
-        fitted[held] = predicted(fit_family(sample, ~held), sample, held)[held]
+        inside = folds == fold
+        fitted[inside] = predicted(fit_family(sample, ~inside), sample, inside)[inside]
 
     relative = np.full(len(timings), np.nan)
     for family, names in model.members.items():
@@ -186,44 +188,50 @@ def fit_and_try(timings: Sequence[Timing], own: bool) -> tuple[FamilyModel, list
         family: fit_family(sample, sample.gpu_family != family, own=False)
         for family in (model.members if len(model.members) > 1 else ())
     }
-    shared = {share: np.full(len(timings), np.nan) for share in SHARES}
+    transferred = {fraction: np.full(len(timings), np.nan) for fraction in FRACTIONS}
     for family, others in elsewhere.items():
         inside = sample.gpu_family == family
-        for share, found in shared.items():
-            found[inside] = predicted(replace(others, share=share), sample, inside)[inside]
-    share = min(SHARES, key=lambda share: _family_error(sample, shared[share]))
+        for fraction, found in transferred.items():
+            model_of_others = replace(others, residual_fraction=fraction)
+            found[inside] = predicted(model_of_others, sample, inside)[inside]
+    fraction = min(FRACTIONS, key=lambda fraction: _family_error(sample, transferred[fraction]))
 
-    foretold: dict[Provenance, np.ndarray] = {
+    by_provenance: dict[Provenance, np.ndarray] = {
         "fitted": fitted,
         "family": relative,
-        "transferred": shared[share],
+        "transferred": transferred[fraction],
     }
-    spreads = {
-        name: _spreads(sample, foretold, name) for name in np.unique(sample.cost_class).tolist()
+    half_widths = {
+        name: _half_widths(sample, by_provenance, name)
+        for name in np.unique(sample.cost_class).tolist()
     }
-    trials = [_tried(sample, name, logs, spreads) for name, logs in foretold.items()]
+    tests = [_held_out(sample, name, logs, half_widths) for name, logs in by_provenance.items()]
     if elsewhere:
-        trials.append(_tried_calibration(sample, elsewhere))
-    return replace(model, share=share, spreads=spreads), trials
+        tests.append(_held_out_calibration(sample, elsewhere))
+    return replace(model, residual_fraction=fraction, half_widths=half_widths), tests
 
 
-def _tried(
+def _held_out(
     sample: Sample,
     provenance: Provenance,
     log_seconds: np.ndarray,
-    spreads: Mapping[str, Mapping[str, float]],
-) -> Trial:
-    spread = np.full(len(log_seconds), np.nan)
+    half_widths: Mapping[str, Mapping[str, float]],
+) -> HeldOut:
+    half_width = np.full(len(log_seconds), np.nan)
     for name, where, rows in sample.slices(np.isfinite(log_seconds)):
-        spread[rows] = spreads[name][where if provenance == "fitted" else provenance]
-    return Trial(
-        provenance=provenance, timings=sample.timings, log_seconds=log_seconds, spread=spread
+        half_width[rows] = half_widths[name][where if provenance == "fitted" else provenance]
+    return HeldOut(
+        provenance=provenance,
+        timings=sample.timings,
+        log_seconds=log_seconds,
+        half_width=half_width,
     )
 
 
-def _tried_calibration(sample: Sample, elsewhere: Mapping[str, FamilyModel]) -> Trial:
-    """One device of each GPU family, from 100 of its points and what other families know."""
-    logs, spread = (np.full(len(sample.log_seconds), np.nan) for _ in range(2))
+def _held_out_calibration(sample: Sample, elsewhere: Mapping[str, FamilyModel]) -> HeldOut:
+    """Predictions for one device of each GPU family, calibrated on 100 of its points per class on
+    top of the fit of the other families."""
+    logs, half_width = (np.full(len(sample.log_seconds), np.nan) for _ in range(2))
     rng = np.random.default_rng(0)
     for family, others in elsewhere.items():
         where = sample.device[sample.gpu_family == family][0]
@@ -233,14 +241,19 @@ def _tried_calibration(sample: Sample, elsewhere: Mapping[str, FamilyModel]) -> 
             if name in others.constants:
                 local = calibrated_class(others, device(where), sample, name, points)
                 logs[rest], _ = others.log_seconds(
-                    name, sample.asked[rest], sample.columns[rest], device(where), local
+                    name, sample.work[rest], sample.columns[rest], device(where), local
                 )
-                spread[rest] = local.spread
-    return Trial(provenance="calibrated", timings=sample.timings, log_seconds=logs, spread=spread)
+                half_width[rest] = local.half_width
+    return HeldOut(
+        provenance="calibrated",
+        timings=sample.timings,
+        log_seconds=logs,
+        half_width=half_width,
+    )
 
 
 def _family_error(sample: Sample, log_seconds: np.ndarray) -> float:
-    """The mean error over GPU families, each counted once."""
+    """The mean over GPU families of their mean errors."""
     errors = np.abs(log_seconds - sample.log_seconds)
     means = [
         np.nanmean(errors[sample.gpu_family == family])
@@ -250,69 +263,75 @@ def _family_error(sample: Sample, log_seconds: np.ndarray) -> float:
     return float(np.mean(means)) if means else 0.0
 
 
-def _spreads(
-    sample: Sample, foretold: Mapping[Provenance, np.ndarray], name: str
+def _half_widths(
+    sample: Sample, by_provenance: Mapping[Provenance, np.ndarray], name: str
 ) -> dict[str, float]:
-    """Half-widths for one cost class: by device where it was timed, else by provenance."""
+    """Half-widths of one cost class, by device where it was timed, else by provenance."""
     inside = sample.cost_class == name
     found: dict[str, float] = {}
     for where in np.unique(sample.device[inside]).tolist():
         found[where] = conformal(
-            (foretold["fitted"] - sample.log_seconds)[inside & (sample.device == where)]
+            (by_provenance["fitted"] - sample.log_seconds)[inside & (sample.device == where)]
         )
     for provenance in ("family", "transferred"):
-        found[provenance] = conformal((foretold[provenance] - sample.log_seconds)[inside])
-    return {place: spread for place, spread in found.items() if math.isfinite(spread)}
+        found[provenance] = conformal((by_provenance[provenance] - sample.log_seconds)[inside])
+    return {key: half_width for key, half_width in found.items() if math.isfinite(half_width)}
 
 
 def _without_gaps(models: Mapping[str, FamilyModel]) -> dict[str, FamilyModel]:
-    """A class that only one GPU family was timed on is as unsure elsewhere as the worst other one;
-    a family of one device says of its next one what it says of another family's."""
-    known = [spreads for model in models.values() for spreads in model.spreads.values()]
-    worst = max((spreads.get("transferred", 0.0) for spreads in known), default=0.0) or UNTESTED
+    """The fits with the half-widths that no held-out prediction gave.
+
+    A cost class that was timed on one GPU family only takes the largest "transferred" half-width of
+    the other classes; one without two devices of a family takes its "transferred" for "family".
+    """
+    known = [widths for model in models.values() for widths in model.half_widths.values()]
+    worst = max((widths.get("transferred", 0.0) for widths in known), default=0.0) or UNTESTED
     filled = {}
     for family, model in models.items():
-        spreads = {name: {"transferred": worst, **found} for name, found in model.spreads.items()}
-        spreads = {
-            name: {"family": found["transferred"], **found} for name, found in spreads.items()
+        widths = {
+            name: {"transferred": worst, **found} for name, found in model.half_widths.items()
         }
-        filled[family] = replace(model, spreads=spreads)
+        widths = {name: {"family": found["transferred"], **found} for name, found in widths.items()}
+        filled[family] = replace(model, half_widths=widths)
     return filled
 
 
-def widened(trials: Sequence[Trial]) -> dict[Provenance, float]:
-    """What the interval of a sum must be multiplied by to cover 90% of composed architectures."""
+def inflation_factors(tests: Sequence[HeldOut]) -> dict[Provenance, float]:
+    """Factors by which the half-width of a sum covers 90% of composed architectures."""
     found: dict[Provenance, float] = {}
     for provenance in PROVENANCES:
-        chosen = [trial for trial in trials if trial.provenance == provenance]
-        reach = [
-            abs(math.log(told / true)) / half
-            for told, true, half, _ in sums(chosen, provenance, each=12)
+        chosen = [held_out for held_out in tests if held_out.provenance == provenance]
+        errors = [
+            abs(math.log(predicted_s / true_s)) / half_width
+            for predicted_s, true_s, half_width, _ in sums(chosen, provenance, each=12)
         ]
-        found[provenance] = conformal(np.array(reach)) if len(reach) > 50 else 1.0
+        found[provenance] = conformal(np.array(errors)) if len(errors) > 50 else 1.0
     return found
 
 
 def sums(
-    trials: Sequence[Trial], provenance: Provenance, each: int
+    tests: Sequence[HeldOut], provenance: Provenance, each: int
 ) -> Iterator[tuple[float, float, float, tuple[str, Scenario]]]:
-    """Composed architectures: foretold and true seconds, half-width in log, device and scenario."""
+    """Composed architectures, `each` per device and scenario.
+
+    Of each: predicted and true seconds, the half-width in log, (device, scenario).
+    """
     calls: dict[str, list[tuple[Operator, float, float, float]]] = {}
-    for trial in trials:
-        for i in np.nonzero(np.isfinite(trial.log_seconds))[0].tolist():
-            timing = trial.timings[i]
-            told = math.exp(trial.log_seconds[i]), timing.seconds, float(trial.spread[i])
-            calls.setdefault(timing.device, []).append((timing.operator, *told))
+    for held_out in tests:
+        for i in np.nonzero(np.isfinite(held_out.log_seconds))[0].tolist():
+            timing, predicted_s = held_out.timings[i], math.exp(held_out.log_seconds[i])
+            row = timing.operator, predicted_s, timing.seconds, float(held_out.half_width[i])
+            calls.setdefault(timing.device, []).append(row)
     for where, known in sorted(calls.items()):
         operators = [call for call, *_ in known]
-        told, true, spread = (np.array([row[i] for row in known]) for i in (1, 2, 3))
+        predicted_s, true_s, half_widths = (np.array([row[i] for row in known]) for i in (1, 2, 3))
         for scenario, drawn in compose(operators, np.random.default_rng(0), each):
-            places, counts = np.array(list(drawn)), np.array(list(drawn.values()))
-            half = spread_of_sum(
-                counts * told[places],
-                spread[places],
-                (provenance,) * len(places),
-                [operators[i].family for i in places],
+            indices, counts = np.array(list(drawn)), np.array(list(drawn.values()))
+            half_width = half_width_of_sum(
+                counts * predicted_s[indices],
+                half_widths[indices],
+                (provenance,) * len(indices),
+                [operators[i].family for i in indices],
             )
-            total = float(counts @ told[places]), float(counts @ true[places])
-            yield *total, half, (where, scenario)
+            total = float(counts @ predicted_s[indices]), float(counts @ true_s[indices])
+            yield *total, half_width, (where, scenario)

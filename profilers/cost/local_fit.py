@@ -1,4 +1,4 @@
-"""Fits constants and a smoother on timings of the device at hand, on top of what is shipped."""
+"""The local fit: constants and a smoother on timings of one device, on top of the shipped model."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,15 @@ from scipy.optimize import least_squares
 from ..device import Device, device
 from .model import FamilyModel, Local, Model, Smoother, constants_for, matern
 from .tables import Timing
-from .work import SMOOTH, Constants, Work, cost_class, features, seconds, work
+from .work import SMOOTH, Constants, Work, cost_class, features, seconds, work_of
 
 COVERAGE = 0.9
-# Where to look for constants that timings do not decide, and how far from there they may lie (log).
-GUESS = Constants(compute=0.6, memory=0.7, overhead_us=5.0, step_us=2.5, cache_gbps=30.0).log()
-LOOSE, NEAR = np.array([0.7, 0.5, 1.5, 1.0, 0.7]), np.array([0.35, 0.35, 0.5, 0.5, 0.5])
-SHARES = (0.0, 0.35, 0.7, 1.0)
-MIN_POINTS = 10  # without which nothing from elsewhere is put to the test
-AGREEMENT = 0.97  # of the error without it, that anything learned must stay below
+# The prior of constants in log: its center, and its width for a first fit and for a local one.
+PRIOR = Constants(compute=0.6, memory=0.7, overhead_us=5.0, step_us=2.5, cache_gbps=30.0).log()
+WIDE, NARROW = np.array([0.7, 0.5, 1.5, 1.0, 0.7]), np.array([0.35, 0.35, 0.5, 0.5, 0.5])
+FRACTIONS = (0.0, 0.35, 0.7, 1.0)  # of a residual, from which a fit chooses
+MIN_POINTS = 10  # timings of a class that a local fit needs
+IMPROVEMENT = 0.97  # of the error without a term: where the error with it is higher, it is left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class Sample:
     device: np.ndarray  # names
     gpu_family: np.ndarray
     cost_class: np.ndarray
-    asked: Work
+    work: Work
     columns: np.ndarray
     log_seconds: np.ndarray
 
     @classmethod
     def of(cls, timings: Sequence[Timing], here: Device | None = None) -> "Sample":
-        """`here`: the device of all of them as its driver reports it, in place of its row."""
+        """The arrays of timings; `here` is the device of all of them, in place of its row."""
 
         def at(name: str) -> Device:
             return here or device(name)
@@ -45,15 +45,15 @@ class Sample:
         parts = []
         for name in np.unique(names):
             calls = [timings[i].operator for i in order if timings[i].device == name]
-            asked = work(calls, at(name))
-            parts.append((asked, features(calls, asked, at(name))))
+            work = work_of(calls, at(name))
+            parts.append((work, features(calls, work, at(name))))
         ordered = [timings[i] for i in order]
         return cls(
             timings=ordered,
             device=names[order],
             gpu_family=np.array([at(name).family for name in names[order]]),
             cost_class=np.array([cost_class(timing.operator) for timing in ordered]),
-            asked=Work.joined([asked for asked, _ in parts]),
+            work=Work.joined([work for work, _ in parts]),
             columns=np.concatenate([columns for _, columns in parts]),
             log_seconds=np.log([timing.seconds for timing in ordered]),
         )
@@ -70,22 +70,28 @@ class Sample:
 
 
 def fit_constants(
-    asked: Work, log_seconds: np.ndarray, guess: np.ndarray, reach: np.ndarray
+    work: Work, log_seconds: np.ndarray, prior: np.ndarray, width: np.ndarray
 ) -> Constants:
-    """The constants that explain the times best in log with soft L1, near a guess where they
-    do not matter; the guess weighs as much as one timing."""
+    """The constants with the least soft-L1 error of log times.
+
+    `prior` (constants in log) keeps those that the timings do not determine: a constant one `width`
+    away from it costs as much as an error of 0.1 in one timing.
+    """
 
     def errors(logs: np.ndarray) -> np.ndarray:
-        found = np.log(seconds(asked, Constants.from_log(logs))) - log_seconds
-        return np.concatenate([found, 0.1 * (logs - guess) / reach])
+        found = np.log(seconds(work, Constants.from_log(logs))) - log_seconds
+        return np.concatenate([found, 0.1 * (logs - prior) / width])
 
-    best = least_squares(errors, guess, loss="soft_l1", f_scale=0.1)
+    best = least_squares(errors, prior, loss="soft_l1", f_scale=0.1)
     return Constants.from_log(best.x)
 
 
 def conformal(errors: np.ndarray) -> float:
-    """The half-width in log that covers 90% of new calls (Vovk et al., split conformal); NaN is no
-    error, and what is said of no errors."""
+    """The half-width that covers 90% of new calls, from errors of calls outside the fit.
+
+    Split conformal prediction (Vovk et al., Algorithmic Learning in a Random World, 2005): the
+    ceil(0.9 (n + 1))-th smallest of n absolute errors. NaNs are left out; NaN where none are left.
+    """
     errors = np.sort(np.abs(errors[np.isfinite(errors)]))
     if not len(errors):
         return math.nan
@@ -94,9 +100,9 @@ def conformal(errors: np.ndarray) -> float:
 
 
 def calibrated(model: Model, target: Device, timings: Sequence[Timing]) -> Model:
-    """The model with a fit on timings of the device at hand, 30 or 100 of each class.
+    """The model with a local fit on timings of the device `target`, 30 or 100 of each cost class.
 
-    Classes that were not timed, and those with fewer than MIN_POINTS timings, stay as they were.
+    Cost classes with fewer than `MIN_POINTS` timings stay as they were.
     """
     families: dict[str, list[Timing]] = {}
     for timing in timings:
@@ -110,7 +116,7 @@ def calibrated(model: Model, target: Device, timings: Sequence[Timing]) -> Model
                 local[name] = calibrated_class(known, target, sample, name, rows)
     return Model(
         families=model.families,
-        widen=model.widen,
+        inflation=model.inflation,
         local={**model.local, target.name: {**model.local.get(target.name, {}), **local}},
     )
 
@@ -118,53 +124,58 @@ def calibrated(model: Model, target: Device, timings: Sequence[Timing]) -> Model
 def calibrated_class(
     model: FamilyModel, target: Device, sample: Sample, name: str, points: np.ndarray
 ) -> Local:
-    """Constants near those known before, as much of the residual as helps, and a smoother.
+    """The local fit of one cost class on the rows `points` of the sample.
 
-    The residual is believed in part or in whole where the points agree with it better than with
-    physics alone. The interval is that of leaving each point out once.
+    Constants near those of the model, the fraction of its residual that lowers the error most (0
+    where none does by `IMPROVEMENT`), and a smoother. The half-width is conformal on leave-one-out
+    errors, scaled by the degrees of freedom of the constants.
     """
-    asked, columns, true = sample.asked[points], sample.columns[points], sample.log_seconds[points]
+    work, columns, true = sample.work[points], sample.columns[points], sample.log_seconds[points]
     before, _ = constants_for(model.constants[name], target)
     residual = model.residual(columns, target)
 
-    def attempt(share: float) -> tuple[float, float, Constants, np.ndarray]:
-        constants = fit_constants(asked, true - share * residual, before.log(), NEAR)
-        left = true - share * residual - np.log(seconds(asked, constants))
-        return float(np.abs(left).mean()), share, constants, left
+    def attempt(fraction: float) -> tuple[float, float, Constants, np.ndarray]:
+        constants = fit_constants(work, true - fraction * residual, before.log(), NARROW)
+        rest = true - fraction * residual - np.log(seconds(work, constants))
+        return float(np.abs(rest).mean()), fraction, constants, rest
 
-    tried = [attempt(share) for share in SHARES]
-    error, share, constants, left = min(tried, key=lambda result: result[0])
-    if error > AGREEMENT * tried[0][0]:
-        _, share, constants, left = tried[0]
+    tried = [attempt(fraction) for fraction in FRACTIONS]
+    error, fraction, constants, rest = min(tried, key=lambda result: result[0])
+    if error > IMPROVEMENT * tried[0][0]:
+        _, fraction, constants, rest = tried[0]
     kind = type(sample.timings[points[0]].operator)
-    smoother, left = smoothed(np.column_stack([columns, residual]), left, SMOOTH[kind])
-    freedom = math.sqrt(len(points) / max(1, len(points) - len(GUESS)))
+    smoother, rest = smoothed(np.column_stack([columns, residual]), rest, SMOOTH[kind])
+    freedom = math.sqrt(len(points) / max(1, len(points) - len(PRIOR)))
     return Local(
-        constants=constants, share=share, spread=freedom * conformal(left), smoother=smoother
+        constants=constants,
+        residual_fraction=fraction,
+        half_width=freedom * conformal(rest),
+        smoother=smoother,
     )
 
 
 def smoothed(
-    columns: np.ndarray, left: np.ndarray, smooth: int
+    columns: np.ndarray, rest: np.ndarray, smooth: int
 ) -> tuple[Smoother | None, np.ndarray]:
-    """The process through what is left that foretells left-out points best, and its errors there.
+    """The Gaussian process through errors `rest` [n] with the least leave-one-out error, and its
+    leave-one-out errors (Rasmussen and Williams, eq. 5.12); None and `rest` where none is better.
 
-    None where no process foretells them better than nothing does.
+    Its inputs are the first `smooth` columns and the last one.
     """
     chosen = np.array([*range(smooth), columns.shape[1] - 1])
     center, scale = columns[:, chosen].mean(axis=0), columns[:, chosen].std(axis=0) + 1e-6
     scale *= math.sqrt(len(chosen)) / 2
-    best, best_errors = None, left
+    best, best_errors = None, rest
     plain = Smoother(
-        chosen=chosen, center=center, scale=scale, length=1.0, points=left[:0], weights=left[:0]
+        chosen=chosen, center=center, scale=scale, length=1.0, points=rest[:0], weights=rest[:0]
     )
-    points = plain.placed(columns)
+    points = plain.normalized(columns)
     for length in (1.0, 2.0, 4.0, 8.0):
         for noise in (0.05, 0.2, 0.6, 2.0):
-            inverse = np.linalg.inv(matern(points, points, length) + noise * np.eye(len(left)))
-            weights = inverse @ left
-            errors = weights / np.diag(inverse)  # of leaving each point out
-            if np.abs(errors).mean() < AGREEMENT * np.abs(best_errors).mean():
+            inverse = np.linalg.inv(matern(points, points, length) + noise * np.eye(len(rest)))
+            weights = inverse @ rest
+            errors = weights / np.diag(inverse)
+            if np.abs(errors).mean() < IMPROVEMENT * np.abs(best_errors).mean():
                 best = replace(plain, length=length, points=points, weights=weights)
                 best_errors = errors
     return best, best_errors

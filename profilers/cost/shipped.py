@@ -1,4 +1,4 @@
-"""The fitted model as two small files beside this one: written by the fit, read at the first estimate."""
+"""The shipped cost model: two files beside this one, written by the fit, read once."""
 
 import json
 from functools import cache
@@ -14,21 +14,21 @@ from .trees import Bins, Trees
 from .work import Constants
 
 FACTS, ARRAYS = "fitted.json", "fitted.npz"
-DIGITS = 4  # significant ones, of a constant
+DIGITS = 4  # significant digits of a constant
 
 
 @cache
 def shipped() -> Model:
-    """The model that is part of the package, fitted on public timings of eight GPUs."""
+    """The model of the package, fitted on public timings of eight GPUs."""
     return read(files("archfront.profilers.cost"))
 
 
 def write(model: Model, folder: Path) -> int:
-    """Writes a model without local fits; the bytes of both files.
+    """Write a model without local fits into a folder; returns the bytes of both files.
 
-    All trees lie one after another in the same arrays; the facts say how many nodes belong to which.
+    The trees of all models are concatenated in the arrays; the JSON has the counts to cut them.
     """
-    facts: dict[str, Any] = {"widen": _rounded(model.widen), "families": {}}
+    facts: dict[str, Any] = {"inflation": _rounded(model.inflation), "families": {}}
     edges: list[np.ndarray] = []
     trees: list[dict[str, np.ndarray]] = []
     for family, part in sorted(model.families.items()):
@@ -41,9 +41,9 @@ def write(model: Model, folder: Path) -> int:
                 name: {where: _rounded(vars(found)) for where, found in known.items()}
                 for name, known in part.constants.items()
             },
-            "spreads": {name: _rounded(found) for name, found in part.spreads.items()},
+            "half_widths": {name: _rounded(found) for name, found in part.half_widths.items()},
             "members": part.members,
-            "share": part.share,
+            "residual_fraction": part.residual_fraction,
             "edges": counts.tolist(),
             "trees": {
                 name: {
@@ -62,7 +62,7 @@ def write(model: Model, folder: Path) -> int:
 
 
 def read(folder: Traversable) -> Model:
-    """A model as `write` left it."""
+    """Read a model that `write` wrote."""
     facts = json.loads((folder / FACTS).read_text())
     with (folder / ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         joined = {name: arrays[name] for name in arrays.files}
@@ -95,10 +95,10 @@ def read(folder: Traversable) -> Model:
             pooled=stacks.pop(""),
             own=stacks,
             members={name: tuple(names) for name, names in part["members"].items()},
-            share=part["share"],
-            spreads=part["spreads"],
+            residual_fraction=part["residual_fraction"],
+            half_widths=part["half_widths"],
         )
-    return Model(families=families, widen=facts["widen"])
+    return Model(families=families, inflation=facts["inflation"])
 
 
 def _rounded(values: Any) -> dict[str, float]:

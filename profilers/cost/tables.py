@@ -1,8 +1,8 @@
-"""Public operator timings as rows of ours, each slice checked before anything is fitted on it.
+"""Public tables of operator timings, validated and converted to `Timing`s.
 
-A table is a parquet file as cut from ai-dynamo/aiconfigurator (Apache-2.0): one row an operator
+A table is a parquet file as cut from ai-dynamo/aiconfigurator (Apache-2.0): one row per operator
 shape on one GPU with one software stack, `latency_us` the median over repeats. A slice is the rows
-of one table, GPU, stack and version; a slice that breaks a law below is refused as a whole.
+of one table, GPU, stack and version; a slice that violates a constraint below is rejected whole.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -31,25 +31,25 @@ from ...search_space.operators import (
 from ..device import Device, device
 
 Columns = Mapping[str, np.ndarray]
-# The names of the tables for what our device list tells apart further.
+# GPU names of the tables that devices.yaml divides further.
 _GPUS = {"a100_sxm": "a100_sxm_80gb", "rtx_pro_6000": "rtx_pro_6000_server"}
 _KV: dict[str, NumberFormat] = {"bfloat16": "bf16", "fp8": "fp8", "int8": "int8"}
 _SKEW = {"balanced": 0.0, "power_law_1.01": 1.01, "power_law_1.2": 1.2}
-# DeepSeek's latent and gated DeltaNet's heads: the tables have no other.
+# Sizes of DeepSeek's MLA and of Gated DeltaNet's heads, which the tables leave out.
 _LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 _EXPANDED = {"qk_head_dim": 192, "v_head_dim": 128}
 _DELTA_DIM, _CONV_WIDTH = 128, 4
-# (top_k, n_experts) of the Nemotron experts, which have no gate: the tables do not say so, the
-# bandwidth that three matrices would need does.
+# (top_k, n_experts) of the Nemotron experts, which have two matrices and no gate. The tables do not
+# say so; with three, their rows would exceed the memory bandwidth.
 _SQUARED_RELU = {(6, 128), (22, 512)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long one call took on a device; `source` names the stack that ran it.
+    """The time of one operator call on a device; `source` names the software stack.
 
-    Calls of one `site` are the same layer at several batch sizes and lengths: a model is judged on
-    sites that it has not seen.
+    Calls of one `site` are the same layer at several batch sizes and lengths; a model is tested on
+    sites that it was not fitted on.
     """
 
     device: str
@@ -144,7 +144,7 @@ def _experts(weights: NumberFormat) -> Callable[..., Operator]:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """How the rows of a table become calls; `site` are the columns that name one layer."""
+    """How a row of a table becomes a call, and the columns that identify its site."""
 
     operator: Callable[..., Operator]
     site: tuple[str, ...]
@@ -172,20 +172,20 @@ _SLICE = ("gpu", "stack", "stack_version")
 _NOT_SHAPE = {*_SLICE, "device", "latency_us"}
 
 MIN_RANK_CORRELATION = 0.8  # of the roofline with the time
-MAX_FLOOR_US = 30.0  # the cheapest calls of a slice; more is the host's launch, not the kernel
-MAX_EXPERTS_FLOOR_US = 60.0  # routing, sorting, two products and a sum are kernels of their own
-MAX_DUPLICATE_SPREAD = 0.05
-MAX_COPIED = 0.2  # share of equal times, to the last digit, on two devices
-MAX_SLOWDOWN = 1.5  # of a version beside another one of the same stack
-MIN_SHARED = 20  # shapes that two slices must share before they are held against each other
-TOLERATED = 0.02  # share of rows that may break a physical bound and are dropped alone
-ROUNDING = 1.02  # over the data sheet: clocks and medians
+MAX_FLOOR_US = 30.0  # of the cheapest calls; beyond it the launch on the host was timed
+MAX_EXPERTS_FLOOR_US = 60.0  # the same where routing, sorting, products and sum are several kernels
+MAX_REPEAT_DEVIATION = 0.05  # of nine in ten repeats of a shape from their median
+MAX_COPIED = 0.2  # fraction of times equal to the last digit on two devices
+MAX_SLOWDOWN = 1.5  # of a version compared with another one of the same stack
+MIN_SHARED = 20  # common shapes for a comparison of two slices
+MAX_IMPOSSIBLE = 0.02  # fraction of rows beyond a physical bound that are dropped from a slice
+TOLERANCE = 1.02  # over the data sheet, for clocks and medians
 
 
 def read(folder: Path, *, report: Callable[[str], None] = print) -> list[Timing]:
-    """The timings of every table in a folder, without those that `check` refuses.
+    """The timings of every table in a folder, without those that `check` rejects.
 
-    `report` gets one line for each refused slice and for what was dropped from a kept one.
+    `report` gets one line for each rejected slice and for the rows dropped from a kept one.
     Needs pyarrow, the extra `archfront[fit]`.
     """
     import pyarrow.parquet
@@ -206,7 +206,7 @@ def read(folder: Path, *, report: Callable[[str], None] = print) -> list[Timing]
 
 
 def timings(name: str, columns: Columns) -> Iterator[Timing]:
-    """The rows of the table of that name, as they are."""
+    """The rows of a table, unchecked; `name` is a key of `TABLES`."""
     table = TABLES[name]
     plain = [columns[column].tolist() for column in columns]
     for values in zip(*plain, strict=True):
@@ -221,11 +221,11 @@ def timings(name: str, columns: Columns) -> Iterator[Timing]:
 
 
 def check(name: str, columns: Columns) -> tuple[Columns, list[str]]:
-    """The rows that can be trusted, and a line for each slice that was refused or thinned.
+    """The valid rows of a table, and a line for each slice that was rejected or lost rows.
 
-    A slice is refused where its rows were taken on another device or copied from one, repeats
-    differ, times break a physical bound, cheapest calls cost a host's launch, work does not order
-    the times, or another version of the same stack is far faster.
+    A slice is rejected where its rows were taken on another device or copied from one, repeats
+    differ, times exceed a physical bound, the cheapest calls take as long as a launch on the host,
+    times do not correlate with work, or another version of the same stack is far faster.
     """
     lines: list[str] = []
     kept: dict[tuple[str, ...], Columns] = {}
@@ -234,7 +234,7 @@ def check(name: str, columns: Columns) -> tuple[Columns, list[str]]:
         found, reason, dropped = _checked_alone(name, _rows(columns, [k == key for k in keys]))
         where = f"{name}: {' '.join(key)}"
         if reason:
-            lines.append(f"{where}: refused, {reason}")
+            lines.append(f"{where}: rejected, {reason}")
             continue
         if dropped:
             lines.append(f"{where}: {dropped}")
@@ -242,7 +242,7 @@ def check(name: str, columns: Columns) -> tuple[Columns, list[str]]:
     for key, reason in _checked_in_pairs(kept):
         if key in kept:
             del kept[key]
-            lines.append(f"{name}: {' '.join(key)}: refused, {reason}")
+            lines.append(f"{name}: {' '.join(key)}: rejected, {reason}")
     parts = [*kept.values()] or [_rows(columns, [False] * len(keys))]
     return {c: np.concatenate([part[c] for part in parts]) for c in columns}, lines
 
@@ -252,13 +252,13 @@ def _rows(columns: Columns, chosen: Any) -> Columns:
 
 
 def _shapes(columns: Columns) -> list[tuple]:
-    """What each row was measured at, comparable across devices and versions."""
+    """The shape of each row, comparable across devices and versions."""
     names = [name for name in columns if name not in _NOT_SHAPE]
     return list(zip(*(columns[name].tolist() for name in names), strict=True))
 
 
 def _checked_alone(name: str, part: Columns) -> tuple[Columns, str, str]:
-    """What is left of a slice, why it is refused, what was dropped; '' where it is not."""
+    """(valid rows of a slice, why it is rejected or "", what was dropped or "")."""
     gpu = str(part["gpu"][0])
     target = device(_GPUS.get(gpu, gpu))
     if "device" in part and (other := _other_device(set(part["device"].tolist()), target)):
@@ -267,18 +267,18 @@ def _checked_alone(name: str, part: Columns) -> tuple[Columns, str, str]:
     whole = np.all([part[size] > 0 for size in sizes], axis=0) & (part["latency_us"] > 0)
     if not whole.any():
         return part, "every row is empty", ""
-    found, spread = _without_repeats(_rows(part, whole))
+    found, deviation = _without_repeats(_rows(part, whole))
     repeated = int(whole.sum()) - len(found["latency_us"])
-    if spread > MAX_DUPLICATE_SPREAD:
-        return part, f"repeats of a shape differ by {spread:.0%}", ""
+    if deviation > MAX_REPEAT_DEVIATION:
+        return part, f"repeats of a shape differ by {deviation:.0%}", ""
     operators = [timing.operator for timing in timings(name, found)]
     seconds = found["latency_us"] * 1e-6
     impossible = _faster_than_possible(operators, seconds, target)
-    if impossible.mean() > TOLERATED:
+    if impossible.mean() > MAX_IMPOSSIBLE:
         return part, f"{impossible.mean():.0%} of its rows are faster than {target.name} can be", ""
     floor = 1e6 * np.quantile(seconds, 0.01)
     if floor > (MAX_EXPERTS_FLOOR_US if isinstance(operators[0], Experts) else MAX_FLOOR_US):
-        return part, f"no call takes less than {floor:.0f} us: the host's launch was timed", ""
+        return part, f"no call takes less than {floor:.0f} us: the launch on the host was timed", ""
     correlation = _rank_correlation(_roofline(operators, target), seconds)
     if correlation < MIN_RANK_CORRELATION:
         return part, f"time follows work with a rank correlation of {correlation:.2f} only", ""
@@ -293,28 +293,28 @@ def _checked_alone(name: str, part: Columns) -> tuple[Columns, str, str]:
 
 
 def _other_device(names: set[str], target: Device) -> str:
-    """A device name in the rows that is not the folder's: NVIDIA GB300 is gb300, not b300_sxm."""
+    """A device name in the rows that is not the target's (NVIDIA GB300 is not b300_sxm), or ""."""
     chip = target.name.split("_")[0]
     others = [name for name in sorted(names) if chip not in name.lower().replace("-", " ").split()]
     return others[0] if others else ""
 
 
 def _without_repeats(part: Columns) -> tuple[Columns, float]:
-    """Each shape once with the median of its times; by how much nine in ten repeats stay within."""
-    places: dict[tuple, list[int]] = {}
+    """Each shape once with its median time, and the 90th percentile of relative deviations."""
+    indices: dict[tuple, list[int]] = {}
     for index, shape in enumerate(_shapes(part)):
-        places.setdefault(shape, []).append(index)
-    if len(places) == len(part["latency_us"]):
+        indices.setdefault(shape, []).append(index)
+    if len(indices) == len(part["latency_us"]):
         return part, 0.0
-    times = [part["latency_us"][where] for where in places.values()]
-    middles = np.array([np.median(repeats) for repeats in times])
-    spreads = [
-        repeats.max() / middle - 1
-        for repeats, middle in zip(times, middles, strict=True)
+    times = [part["latency_us"][where] for where in indices.values()]
+    medians = np.array([np.median(repeats) for repeats in times])
+    deviations = [
+        repeats.max() / median - 1
+        for repeats, median in zip(times, medians, strict=True)
         if len(repeats) > 1
     ]
-    once = _rows(part, [where[0] for where in places.values()])
-    return {**once, "latency_us": middles}, float(np.quantile(spreads, 0.9))
+    once = _rows(part, [where[0] for where in indices.values()])
+    return {**once, "latency_us": medians}, float(np.quantile(deviations, 0.9))
 
 
 def _roofline(operators: list[Operator], target: Device) -> np.ndarray:
@@ -329,10 +329,10 @@ def _roofline(operators: list[Operator], target: Device) -> np.ndarray:
 def _faster_than_possible(
     operators: list[Operator], seconds: np.ndarray, target: Device
 ) -> np.ndarray:
-    """Above the peak rate, or above the bandwidth with more bytes than the cache can explain.
+    """Which calls exceed the peak rate, or the bandwidth with more bytes than caches explain.
 
-    A state of the cache's size is read and written: twice its bytes. Keys and values of 8 bits may
-    be multiplied in 8 bits.
+    A state of the size of the cache is read and written, twice its bytes. Keys and values of 8 bits
+    may be multiplied at the rate of 8 bits.
     """
     eight_bit = np.array([getattr(call, "kv", "bf16") != "bf16" for call in operators])
     rates = np.array([target.peak(call.format) for call in operators])
@@ -340,18 +340,18 @@ def _faster_than_possible(
     flops = np.array([call.flops for call in operators])
     bytes_ = np.array([call.bytes for call in operators])
     beyond_cache = bytes_ > 3 * target.l2_mb * 1e6
-    too_much = flops / seconds > ROUNDING * rates
-    return too_much | (beyond_cache & (bytes_ / seconds > ROUNDING * target.memory_gbps * 1e9))
+    too_much = flops / seconds > TOLERANCE * rates
+    return too_much | (beyond_cache & (bytes_ / seconds > TOLERANCE * target.memory_gbps * 1e9))
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, ties sharing a rank."""
+    """Spearman's rank correlation; ties have one rank."""
     ranks = np.stack([np.unique(x, return_inverse=True)[1] for x in (a, b)])
     return float(np.corrcoef(ranks).min())  # symmetric, with ones on its diagonal
 
 
 def _checked_in_pairs(kept: Mapping[tuple[str, ...], Columns]) -> list[tuple[tuple, str]]:
-    """Slices refused beside others: copied from another device, or far slower than a newer one."""
+    """Slices rejected in comparison: copied from another device, or slower than another version."""
     times = {
         key: dict(zip(_shapes(part), part["latency_us"].tolist(), strict=True))
         for key, part in kept.items()

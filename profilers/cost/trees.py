@@ -1,10 +1,10 @@
-"""Boosted regression trees as small arrays: binned inputs, bit masks instead of walks.
+"""Boosted regression trees over binned inputs, evaluated with bit masks (QuickScorer).
 
-A tree has at most 32 leaves, numbered from left to right. Every inner node that sends an input to
-the right rules out the leaves on its left; the first leaf that no node rules out is the answer
-(Lucchese et al., QuickScorer, SIGIR 2015). So all trees see all inputs in a few array operations.
-The j-th inner node from the left has j leaves and its own last one on its left: in that order, how
-many leaves a node rules out says which.
+A tree has at most `MAX_LEAVES` leaves, numbered from left to right. An inner node whose test sends
+an input to the right rules out the leaves of its left branch; the first leaf that no node rules out
+is the answer (Lucchese et al., QuickScorer, SIGIR 2015). All trees see all inputs in a few array
+operations. Nodes are stored from left to right: the left branch of node j ends at leaf j, so that
+its number of leaves alone determines the mask.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ import numpy as np
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-MAX_LEAVES = 32
-BLOCK = 256  # inputs at once: what they take stays in the cache
+MAX_LEAVES = 32  # bits of a mask
+BLOCK = 256  # inputs evaluated at once, so that intermediate arrays stay in the CPU cache
 _NODE_FIELDS = ("feature", "bin", "width")
 
 
@@ -30,7 +30,7 @@ class Bins:
 
     @classmethod
     def of(cls, values: np.ndarray, count: int) -> "Bins":
-        """At most `count` bins a feature: halfway between neighbors, or between quantiles."""
+        """At most `count` bins per feature, split halfway between its values or their quantiles."""
         columns = []
         for column in values.T:
             seen = np.unique(column)
@@ -56,11 +56,11 @@ class Bins:
 
 @dataclass(frozen=True, kw_only=True)
 class Trees:
-    """The sum of many trees over binned features.
+    """The sum of many trees over binned features, plus `start`.
 
-    The nodes of a tree stand from left to right; one sends bins above `bin` of `feature` to the
-    right, past the `width` leaves of its left branch. `sizes` counts the nodes of each tree; a leaf
-    is worth its number times `step`.
+    A node sends bins above `bin` of `feature` to the right, past the `width` leaves of its left
+    branch. `sizes` are the numbers of nodes of the trees; the value of a leaf is its int8 times
+    `step`.
     """
 
     feature: np.ndarray  # uint8 [nodes]
@@ -88,8 +88,8 @@ class Trees:
 
     def _sum(self, binned: np.ndarray) -> np.ndarray:
         right = binned[:, self.feature] > self.bin
-        left_out = np.where(right, self._masks, np.uint32(0))
-        ruled_out = np.bitwise_or.reduceat(left_out, self._starts, axis=1)
+        masks = np.where(right, self._masks, np.uint32(0))
+        ruled_out = np.bitwise_or.reduceat(masks, self._starts, axis=1)
         free = ~ruled_out
         lowest = free & (~free + np.uint32(1))
         leaf = np.frexp(lowest)[1] - 1
@@ -106,16 +106,16 @@ class Trees:
 
     @cached_property
     def _masks(self) -> np.ndarray:
-        places = np.arange(len(self.width)) - np.repeat(self._starts, self.sizes)
+        index = np.arange(len(self.width)) - np.repeat(self._starts, self.sizes)
         run = (np.uint64(1) << self.width.astype(np.uint64)) - np.uint64(1)
-        return (run << (places + 1 - self.width).astype(np.uint64)).astype(np.uint32)
+        return (run << (index + 1 - self.width).astype(np.uint64)).astype(np.uint32)
 
     @cached_property
     def _values(self) -> np.ndarray:
         return self.leaves * np.float32(self.step)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As plain arrays, for a file; `step` and `start` are not among them."""
+        """The arrays by name, without `step` and `start`."""
         return {name: getattr(self, name) for name in self.ARRAYS}
 
     @classmethod
@@ -129,7 +129,7 @@ class Trees:
         step: float,
         start: float,
     ) -> "Trees":
-        """So many trees and nodes out of arrays that hold those of many models in a row."""
+        """`trees` trees with `nodes` nodes, cut from concatenated arrays at `tree` and `node`."""
         leaf = tree + node
         return cls(
             **{name: joined[name][node : node + nodes] for name in _NODE_FIELDS},
@@ -141,7 +141,10 @@ class Trees:
 
 
 def exported(model: "HistGradientBoostingRegressor") -> Trees:
-    """The trees of a regressor that was fitted on bins; its thresholds are then bins and a half."""
+    """The trees of a regressor that was fitted on bins, its leaves rounded to int8.
+
+    Its thresholds lie between two bins, so that their integer part is the lower one.
+    """
     nodes: list[tuple[int, int, int]] = []
     leaves: list[float] = []
     sizes: list[int] = []
@@ -150,6 +153,7 @@ def exported(model: "HistGradientBoostingRegressor") -> Trees:
             before = len(nodes)
             _walk(predictor.nodes, 0, nodes, leaves)
             sizes.append(len(nodes) - before)
+            assert sizes[-1] < MAX_LEAVES, "a mask has a bit per leaf"
     columns = np.array(nodes, np.uint8).reshape(-1, len(_NODE_FIELDS)).T
     step = max(map(abs, leaves), default=0.0) / 127 or 1.0
     return Trees(
@@ -164,7 +168,7 @@ def exported(model: "HistGradientBoostingRegressor") -> Trees:
 def _walk(
     tree: np.ndarray, index: int, nodes: list[tuple[int, int, int]], leaves: list[float]
 ) -> None:
-    """Appends what lies under a node, from left to right: its inner nodes, its leaf values."""
+    """Append the inner nodes and leaf values below a node, from left to right."""
     node = tree[index]
     if node["is_leaf"]:
         leaves.append(float(node["value"]))

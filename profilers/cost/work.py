@@ -1,13 +1,14 @@
-"""What calls ask of a device, as arrays: the terms of their time by physics, and their features.
+"""The work of operator calls on a device, as arrays: terms of a roofline, and features.
 
     t = max(hypot(flops / (peak * compute), bytes / (bandwidth * memory)),
             serial steps * waves * step) + overhead
 
-A kernel that computes as long as it moves hides only a part of either: hypot fits all classes
-better than the maximum of the two. Bytes that fit into the L2 cache move at a rate of the cache's
-own, which goes with the number of units and not with the memory behind it. Serial steps are those
-of a chunked recurrence, where a chunk waits for the one before it; its waves are the states that
-share a unit in turn.
+This is the roofline model (Williams, Waterman and Patterson, CACM 2009) with two changes. A kernel
+overlaps computing and moving data only in part where both take long: hypot fits every cost class
+better than the maximum. Bytes that fit into the L2 cache move at the cache's rate, which scales
+with the number of units and not with the memory bandwidth. Serial steps are those of a chunked
+recurrence, where a chunk waits for the one before it; waves are the states that one unit processes
+in turn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,19 +42,23 @@ VECTOR_SLOWDOWN = 16  # of products outside the tensor cores, about
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """The terms of n calls on one device, float64 [n], each in the time that the data sheet allows."""
+    """The terms of n calls on one device, float64 [n].
+
+    Times are in seconds at the rates of the data sheet.
+    """
 
     flops_s: np.ndarray
     bytes_s: np.ndarray
-    cached_s: np.ndarray  # of the same bytes at 1 GB/s for each unit
+    cached_s: np.ndarray  # of the same bytes at 1 GB/s per unit
     steps: np.ndarray  # serial steps times waves
-    cached: np.ndarray  # 1 where all bytes fit into the cache, falling to 0 where they do not
+    cached: np.ndarray  # from 1 where all bytes fit into the L2 cache to 0 where none do
 
     def __getitem__(self, chosen: np.ndarray) -> "Work":
         return Work(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
     @classmethod
     def joined(cls, parts: Sequence["Work"]) -> "Work":
+        """The terms of the calls of several works, concatenated."""
         return cls(
             **{
                 field.name: np.concatenate([getattr(part, field.name) for part in parts])
@@ -64,34 +69,36 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What a class of calls attains of a device's data sheet, and what it costs besides."""
+    """Fractions of the data sheet that a cost class attains, and its fixed costs."""
 
     compute: float
     memory: float
     overhead_us: float
     step_us: float
-    cache_gbps: float  # of one unit
+    cache_gbps: float  # per unit
 
     def log(self) -> np.ndarray:
+        """The constants in log, in the order of the fields, [5]."""
         return np.log([getattr(self, field.name) for field in fields(self)])
 
     @classmethod
     def from_log(cls, values: np.ndarray) -> "Constants":
+        """The inverse of `log`."""
         names = [field.name for field in fields(cls)]
         return cls(**dict(zip(names, np.exp(values).tolist(), strict=True)))
 
 
-def work(calls: Sequence[Operator], device: Device) -> Work:
-    """The terms of calls, by the formulas of each."""
+def work_of(calls: Sequence[Operator], device: Device) -> Work:
+    """The terms of calls on a device, from their FLOPs, bytes and serial steps."""
     bytes_ = np.array([call.bytes for call in calls])
-    kept = np.array([call.bytes / (2 if isinstance(call, _IN_PLACE) else 1) for call in calls])
+    resident = np.array([call.bytes / (2 if isinstance(call, _IN_PLACE) else 1) for call in calls])
     waves = np.ceil(np.array([call.lanes for call in calls]) / device.units)
     return Work(
         flops_s=np.array([tensor_core_flops(call) / device.peak(call.format) for call in calls]),
         bytes_s=bytes_ / (device.memory_gbps * 1e9),
         cached_s=bytes_ / (device.units * 1e9),
         steps=np.array([call.serial_steps for call in calls]) * waves,
-        cached=1 / (1 + (kept / (device.l2_mb * 1e6)) ** 4),
+        cached=1 / (1 + (resident / (device.l2_mb * 1e6)) ** 4),
     )
 
 
@@ -100,18 +107,18 @@ def tensor_core_flops(call: Operator) -> float:
     return call.flops * (VECTOR_SLOWDOWN if isinstance(call, ChannelScan) else 1)
 
 
-def seconds(asked: Work, constants: Constants) -> np.ndarray:
-    """The time of the calls by physics alone, [n]."""
-    cached = asked.cached * asked.cached_s / constants.cache_gbps
-    moved = cached + (1 - asked.cached) * asked.bytes_s / constants.memory
-    busy = np.hypot(asked.flops_s / constants.compute, moved)
-    waited = asked.steps * constants.step_us * 1e-6
+def seconds(work: Work, constants: Constants) -> np.ndarray:
+    """The time of the calls by the roofline alone, in seconds, [n]."""
+    cached = work.cached * work.cached_s / constants.cache_gbps
+    moved = cached + (1 - work.cached) * work.bytes_s / constants.memory
+    busy = np.hypot(work.flops_s / constants.compute, moved)
+    waited = work.steps * constants.step_us * 1e-6
     return np.maximum(busy, waited) + constants.overhead_us * 1e-6
 
 
 def cost_class(call: Operator) -> str:
-    """Calls of one class share constants: an operator family, 8-bit caches apart, and recurrences
-    without the delta rule, which are kernels of another build."""
+    """The class of calls that share constants: the operator family, with "_plain" for recurrences
+    without the delta rule and "_kv8" for 8-bit caches, which other kernels compute."""
     if isinstance(call, Scan | RecurrentStep) and not call.delta:
         return f"{call.family}_plain"
     return f"{call.family}_kv8" if _eight_bit_cache(call) else call.family
@@ -121,12 +128,12 @@ def _eight_bit_cache(call: Operator) -> bool:
     return getattr(call, "kv", "bf16") != "bf16"
 
 
-def features(calls: Sequence[Operator], asked: Work, device: Device) -> np.ndarray:
-    """What a residual may look at, float32 [n, f], for calls of one family.
+def features(calls: Sequence[Operator], work: Work, device: Device) -> np.ndarray:
+    """The inputs of the residual, float32 [n, f], for calls of one operator family.
 
-    Sizes are logarithms to base 2, everything else a ratio: of work to the device's rates, of
-    parallel parts to its units, of what is computed to what is needed. The first `SMOOTH[kind]`
-    columns are those along which times change smoothly.
+    Sizes are logarithms to base 2, all others ratios: of work to the rates of the device, of
+    parallel blocks to its units, of padded to useful work. Times change smoothly along the first
+    `SMOOTH[kind]` columns.
     """
     kind = type(calls[0])
     columns = {
@@ -134,19 +141,19 @@ def features(calls: Sequence[Operator], asked: Work, device: Device) -> np.ndarr
         for field in fields(kind)
         if field.name not in _FORMATS
     }
-    flops, bytes_ = np.log2(asked.flops_s + 1e-12), np.log2(asked.bytes_s)
+    flops, bytes_ = np.log2(work.flops_s + 1e-12), np.log2(work.bytes_s)
     common = [
         [_eight_bit_cache(call) for call in calls],
         flops,
         bytes_,
         flops - bytes_,
-        asked.cached,
+        work.cached,
     ]
     return np.column_stack([*common, *SHAPES[kind](columns, device)]).astype(np.float32)
 
 
 _FORMATS = {"weights", "kv"}
-_IN_PLACE = (RecurrentStep, ConvStep)  # what they read they write back: twice the bytes that stay
+_IN_PLACE = (RecurrentStep, ConvStep)  # read and write the same bytes: half of them occupy L2
 _TILES = np.array([(64, 64), (128, 64), (64, 128), (128, 128), (128, 256), (256, 128)])
 _SPLITS = np.array([1, 2, 4, 8, 16])
 
@@ -156,13 +163,13 @@ def _log(*sizes: np.ndarray) -> list[np.ndarray]:
 
 
 def _filling(parts: np.ndarray, units: int) -> list[np.ndarray]:
-    """How many waves parallel parts make, and how full the waves are on average."""
+    """The waves of parallel blocks, in log, and the mean occupancy of a wave."""
     waves = np.ceil(parts / units)
     return [np.log2(parts / units), parts / (waves * units)]
 
 
 def _gemm(v: Columns, device: Device) -> list[np.ndarray]:
-    """The tiles of six kernels: how many, how full their waves, how long with k split or not."""
+    """Features of six tile sizes: waves, padding, and time with and without split-k."""
     m, n, k = (v[name][:, None] for name in "mnk")
     tile_m, tile_n = _TILES.T
     tiles = np.ceil(m / tile_m) * np.ceil(n / tile_n)
@@ -201,7 +208,9 @@ def _attention_prefill(v: Columns, device: Device) -> list[np.ndarray]:
         *_log(batch, tokens, heads, kv, group, v["head_dim"], v["v_head_dim"], width),
         ~np.isnan(v["window"]),
         *_log(batch * tokens, tokens / width),
-        *_log((seen + 64 + 64 / group) / seen, (seen + 128) / seen),  # tiles across the mask's edge
+        *_log(
+            (seen + 64 + 64 / group) / seen, (seen + 128) / seen
+        ),  # tiles across the edge of the mask
         *_filling(batch * heads * blocks, device.units),
         *_filling(batch * kv * np.ceil(tokens * group / 128), device.units),
         tokens / (128 * blocks),
@@ -281,7 +290,7 @@ def _experts(v: Columns, device: Device) -> list[np.ndarray]:
         blocks = met * np.ceil(load / tile)
         found += [chosen / (blocks * tile), *_filling(blocks * np.ceil(inner / 64), device.units)]
         found += _filling(blocks * np.ceil(width / 128), device.units)
-    return [*found, np.log2(np.gcd(inner.astype(int), 256))]  # odd widths forbid wide loads
+    return [*found, np.log2(np.gcd(inner.astype(int), 256))]  # odd widths rule out wide loads
 
 
 def _plain(v: Columns, device: Device) -> list[np.ndarray]:
@@ -306,7 +315,8 @@ SHAPES: dict[type[Operator], Callable[[Columns, Device], list[np.ndarray]]] = {
     Waiting: _plain,
 }
 
-# The flag of the cache's format, the four terms, and the sizes that each shape begins with.
+# The number of columns that are smooth: the flag of the cache format, the four terms, and the sizes
+# that the features of a kind begin with.
 SMOOTH: dict[type[Operator], int] = {
     kind: 5 + sizes
     for kind, sizes in {

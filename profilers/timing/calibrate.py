@@ -1,10 +1,10 @@
-"""Operators timed on the device that is here, for the cost model to learn from.
+"""Calibration: operator calls timed on the local device, for the cost model to fit.
 
     python -m archfront.profilers.timing.calibrate --device cuda:0 --points 100 -o h200.json
 
 needs only torch and triton, on a machine without a store; `archfront calibrate` does the same and
-keeps the answer, or keeps such a file. Points are spread evenly over the logarithms of the sizes that
-models have (a Sobol sequence), as far as they fit into the device's memory and time.
+stores the result, or stores such a file. Points are a Sobol sequence over the logarithms of the
+sizes that models have, without calls that take too much of the device's memory or too long.
 """
 
 import argparse
@@ -48,9 +48,9 @@ from .protocol import Drifted, sets_needed, timed
 from .worker import facts as software
 
 POINTS = (30, 100)
-DRAWN = 64  # candidates for each point that is kept
-MEMORY_SHARE = 0.15  # of the device that the data of one call may take
-LONGEST_S = {"cuda": 0.02, "cpu": 0.04}  # by the data sheet
+DRAWN = 64  # candidates per point
+MEMORY_FRACTION = 0.15  # of the device, for the data of one call
+MAX_S = {"cuda": 0.02, "cpu": 0.04}  # of one call, by the data sheet
 
 
 def calibrate(
@@ -60,15 +60,16 @@ def calibrate(
     report: Callable[[str, int, int], None] | None = None,
     names: Sequence[str] = (),
 ) -> tuple[Calibration, tuple[str, ...]]:
-    """Time `points` calls of each class on the local device; and what of it was not as expected.
+    """Time `points` calls of each cost class on the local device; the calibration, and warnings.
 
-    `names` picks classes of SHAPES, all by default; `report(name, done, of)` is told each point.
-    Raises InputError where there is no such device.
+    `where` is torch's name of the device; `names` are classes of `SHAPES`, all by default;
+    `report(name, done, of)` is called before each point. Points that cannot be timed are left out
+    with a warning. Raises InputError where there is no such device.
     """
     here, warnings = local_device(where)
     local = torch.device(where)
     found: list[tuple[Operator, float]] = []
-    faults: dict[str, int] = defaultdict(int)
+    reasons: dict[str, int] = defaultdict(int)
     with torch.inference_mode():
         for name in names or tuple(SHAPES):
             drawn = points_of(SHAPES[name], here, points, local)
@@ -77,16 +78,16 @@ def calibrate(
                     report(name, done + 1, len(drawn))
                 answer = _timed(call, local)
                 if isinstance(answer, str):
-                    faults[f"{name}: {answer}"] += 1
+                    reasons[f"{name}: {answer}"] += 1
                 else:
                     found.append((call, answer))
-    told = [f"{fault}, {count} points left out" for fault, count in faults.items()]
+    left_out = [f"{reason}, {count} points left out" for reason, count in reasons.items()]
     calibration = Calibration(device=here, software=software(local), timings=tuple(found))
-    return calibration, (*warnings, *told)
+    return calibration, (*warnings, *left_out)
 
 
 def _timed(call: Operator, local: torch.device) -> float | str:
-    """Seconds, or in a word why there are none."""
+    """Seconds, or the reason why there are none."""
     try:
         runs = [run_of(call, local)]
         runs += [run_of(call, local) for _ in range(sets_needed(call.bytes, local) - 1)]
@@ -105,17 +106,20 @@ _DECODING = (AttentionDecode, MLADecode, RecurrentStep, ConvStep)
 
 
 def points_of(sizes: "Sizes", here: Device, points: int, local: torch.device) -> list[Operator]:
-    """Calls of one class, spread over its sizes, that the device can hold and ends soon."""
+    """At most `points` calls of one cost class that fit the device's memory and time.
+
+    They are spread evenly over the logarithms of its sizes, the same for every call.
+    """
     small = local.type == "cpu"
-    places = SobolEngine(len(sizes.ranges), scramble=True, seed=0).draw(DRAWN * points)
+    drawn = SobolEngine(len(sizes.ranges), scramble=True, seed=0).draw(DRAWN * points)
     found: dict[Operator, None] = {}
-    most_bytes = MEMORY_SHARE * here.memory_gb * 1e9
-    for place in places.tolist():
-        call = sizes.make(**_drawn(sizes.ranges, place, small=small))
+    max_bytes = MEMORY_FRACTION * here.memory_gb * 1e9
+    for coordinates in drawn.tolist():
+        call = sizes.make(**_sizes(sizes.ranges, coordinates, small=small))
         rough = max(
             tensor_core_flops(call) / here.peak("bf16"), call.bytes / (here.memory_gbps * 1e9)
         )
-        if call.bytes <= most_bytes and rough <= LONGEST_S[local.type]:
+        if call.bytes <= max_bytes and rough <= MAX_S[local.type]:
             found[call] = None
         if len(found) == points:
             break
@@ -124,22 +128,22 @@ def points_of(sizes: "Sizes", here: Device, points: int, local: torch.device) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """From which size to which, in steps of what, and the call that they make."""
+    """The (low, high, step) of each size of a cost class, and the call that sizes make."""
 
     ranges: dict[str, tuple[int, int, int]]
     make: Callable[..., Operator]
 
 
-SMALLER = 8  # a CPU's largest sizes, as a part of a GPU's
+CPU_DIVISOR = 8  # the largest sizes of a GPU over those of a CPU
 
 
-def _drawn(
-    ranges: Mapping[str, tuple[int, int, int]], place: list[float], *, small: bool
+def _sizes(
+    ranges: Mapping[str, tuple[int, int, int]], coordinates: list[float], *, small: bool
 ) -> dict[str, int]:
-    """Sizes at a place of the unit cube, evenly in their logarithms."""
+    """Sizes at a point of the unit cube, which spans their logarithms."""
     found = {}
-    for (name, (low, high, step)), at in zip(ranges.items(), place, strict=True):
-        top = max(low, high // SMALLER) if small else high
+    for (name, (low, high, step)), at in zip(ranges.items(), coordinates, strict=True):
+        top = max(low, high // CPU_DIVISOR) if small else high
         size = low * (top / low) ** at
         found[name] = max(low, step * round(size / step))
     return found
@@ -150,7 +154,7 @@ def _power(size: int) -> int:
 
 
 def _heads(group: int, kv_heads: int, width: int) -> dict[str, Any]:
-    """Query heads in groups that a power of two of key heads shares."""
+    """Grouped-query heads in powers of two, and a head width of 64, 128 or 256."""
     kv_heads, head_dim = _power(kv_heads), 64 if width < 90 else 128 if width < 180 else 256
     return {
         "heads": _power(group) * kv_heads,
@@ -242,7 +246,7 @@ SHAPES: dict[str, Sizes] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Operators timed on the device that is here.")
+    parser = argparse.ArgumentParser(description="Time operators on the local device.")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--points", type=int, default=30, choices=POINTS)
     parser.add_argument("-o", "--output", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""What was timed on one device for the cost model to learn from, as plain data and as a fit."""
+"""The calibration of a device: timings of operators, as plain data and as a cost model."""
 
 import json
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ OPERATORS: dict[str, type[Operator]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Timings of operators on one device, and whole models beside the sums of their blocks.
+    """Timings of operator calls on one device, and of whole models with the sums of their units.
 
-    `device` is its row with what the driver reports; `wholes` are (sum of pieces in seconds, layers,
-    whole in seconds).
+    `device` is its row of devices.yaml with what the driver reports; `timings` are (call, seconds);
+    `wholes` are (sum of timing units in seconds, number of layers, whole model in seconds).
     """
 
     device: Device
@@ -36,6 +36,7 @@ class Calibration:
     wholes: tuple[tuple[float, int, float], ...] = ()
 
     def plain(self) -> dict[str, Any]:
+        """As plain data, for the store or a file."""
         return {
             "schema": SCHEMA,
             "protocol": PROTOCOL,
@@ -50,7 +51,7 @@ class Calibration:
 
     @classmethod
     def from_text(cls, text: str, source: str) -> Self:
-        """Of a file. Raises InputError."""
+        """Parse the JSON text of a file. Raises InputError that names the `source`."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError):
@@ -59,26 +60,35 @@ class Calibration:
 
     @classmethod
     def from_plain(cls, data: object, source: str) -> Self:
-        """Raises InputError, a line with the source, for another schema or device, or damage."""
+        """Read plain data. Facts of the device that it lacks are those of devices.yaml.
+
+        Raises InputError, one line with the `source`, for another schema or timing protocol, an
+        unknown device or damaged data.
+        """
         if not isinstance(data, dict) or not isinstance(data.get("device"), dict):
             raise InputError(f"{source}: no calibration: it must have schema, device and timings")
-        for name, law in (("schema", SCHEMA), ("protocol", PROTOCOL)):
-            if data.get(name) != law:
-                raise InputError(f"{source}: {name} must be {law}, got {data.get(name)!r}")
+        for name, version in (("schema", SCHEMA), ("protocol", PROTOCOL)):
+            if data.get(name) != version:
+                raise InputError(f"{source}: {name} must be {version}, got {data.get(name)!r}")
         name = data["device"].get("name")
         if name not in devices():
             near = nearest(str(name), devices())
             raise InputError(f"{source}: device.name: unknown device {name!r}{near}")
         try:
             return cls(
-                device=Device.model_validate(data["device"]),
+                device=_device(devices()[name], data["device"]),
                 software={str(k): str(v) for k, v in data["software"].items()},
                 timings=tuple(_timing(row) for row in data["timings"]),
                 wholes=tuple((float(a), int(n), float(b)) for a, n, b in data["wholes"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
-            reason = str(fault).splitlines()[0]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
             raise InputError(f"{source}: damaged calibration: {reason}") from None
+
+
+def _device(row: Device, facts: Mapping[str, Any]) -> Device:
+    known = {name: value for name, value in facts.items() if name in Device.model_fields}
+    return Device.model_validate(row.model_dump() | known)
 
 
 def _without_defaults(call: Operator) -> dict[str, Any]:
@@ -98,8 +108,8 @@ def _timing(row: Mapping[str, Any]) -> tuple[Operator, float]:
 
 
 def model_of(calibration: Calibration) -> Model:
-    """The shipped cost model with a fit on the device's own timings."""
-    from ..cost.local_fit import calibrated  # scipy, which only a fit needs
+    """The shipped cost model, fitted to the timings of the calibration."""
+    from ..cost.local_fit import calibrated  # imports scipy, which only a fit needs
 
     timings = [
         Timing(

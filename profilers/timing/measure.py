@@ -1,7 +1,7 @@
-"""An architecture's latency from its pieces, each timed once in a process of its own.
+"""Timings of units and whole models, each taken in a process of its own, and their composition.
 
-A piece's answer is kept by its key and used again; the sum has an error of its own, timings from
-whole models where some were timed (`Composition`).
+A timing is stored by its key and reused. A sum of timing units leaves out what lies between them;
+`Composition` adds that and states the error of the sum.
 """
 
 import hashlib
@@ -18,17 +18,21 @@ from ...search_space.architecture import Architecture
 from ...search_space.operators import Point
 from ..report import Failure
 
-PROTOCOL = 1  # the version of protocol.py: a change of it makes other numbers
-FIRST_SPREAD = 0.05  # of a sum, before any whole model was timed: notes of published profilers
-FEWEST_WHOLE = 5  # whole models it takes to fit the cost of a layer beside its blocks
-Kind = Literal["block", "ends", "whole"]
+PROTOCOL = 1  # version of protocol.py: timings of different versions do not compare
+DEFAULT_HALF_WIDTH = 0.05  # of a sum before a whole model was timed; published profilers report it
+MIN_WHOLE_MODELS = 5  # whole models needed to fit the time between the blocks
+Kind = Literal["block", "embedding_and_head", "whole"]  # what `measure` times
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """One timing as it is stored: what was timed, where, under what, and the answer."""
+    """One timing as it is stored: what was timed, where and under which software.
 
-    unit: str  # "block:KEY", "ends:KEY", "whole:KEY"
+    `unit` is "KIND:ARCHITECTURE_KEY". `low` and `high` bound the 90% interval of the median
+    `seconds`; `drift` is that of the timing protocol; `peak_bytes` is None on a CPU.
+    """
+
+    unit: str
     device: str
     point: Point
     seconds: float
@@ -41,38 +45,45 @@ class Timed:
 
     @property
     def key(self) -> str:
+        """The identity of the timing in the store, see `timing_key`."""
         return timing_key(self.unit, self.device, self.point, self.facts)
 
 
-def timing_key(piece: str, device: str, point: Point, facts: Mapping[str, str]) -> str:
-    """16 hex digits: the same piece, device, point and software, the same number again."""
-    said = json.dumps([piece, device, asdict(point), dict(facts)], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+def timing_key(unit: str, device: str, point: Point, facts: Mapping[str, str]) -> str:
+    """16 hex digits that identify a unit at a point on a device under given software."""
+    identity = json.dumps([unit, device, asdict(point), dict(facts)], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """Seconds that a sum of pieces leaves out, constant and by layer, and its error: the 90th
-    percentile of |sum / whole - 1|."""
+    """What a sum of timing units leaves out: `constant_s` per pass and `layer_s` per layer.
+
+    `half_width` is the relative error of the corrected sum, the 90th percentile of
+    |sum / whole - 1| over `models` whole models.
+    """
 
     constant_s: float = 0.0
     layer_s: float = 0.0
-    spread: float = FIRST_SPREAD
+    half_width: float = DEFAULT_HALF_WIDTH
     models: int = 0
 
     @classmethod
     def fitted(cls, models: Iterable[tuple[float, int, float]]) -> "Composition":
-        """From (sum of pieces, layers, whole) of models; too few of them give only an error."""
+        """From (sum of units in seconds, layers, whole model in seconds) of models.
+
+        Least squares of the relative error; fewer than `MIN_WHOLE_MODELS` give only the error.
+        """
         sums, layers, wholes = (np.array(column) for column in zip(*models, strict=True))
         constant = layer = 0.0
-        if len(sums) >= FEWEST_WHOLE:
+        if len(sums) >= MIN_WHOLE_MODELS:
             columns = np.stack([np.ones_like(sums), layers], 1) / wholes[:, None]
             constant, layer = np.linalg.lstsq(columns, 1 - sums / wholes, rcond=None)[0]
         errors = np.abs((sums + constant + layer * layers) / wholes - 1)
         return cls(
             constant_s=float(constant),
             layer_s=float(layer),
-            spread=max(0.01, float(np.quantile(errors, 0.9))),
+            half_width=max(0.01, float(np.quantile(errors, 0.9))),
             models=len(sums),
         )
 
@@ -87,18 +98,19 @@ def measure(
     threads: int = 1,
     limit_s: float = 120.0,
 ) -> Timed | Failure:
-    """Time a piece or a whole model on the local `device` ("cuda:0", "cpu"), in a child process.
+    """Time a unit or a whole model on the local `device` ("cuda:0", "cpu"), in a child process.
 
-    Out of memory, a crash of the device and a hang are Failures; the caller's process is untouched.
+    `name` is the device's name in devices.yaml. Out of memory, a crash of the device and no answer
+    within `limit_s` seconds are Failures, and leave the caller's process as it was.
     """
     label = f"{kind}:{architecture.key}"
 
-    def failure(fault: Literal["oom", "crash", "hang"], reason: str) -> Failure:
-        return Failure(key=architecture.key, stage=f"time {kind}", kind=fault, reason=reason)
+    def failure(failed: Literal["oom", "crash", "hang"], reason: str) -> Failure:
+        return Failure(key=architecture.key, stage=f"time {kind}", kind=failed, reason=reason)
 
     job = {
         "architecture": architecture.plain(),
-        "part": kind,
+        "kind": kind,
         "point": asdict(point),
         "device": device,
         "threads": threads,
@@ -116,7 +128,7 @@ def measure(
     except subprocess.TimeoutExpired:
         return failure("hang", f"no answer within {limit_s:.0f} s")
     if ended.returncode:
-        last = (ended.stderr.strip().splitlines() or ["no word"])[-1]
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
         return failure("crash", f"exit code {ended.returncode}: {last}")
     answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     if "failure" in answer:

@@ -1,4 +1,4 @@
-"""Operator calls as they run here: our kernels and torch's products, at random numbers."""
+"""Operator calls as runnable functions: this package's kernels and torch's matrix products."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,11 +36,14 @@ EPS = 1e-6
 
 
 class NotRunnable(ValueError):
-    """The call has no kernel of ours on the device."""
+    """No kernel of this package runs the call on the device."""
 
 
 def run_of(call: Operator, device: torch.device) -> Run:
-    """What computes the call: on a GPU in bfloat16, on a CPU in float32. Raises NotRunnable."""
+    """A function that runs the call on random inputs, in bfloat16 on a GPU and float32 on a CPU.
+
+    Raises NotRunnable.
+    """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     new = partial(torch.randn, device=device, dtype=dtype)
     wide = partial(torch.randn, device=device, dtype=torch.float32)
@@ -89,7 +92,7 @@ def run_of(call: Operator, device: torch.device) -> Run:
             # a norm reads and writes each element
             x, weight = new(call.rows, max(1, call.elements // 2)), new(max(1, call.elements // 2))
             return partial(rows.rms_norm, x, weight, EPS)
-    raise NotRunnable(f"no kernel of ours runs {call}")
+    raise NotRunnable(f"no kernel runs {call}")
 
 
 def _prefill(call: AttentionPrefill | MLAPrefill, new: Callable[..., Tensor]) -> Run:
@@ -135,8 +138,8 @@ def _decode(
 def _mixture(call: Experts, new: Callable[..., Tensor], device: torch.device) -> Run:
     scores = torch.rand(call.rows, call.n_experts, device=device)
     chosen = scores.topk(call.top_k).indices
-    share = torch.full((call.rows, call.top_k), 1 / call.top_k, device=device)
+    weights = torch.full((call.rows, call.top_k), 1 / call.top_k, device=device)
     inner = call.n_experts, call.d_expert, call.width
     down = new(call.n_experts, call.width, call.d_expert)
     x = new(call.rows, call.width)
-    return partial(experts.mixture, x, chosen, share, new(*inner), new(*inner), down, "silu")
+    return partial(experts.mixture, x, chosen, weights, new(*inner), new(*inner), down, "silu")

@@ -1,7 +1,7 @@
-"""What an architecture is made of, for timing: each distinct sub-block once, and the two ends."""
+"""The timing units of an architecture: each distinct sub-block, and embedding with head."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...search_space.architecture import Architecture, Precision
@@ -9,43 +9,49 @@ from ...search_space.blocks.attention import Attention
 from ...search_space.blocks.noop import NoOp
 from ...search_space.blocks.rwkv7 import RWKV7
 from ...search_space.pattern import branches, compress
+from ..lowering import EMBEDDING_AND_HEAD
 
 SMALL_VOCABULARY = 16
-Part = Literal["block", "ends"]
+UnitKind = Literal["block", "embedding_and_head"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimingUnit:
-    """A small architecture of full width: of a block its last sub-block is timed, of the ends the
-    table, the last norm and the head. `times`: how often the architecture has it."""
+    """A small architecture of full width that is timed in place of a part of a larger one.
+
+    Of a "block" the last sub-block is timed; of "embedding_and_head" the embedding, the last norm
+    and the head. The larger architecture has it `count` times, in the layer group `group`.
+    """
 
     architecture: Architecture
-    part: Part
-    times: int
-    symbol: str
+    kind: UnitKind
+    count: int
+    group: str
 
     @property
     def key(self) -> str:
-        return f"{self.part}:{self.architecture.key}"
+        """`KIND:ARCHITECTURE_KEY`, as timings are stored."""
+        return f"{self.kind}:{self.architecture.key}"
 
 
-def pieces(architecture: Architecture) -> tuple[TimingUnit, ...]:
-    """All pieces, alike ones counted together. Formats and norms are those of the place."""
+def timing_units(architecture: Architecture) -> tuple[TimingUnit, ...]:
+    """The distinct timing units of an architecture.
+
+    Number formats and norm placement belong to the unit: sub-blocks that differ in them are
+    different units. The counts of the blocks add up to the number of sub-blocks.
+    """
     found: dict[str, TimingUnit] = {}
-    for piece in _pieces(architecture):
-        known = found.get(piece.key)
-        times = piece.times + (known.times if known else 0)
-        found[piece.key] = TimingUnit(
-            architecture=piece.architecture, part=piece.part, times=times, symbol=piece.symbol
-        )
+    for unit in _units(architecture):
+        before = found.get(unit.key)
+        found[unit.key] = replace(unit, count=before.count + 1) if before else unit
     return tuple(found.values())
 
 
-def _pieces(architecture: Architecture) -> Iterator[TimingUnit]:
+def _units(architecture: Architecture) -> Iterator[TimingUnit]:
     plan = architecture.precision
     for index, group in enumerate(architecture.symbols):
         stack = (*_needed_before(architecture, index), group)
-        used = {symbol for part in stack for symbol in branches(part)}
+        used = {symbol for member in stack for symbol in branches(member)}
         formats = architecture.formats(index)
         of_format = {
             name: tuple(role for role, given in formats.items() if given == name)
@@ -68,15 +74,15 @@ def _pieces(architecture: Architecture) -> Iterator[TimingUnit]:
             joins={g: join for g, join in architecture.joins.items() if g in stack},
             norm=norm,
             mtp=None,
-            # validated, not copied: a copy would keep the formats that the plan has worked out
+            # validated, since a copy would keep the cached formats of the whole plan
             precision=Precision.model_validate(
                 plan.model_dump()
                 | of_format
                 | {"keep_first_layers": 0, "keep_last_layers": 0, "keep_before_attention": False}
             ),
         )
-        yield TimingUnit(architecture=small, part="block", times=1, symbol=group)
-    ends = architecture.changed(
+        yield TimingUnit(architecture=small, kind="block", count=1, group=group)
+    no_blocks = architecture.changed(
         name=None,
         pattern=".",
         blocks={".": NoOp()},
@@ -85,11 +91,13 @@ def _pieces(architecture: Architecture) -> Iterator[TimingUnit]:
         mtp=None,
         precision=plan.model_copy(update={"keep_first_layers": 0, "keep_last_layers": 0}),
     )
-    yield TimingUnit(architecture=ends, part="ends", times=1, symbol="ends")
+    yield TimingUnit(
+        architecture=no_blocks, kind=EMBEDDING_AND_HEAD, count=1, group=EMBEDDING_AND_HEAD
+    )
 
 
 def _needed_before(architecture: Architecture, index: int) -> tuple[str, ...]:
-    """An earlier sub-block without which this one cannot run: whose keys or values it reads."""
+    """The earlier sub-block whose keys or values this one reads, where it reads any."""
     earlier = architecture.symbols[:index]
     for symbol in branches(architecture.symbols[index]):
         block = architecture.blocks[symbol]

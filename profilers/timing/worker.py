@@ -1,9 +1,10 @@
-"""One job of timing in a process of its own: JSON in on stdin, JSON out on stdout.
+"""A timing job in a process of its own: JSON in on stdin, JSON out on stdout.
 
-python -m archfront.profilers.timing.worker < job.json
+    python -m archfront.profilers.timing.worker < job.json
 
-A piece is built at full size with random weights in bfloat16, its caches filled at random up to the
-context, and timed. Out of memory is an answer; a broken device ends the process, not the caller.
+The architecture is built at full size with random weights, in bfloat16 on a GPU and in float32 on
+a CPU, its caches are filled at random up to the context, and it is timed. Out of memory is an
+answer; an error of the device ends this process, and the caller goes on.
 """
 
 import copy
@@ -20,11 +21,13 @@ from ...builders.caches import TokenCache
 from ...builders.model import HybridLM, build
 from ...search_space.architecture import Architecture
 from ...search_space.operators import Point
+from ..lowering import EMBEDDING_AND_HEAD
 from ..out_of_memory import is_out_of_memory
 from .measure import PROTOCOL
 from .protocol import Timing, sets_needed, timed
 
-PARITY_TOKENS, PARITY_LIMIT = 64, 4e-2  # relative error of bfloat16 kernels against fp32 torch
+PARITY_TOKENS = 64
+PARITY_LIMIT = 4e-2  # relative error of bfloat16 kernels against float32 torch
 
 
 def main() -> None:
@@ -41,7 +44,11 @@ def main() -> None:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """{"seconds", "low", "high", ...} of a piece or of a whole model at a point."""
+    """Time the job's architecture at its point: the fields of `Timed` that a device decides.
+
+    A job has `architecture`, `kind` (see `measure.Kind`), `point`, `device` and `threads`. Raises
+    ArithmeticError where the kernels of a GPU do not compute what the reference does.
+    """
     architecture = Architecture.model_validate(job["architecture"])
     device, point = torch.device(job["device"]), Point(**job["point"])
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -49,34 +56,34 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
         _check_parity(architecture, device)
     with torch.inference_mode():
-        found = _time(architecture, job["part"], point, device, dtype)
+        found = _time(architecture, job["kind"], point, device, dtype)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {**vars(found), "peak_bytes": peak, "facts": facts(device)}
 
 
 def _time(
-    architecture: Architecture, part: str, point: Point, device: torch.device, dtype: torch.dtype
+    architecture: Architecture, kind: str, point: Point, device: torch.device, dtype: torch.dtype
 ) -> Timing:
     first = build(architecture, device=device, dtype=dtype).eval()
     touched = sum(p.numel() * p.element_size() for p in first.parameters())
     calls = []
     for _ in range(sets_needed(touched, device)):
         model = copy.deepcopy(first) if calls else first
-        calls.append(_call(model, part, point, dtype))
+        calls.append(_call(model, kind, point, dtype))
     return timed(calls, device, graph=point.decode)
 
 
-def _call(model: HybridLM, part: str, point: Point, dtype: torch.dtype) -> Callable[[], object]:
+def _call(model: HybridLM, kind: str, point: Point, dtype: torch.dtype) -> Callable[[], object]:
     device, architecture = model.embedding.weight.device, model.architecture
     generator = torch.Generator(device).manual_seed(0)
     shape = (point.batch, point.tokens)
     tokens = torch.randint(architecture.vocab_size, shape, generator=generator, device=device)
-    if part == "ends":
+    if kind == EMBEDDING_AND_HEAD:
         return lambda: model.logits(model.norm(model.embed(tokens))[:, -1])
-    if part == "whole" and not point.decode:
+    if kind == "whole" and not point.decode:
         return lambda: model.prefill(tokens)
     before = point.context - point.tokens
-    if part == "whole":
+    if kind == "whole":
         caches = model.fill_random(point.batch, before)
         return _repeatable(lambda: model.step(tokens[:, 0], caches), caches.blocks)
     x = torch.randn(*shape, architecture.d_model, generator=generator, device=device, dtype=dtype)
@@ -91,7 +98,7 @@ def _call(model: HybridLM, part: str, point: Point, dtype: torch.dtype) -> Calla
         x = x[:, :, None].expand(-1, -1, streams.streams, -1)
     *earlier, block = model.blocks
     held = model.fill_random(point.batch, before).blocks if point.decode else None
-    for index, other in enumerate(earlier):  # what the timed one reads of it stays in the pass
+    for index, other in enumerate(earlier):  # the timed block may read what it leaves in the pass
         other(x, run, held[index] if held else None)
 
     def call() -> object:
@@ -103,7 +110,7 @@ def _call(model: HybridLM, part: str, point: Point, dtype: torch.dtype) -> Calla
 
 
 def _repeatable(call: Callable[[], object], caches: list[Any]) -> Callable[[], object]:
-    """The call as if for the first time: its token is forgotten again."""
+    """The call with the lengths of its caches reset after it, so that every call does the same."""
     kept = [cache for cache in caches if isinstance(cache, TokenCache)]
 
     def once() -> object:
@@ -116,7 +123,7 @@ def _repeatable(call: Callable[[], object], caches: list[Any]) -> Callable[[], o
 
 
 def _check_parity(architecture: Architecture, device: torch.device) -> None:
-    """Raises ArithmeticError when the device's kernels do not compute what torch does in fp32."""
+    """Compare logits with the float32 reference on the CPU. Raises ArithmeticError."""
     model = build(architecture, device=device, dtype=torch.bfloat16).eval()
     exact = build(architecture, dtype=torch.float32).eval()
     exact.load_state_dict(model.state_dict())
@@ -130,7 +137,7 @@ def _check_parity(architecture: Architecture, device: torch.device) -> None:
 
 
 def facts(device: torch.device) -> dict[str, str]:
-    """What a timing holds under: its cache key beside block and point."""
+    """The software a timing depends on; part of its key."""
     found = {
         "protocol": str(PROTOCOL),
         "torch": torch.__version__,
@@ -146,7 +153,7 @@ def facts(device: torch.device) -> dict[str, str]:
 
 
 def kernel_sources() -> str:
-    """A hash of all our kernels: another source is another kernel."""
+    """12 hex digits of the sources of all kernels."""
     import hashlib
     from importlib.resources import files
 

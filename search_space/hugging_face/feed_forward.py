@@ -11,9 +11,9 @@ from .mapping import (
     FieldMapping,
     block_kinds,
     choice,
+    constant,
     expected,
     field,
-    first_block,
     get_field,
 )
 
@@ -93,6 +93,15 @@ def expert_groups(n: int, top: int, *, n_name: str = "n_group") -> FieldMapping:
     return CustomMapping(read=read, write=write)
 
 
+def sigmoid_routing(n_groups: int, top_groups: int) -> tuple[FieldMapping, ...]:
+    """DeepSeek-V3's router of `E`: sigmoid scores, a bias that balances load, groups of experts."""
+    return (
+        expert_groups(n_groups, top_groups),
+        constant("E.router", "sigmoid_bias"),
+        expected(scoring_func="sigmoid", topk_method="noaux_tc"),
+    )
+
+
 def shared_expert_width(name: str, default: int) -> FieldMapping:
     """The total width of the shared experts of `E`; zero means none."""
 
@@ -104,7 +113,7 @@ def shared_expert_width(name: str, default: int) -> FieldMapping:
             draft.set("E.d_shared", width)
 
     def write(architecture: Architecture, config: Config) -> None:
-        block: Any = first_block(architecture, ("E",))
+        block: Any = architecture.blocks.get("E")
         if block is not None:
             config[name] = block.shared_width
 

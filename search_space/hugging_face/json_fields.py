@@ -125,8 +125,9 @@ class Fields:
     """One JSON object of a config.json, its fields checked as they are read.
 
     Readers return None for a field that is absent or null. Several `names` are alternative
-    spellings of one field: any of them is read, and two that are present must agree. All readers
-    raise InputError `file: field: constraint, got value` for a value of the wrong type or range.
+    spellings of one field: any of them is read, and two that are present must agree. A name with a
+    dot is a field of a nested object, `linear_attn_config.num_heads`. All readers raise InputError
+    `file: field: constraint, got value` for a value of the wrong type or range.
     """
 
     def __init__(self, data: dict[str, Any], *, source: str, path: tuple[str, ...] = ()) -> None:
@@ -168,8 +169,8 @@ class Fields:
 
     def value(self, *names: str) -> Any:
         """The value of a field under any of its spellings, of any type."""
-        found = [(name, self.data[name]) for name in names if self.data.get(name) is not None]
-        self._read.update(names)
+        found = [(name, value) for name in names if (value := self._get(name)) is not None]
+        self.ignore(*names)
         if not found:
             return None
         (name, value), *others = found
@@ -182,7 +183,8 @@ class Fields:
 
     def is_null(self, name: str) -> bool:
         """Whether the field is present with the value null."""
-        return name in self.data and self.data[name] is None
+        holder, key = self._holder(name)
+        return holder is not None and key in holder.data and holder.data[key] is None
 
     def integer(self, *names: str, least: int = 1) -> int | None:
         """An integer of at least `least`."""
@@ -248,16 +250,18 @@ class Fields:
 
     def ignore(self, *names: str) -> None:
         """Count these fields as read: the family's class does not use them."""
-        self._read.update(names)
+        for holder, key in map(self._holder, names):
+            if holder is not None:
+                holder._read.add(key)
 
     def expect(self, name: str, *values: Any) -> None:
         """Count a field as read if it has one of these values; any other stays unexpressed."""
-        if self.data.get(name) in values:
-            self._read.add(name)
+        if self._get(name) in values:
+            self.ignore(name)
 
     def mark_unexpressed(self, name: str, value: Any = None) -> None:
         """Report a field as not expressed; `value` is the class's default where it is absent."""
-        value = self.data.get(name) if value is None else value
+        value = self._get(name) if value is None else value
         self._unexpressed.append(f"{'.'.join((*self.path, name))}={as_json(value)}")
 
     def unexpressed(self) -> Iterator[str]:
@@ -272,9 +276,21 @@ class Fields:
             elif name not in self._read and not is_ignorable(name, value):
                 yield f"{'.'.join((*self.path, name))}={as_json(value)}"
 
+    def _holder(self, name: str) -> "tuple[Fields | None, str]":
+        """The object that has a field, None where that is absent, and the field's key in it."""
+        section_name, _, key = name.partition(".")
+        if not key:
+            return self, name
+        section = self.section(section_name)
+        return (None, key) if section is None else section._holder(key)
+
+    def _get(self, name: str) -> Any:
+        holder, key = self._holder(name)
+        return None if holder is None else holder.data.get(key)
+
     def _present(self, names: Sequence[str]) -> str:
         """The first spelling that the file has."""
-        return next((name for name in names if self.data.get(name) is not None), names[0])
+        return next((name for name in names if self._get(name) is not None), names[0])
 
     def _checked(self, names: Sequence[str], fits: Callable[[Any], bool], kind: str) -> Any:
         value = self.value(*names)

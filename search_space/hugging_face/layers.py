@@ -1,4 +1,4 @@
-"""Mappings of the stack: which block each layer has, in the ways in which config files list them."""
+"""Mappings of the stack: which block each layer has, in the ways that config files list them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,20 +85,17 @@ def every_nth(symbols: tuple[str, str], default: int, *names: str) -> LayerRule:
     return rule
 
 
-def zeros_and_ones(
-    name: str, symbols: tuple[str, str], default: LayerRule, *, section: str | None = None
-) -> LayerRule:
+def zeros_and_ones(name: str, symbols: tuple[str, str], default: LayerRule) -> LayerRule:
     """A list of zeros and ones, one per layer, for the first and the second symbol.
 
-    The list may be in a nested object, `section`. Raises InputError for a list of another length.
+    `default` holds where it is absent. Raises InputError for a list of another length.
     """
 
     def rule(fields: Fields, number: int) -> Iterable[str]:
-        holder = fields.section(section) if section else fields
-        given = holder and holder.integers(name)
-        if holder is None or given is None:
+        given = fields.integers(name)
+        if given is None:
             return default(fields, number)
-        check_length(holder, name, given, number)
+        check_length(fields, name, given, number)
         return [symbols[mark != 0] for mark in given]
 
     return rule

@@ -4,7 +4,7 @@ A path names a field of an architecture: `d_model`, `norm.eps`, or for blocks th
 the field, then its name: `* W.heads` is `heads` of the blocks `*` and `W`.
 
 A config name may have alternative spellings after it, `num_experts|n_experts`: any of them is read,
-the first is written.
+the first is written. A name with a dot is a field of a nested object: `compress_rates.csa`.
 
 Defaults are those of the family's class in transformers 5.24.
 """
@@ -64,6 +64,14 @@ def get_field(architecture: Architecture, path: str) -> Any:
     return value
 
 
+def set_config(config: Config, name: str, value: Any) -> None:
+    """Set a field of a config, with a dot in its name one of a nested object."""
+    *sections, last = name.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+    config[last] = value
+
+
 def first_block(architecture: Architecture, symbols: tuple[str, ...]) -> Block | None:
     """The block of the first of these symbols that the architecture has, else None."""
     return next((b for s in symbols if (b := architecture.blocks.get(s)) is not None), None)
@@ -108,52 +116,6 @@ def read_only(read: Callable[[Fields, ArchitectureDraft], None]) -> FieldMapping
 Default = int | float | bool | None | Callable[[ArchitectureDraft], int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FieldOfBoth:
-    """See field()."""
-
-    path: str
-    names: tuple[str, ...]
-    default: Default
-    null: Default
-    least: int
-
-    def read(self, fields: Fields, draft: ArchitectureDraft) -> None:
-        default = self.default
-        if self.null is not None and fields.is_null(self.names[0]):
-            default = self.null
-        if callable(default):
-            default = self._derived(default, fields, draft)
-        given = self._value(fields, default)
-        value = default if given is None else given
-        if value is None:
-            raise fields.error(self.names[0], "required field is missing")
-        draft.set(self.path, value)
-
-    def _derived(
-        self, rule: Callable[[ArchitectureDraft], int], fields: Fields, draft: ArchitectureDraft
-    ) -> int:
-        value = rule(draft)
-        if value < self.least:
-            raise fields.error(
-                self.names[0],
-                f"must be at least {self.least}, got {value}, the default for the other sizes",
-            )
-        return value
-
-    def _value(self, fields: Fields, default: Any) -> Any:
-        if isinstance(default, bool):
-            return fields.flag(*self.names)
-        if isinstance(default, float):
-            return fields.number(*self.names)
-        return fields.integer(*self.names, least=self.least)
-
-    def write(self, architecture: Architecture, config: Config) -> None:
-        value = get_field(architecture, self.path)
-        if value is not None:
-            config[self.names[0]] = value
-
-
 def field(
     path: str, name: str, default: Default, *, null: Default = None, least: int = 1
 ) -> FieldMapping:
@@ -161,11 +123,35 @@ def field(
 
     An absent field is `default`, which also gives the type; a function computes it from the fields
     that are set already, and None makes the field required. A null is `null`, else the default.
-    `least` is the smallest integer allowed. It is not written for blocks that do not occur.
+    `least` is the smallest integer allowed. Nothing is written for blocks that do not occur.
     """
-    return FieldOfBoth(
-        path=path, names=tuple(name.split("|")), default=default, null=null, least=least
-    )
+    names = tuple(name.split("|"))
+
+    def read(fields: Fields, draft: ArchitectureDraft) -> None:
+        fallback = null if null is not None and fields.is_null(names[0]) else default
+        if callable(fallback):
+            fallback = fallback(draft)
+            if fallback < least:
+                raise fields.error(
+                    names[0], f"its default must be at least {least}, got {fallback}"
+                )
+        if isinstance(fallback, bool):
+            given = fields.flag(*names)
+        elif isinstance(fallback, float):
+            given = fields.number(*names)
+        else:
+            given = fields.integer(*names, least=least)
+        value = fallback if given is None else given
+        if value is None:
+            raise fields.error(names[0], "required field is missing")
+        draft.set(path, value)
+
+    def write(architecture: Architecture, config: Config) -> None:
+        value = get_field(architecture, path)
+        if value is not None:
+            set_config(config, names[0], value)
+
+    return CustomMapping(read=read, write=write)
 
 
 def nullable(path: str, name: str, default: float | None, *, integer: bool = False) -> FieldMapping:
@@ -181,7 +167,7 @@ def nullable(path: str, name: str, default: float | None, *, integer: bool = Fal
 
     def write(architecture: Architecture, config: Config) -> None:
         if not symbols or first_block(architecture, symbols) is not None:
-            config[name] = get_field(architecture, path)
+            set_config(config, name, get_field(architecture, path))
 
     return CustomMapping(read=read, write=write)
 
@@ -202,7 +188,7 @@ def choice(path: str, name: str, default: str, options: Mapping[str, Any]) -> Fi
             raise InputError(
                 f"{_field_name(architecture, path)}: {names[0]} has no name for {value!r}"
             )
-        config[names[0]] = text
+        set_config(config, names[0], text)
 
     return CustomMapping(read=read, write=write)
 
@@ -216,6 +202,23 @@ def _field_name(architecture: Architecture, path: str) -> str:
 def constant(path: str, value: Any) -> FieldMapping:
     """A value that the family's class always has and that no field of config.json holds."""
     return read_only(lambda _, draft: draft.set(path, value))
+
+
+def derived(
+    path: str, rule: Callable[[ArchitectureDraft], int], name: str | None = None
+) -> FieldMapping:
+    """A size that the family's class computes from other fields.
+
+    Files may repeat it as the field `name`, which is expected to have that value.
+    """
+
+    def read(fields: Fields, draft: ArchitectureDraft) -> None:
+        value = rule(draft)
+        draft.set(path, value)
+        if name is not None:
+            fields.expect(name, value)
+
+    return read_only(read)
 
 
 def block_kinds(**symbols_of: str) -> tuple[FieldMapping, ...]:

@@ -43,13 +43,15 @@ def expansion(
     symbol = path[0]
 
     def read(fields: Fields, draft: ArchitectureDraft) -> None:
-        expanded = coalesce(fields.integer(name), default) * draft.get("d_model")
+        d_model = draft.get("d_model")
+        expanded = coalesce(fields.integer(name), default) * d_model
         if width is None:
             draft.set(path, expanded)
         elif (inner := width(draft)) != expanded:
             raise fields.error(
                 name,
-                f"times hidden_size must be the width of all heads, got {expanded} and {inner}",
+                f"times hidden_size={d_model} must be the width of all heads, {inner}, "
+                f"got {expanded}",
             )
 
     def write(architecture: Architecture, config: Config) -> None:

@@ -33,7 +33,8 @@ _FIELDS_OF_TYPE = {
     "linear": ("factor",),
     "dynamic": ("factor", "alpha"),
     "yarn": (
-        "factor", "original_context", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+        "factor", "original_context", "beta_fast", "beta_slow",
+        "mscale", "mscale_all_dim", "truncate",
     ),
     "llama3": ("factor", "original_context", "low_freq_factor", "high_freq_factor"),
     "longrope": ("factor", "original_context", "short_factor", "long_factor", "mscale"),
@@ -80,7 +81,7 @@ class RopeMapping:
         outer = fields.number(self.old_theta)
         if inner is not None and outer is not None and inner != outer and self.key is None:
             raise fields.error(
-                self.old_theta, f"{outer} contradicts rope_theta={inner} of rope_parameters"
+                self.old_theta, f"{outer} contradicts rope_parameters.rope_theta: {inner}"
             )
         return coalesce(inner, outer, self.theta)
 

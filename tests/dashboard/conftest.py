@@ -10,7 +10,7 @@ import pytest
 from archfront.orchestrator.store import Objective, Store, open_store
 from archfront.profilers.cluster import cluster
 from archfront.profilers.memory import GIB, memory
-from archfront.profilers.pricing import latency
+from archfront.profilers.pricing import Pricing, TargetTimings
 from archfront.profilers.report import Failure, Measurement, Report
 from archfront.search_space.accounting import cache_bytes, flops_per_token, parameters, weight_bytes
 from archfront.search_space.architecture import ATTENTION_KINDS, Architecture
@@ -24,7 +24,7 @@ FAILURES = {
     18: ("train", "nan", "loss is nan at step 40"),
     31: ("train", "nan", "loss is nan at step 40"),
 }
-MAX_MEMORY_GIB = 1.5  # a made-up constraint that some candidates break
+MAX_MEMORY_GIB = 1.5  # a made-up constraint that some candidates violate
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def store(store_url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def hostile() -> str:
-    """Why trial 7 failed: markup that must be shown letter by letter."""
+    """The reason why trial 7 failed: markup that must not be rendered."""
     return HOSTILE
 
 
@@ -60,13 +60,14 @@ def begin(store: Store, space: SearchSpace, name: str) -> None:
             for label in space.file.objectives
         ],
         seed=0,
+        sampler="tpe",
         target=space.plan.target,
         trials_wanted=100,
     )
 
 
 def fill(store: Store, space: SearchSpace, name: str, *, trials: int) -> None:
-    """A study in which three trials fail, each tenth is refused and the others complete."""
+    """A study in which three trials fail, every tenth is rejected and the others complete."""
     begin(store, space, name)
     for number, architecture in enumerate(sample(space, 2 * trials, seed=0).legal[:trials]):
         drawn = {"layout.ratio": 0.25}
@@ -87,8 +88,9 @@ def fill(store: Store, space: SearchSpace, name: str, *, trials: int) -> None:
 
 
 def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random) -> Report:
-    """Counts and the estimate as a trial has them; quality that grows with the share of attention."""
+    """Real counts and estimates; made-up quality that grows with the fraction of attention."""
     workload, target = space.plan.workloads[0], cluster(space.plan.target)
+    pricing = Pricing.for_architecture(architecture, target, TargetTimings(), workload)
     caches = cache_bytes(architecture)
     counted = {
         "total_params": parameters(architecture).total,
@@ -112,7 +114,7 @@ def made_up(architecture: Architecture, space: SearchSpace, luck: random.Random)
                 for name, value in counted.items()
             ),
             *memory(architecture, workload),
-            *latency(architecture, target, workload),
+            *pricing.latency(architecture, workload),
             _measured("bits_per_byte", bits, 0.008),
             _measured("recall", recall, 0.03),
             _measured("proxy_prefill_ms", proxy_ms, 0.2),

@@ -1,6 +1,9 @@
-"""The app without a browser: what each page shows and what its widgets do."""
+"""The app without a browser: what the pages show and what their widgets do."""
 
 import json
+import os
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ APP = str(files("archfront.dashboard") / "app.py")
 
 
 def app_on(url: str, monkeypatch: pytest.MonkeyPatch, **address: str) -> AppTest:
-    """The app, run at an address of its front page."""
+    """The app, run at a URL of its front page."""
     monkeypatch.setenv("ARCHFRONT_STORE", url)
     app = AppTest.from_file(APP, default_timeout=60)
     for name, value in address.items():
@@ -45,17 +48,17 @@ def test_the_front_page_opens_on_the_knee(app: AppTest, store: Store):
     candidates = queries.candidates(store, store.study("tiny-1"))
     assert [head.value for head in app.subheader] == candidates.query("knee")["key"].tolist()
     assert axes(app) == ["bits_per_byte", "recall"]
-    assert "38 trials done, 3 failed, 4 refused" in app.text[1].value
+    assert "38 trials complete, 3 failed, 4 rejected" in app.text[1].value
 
 
 def test_the_newest_study_is_shown_first(store_url: str, monkeypatch: pytest.MonkeyPatch):
     assert app_on(store_url, monkeypatch).selectbox(key="study").value == "tiny-1"
 
 
-def test_a_study_that_has_no_candidate_yet_says_so(app: AppTest):
+def test_a_study_without_completed_trials_shows_that(app: AppTest):
     app.selectbox(key="study").select("waiting").run()
     assert not app.exception
-    assert app.info[0].value == "No candidate is complete yet."
+    assert app.info[0].value == "No trial is complete yet."
 
 
 def test_any_metric_may_be_an_axis(app: AppTest):
@@ -71,7 +74,7 @@ def test_a_metric_with_zeros_has_no_logarithmic_axis(app: AppTest):
 
 
 def select(app: AppTest, widget: str, **selection: list[Any]) -> None:
-    """What the browser sends for a click on a chart or a table, which AppTest cannot make."""
+    """Send what the browser sends for a click on a chart or a table; AppTest has no clicks."""
     state = WidgetState(id=widget, string_value=json.dumps({"selection": selection}))
     app._run(WidgetStates(widgets=[state]))
 
@@ -85,7 +88,7 @@ def test_a_click_on_a_point_shows_its_candidate(app: AppTest):
     assert yaml.safe_load(app.code[0].value)["key"] == key
 
 
-def test_a_tick_in_the_table_shows_its_candidate(app: AppTest):
+def test_a_row_selected_in_the_table_shows_its_candidate(app: AppTest):
     table = next(table for table in app.dataframe if "active M params" in table.value)
     select(app, table.proto.id, rows=[5], columns=[], cells=[])
     assert app.subheader[0].value == table.value["key"][5]
@@ -110,7 +113,7 @@ def test_a_link_to_an_unknown_candidate_shows_the_knee(
     assert len(app.subheader) == 1
 
 
-def test_another_study_forgets_the_candidate(
+def test_choosing_another_study_clears_the_candidate(
     store_url: str, monkeypatch: pytest.MonkeyPatch, store: Store
 ):
     app = app_on(store_url, monkeypatch, study="tiny-1", key=store.front("tiny-1")[0].key or "")
@@ -118,7 +121,7 @@ def test_another_study_forgets_the_candidate(
     assert "key" not in app.query_params
 
 
-def test_a_hostile_reason_is_shown_letter_by_letter(app: AppTest, hostile: str):
+def test_markup_in_a_reason_is_not_rendered(app: AppTest, hostile: str):
     faults = next(table.value for table in app.dataframe if "reason" in table.value)
     assert hostile in faults["reason"].tolist()
     marked_up = [element.value for element in (*app.markdown, *app.caption, *app.text)]
@@ -142,7 +145,7 @@ def test_the_studies_page_lists_every_study(store_url: str):
     assert app.dataframe[0].value["study"].tolist() == ["tiny-1", "waiting"]
 
 
-def test_a_store_that_is_not_there_is_told_with_what_to_do(
+def test_a_missing_store_is_reported_with_the_command_to_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     app = app_on(f"sqlite:///{tmp_path}/absent.db", monkeypatch)
@@ -150,7 +153,7 @@ def test_a_store_that_is_not_there_is_told_with_what_to_do(
     assert "no such store" in app.text[0].value
 
 
-def test_without_a_store_the_command_lines_own_is_meant(
+def test_without_a_store_the_default_store_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -159,7 +162,7 @@ def test_without_a_store_the_command_lines_own_is_meant(
     assert "archfront.db: no such store" in app.text[0].value
 
 
-def test_an_empty_store_says_how_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_empty_store_shows_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     url = f"sqlite:///{tmp_path}/new.db"
     open_store(url).close()
     app = app_on(url, monkeypatch)
@@ -171,3 +174,21 @@ def test_the_app_writes_nothing(store_url: str, monkeypatch: pytest.MonkeyPatch)
     before = path.read_bytes()
     app_on(store_url, monkeypatch, study="tiny-1").selectbox(key="y").select("weight_gib").run()
     assert path.read_bytes() == before
+
+
+def test_the_app_loads_neither_torch_nor_a_search_library(store_url: str):
+    code = (
+        "import sys; from streamlit.testing.v1 import AppTest\n"
+        f"app = AppTest.from_file({APP!r}, default_timeout=60).run()\n"
+        "app.toggle(key='published').set_value(True).run()\n"
+        "assert not app.exception\n"
+        "print(sorted({'torch', 'triton', 'ray', 'optuna'} & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ARCHFRONT_STORE": store_url},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.splitlines()[-1] == "[]"

@@ -1,4 +1,4 @@
-"""The dashboard in headless Chromium; run as a script, it takes the picture in the README.
+"""The dashboard in headless Chromium; run as a script, it takes the screenshot of the README.
 
 python tests/dashboard/test_browser.py sqlite:///STORE.db docs/front.png
 """
@@ -113,7 +113,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(params=["light", "dark"])
 def page(browser: Browser, port: int, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The front page in a theme; at the end nothing has failed nor left the machine."""
+    """The front page in a theme; in the end no request failed or left the machine."""
     context = browser.new_context(
         color_scheme=request.param, viewport={"width": 1400, "height": 1300}
     )
@@ -154,19 +154,19 @@ def test_a_clicked_point_is_shown_and_downloaded(page: Page, tmp_path: Path):
 
 
 @pytest.mark.parametrize("page", ["light"], indirect=True)
-def test_the_failures_and_the_studies_are_a_click_away(page: Page, tmp_path: Path):
-    page.get_by_role("tab", name="Failed and refused").click()
+def test_failed_trials_and_the_studies_page_open_with_one_click(page: Page, tmp_path: Path):
+    page.get_by_role("tab", name="Failed and rejected").click()
     page.get_by_test_id("stDataFrame").locator("visible=true").first.wait_for()
     page.screenshot(path=tmp_path / "failures.png")
     page.get_by_role("link", name="Studies").click()
     expect(page.get_by_role("heading", name="tiny-1")).to_be_visible()
     page.locator(".js-plotly-plot .scatterlayer path").first.wait_for()
     page.screenshot(path=tmp_path / "studies.png")
-    page.get_by_role("link", name="See its front").click()
+    page.get_by_role("link", name="Show its front").click()
     expect(page.get_by_test_id("stCode").last).to_contain_text("schema_version")
 
 
-def test_a_foreign_host_name_is_refused(port: int):
+def test_a_foreign_host_name_gets_status_403(port: int):
     def status(host: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port)
         connection.request(

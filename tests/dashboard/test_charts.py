@@ -1,12 +1,14 @@
-"""The figures, read back from their data."""
+"""The figures and the layer diagram, checked by their data."""
 
 import pandas as pd
 import pytest
 
 from archfront.dashboard import charts
-from archfront.dashboard.layer_diagram import strip
+from archfront.dashboard.layer_diagram import layer_diagram
 from archfront.dashboard.queries import Quantity
+from archfront.orchestrator.palette import BLOCKS, block_color
 from archfront.search_space.architecture import Architecture
+from archfront.search_space.pattern import SYMBOLS
 
 AXES = {
     "x": Quantity(label="decode_ms", unit="ms", better="lower", source="estimated · ±9%"),
@@ -17,7 +19,7 @@ AXES = {
 
 @pytest.fixture
 def points() -> pd.DataFrame:
-    """Three on the front, the second its knee; one dominated; one that breaks a constraint."""
+    """Three on the front, the second its knee; one dominated; one that violates a constraint."""
     frame = pd.DataFrame(
         {
             "number": range(5),
@@ -45,46 +47,46 @@ def drawn(points: pd.DataFrame, *, logs=frozenset(), chosen=None, connected=Fals
 def test_each_candidate_is_drawn_once_in_its_group(points):
     _, traces = drawn(points)
     keys = {name: [row[0] for row in trace.customdata] for name, trace in list(traces.items())[:3]}
-    assert keys == {"dominated": ["d"], "breaks a constraint": ["e"], "front": ["c", "b", "a"]}
+    assert keys == {"dominated": ["d"], "violates a constraint": ["e"], "front": ["c", "b", "a"]}
 
 
-def test_the_knee_is_a_diamond_with_its_name(points):
+def test_the_knee_is_a_labeled_diamond(points):
     figure, traces = drawn(points)
     assert list(traces["front"].marker.symbol) == ["circle", "diamond", "circle"]
     assert [(note.x, note.y) for note in figure.layout.annotations] == [(10.0, 0.8)]
 
 
-def test_on_a_logarithmic_axis_the_knee_is_named_in_decades(points):
+def test_on_a_logarithmic_axis_the_knee_label_is_placed_by_its_logarithm(points):
     figure, _ = drawn(points, logs={"x", "color"})
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.annotations[0].x == 1.0
 
 
-def test_the_axes_name_unit_better_side_provenance_and_error(points):
+def test_axis_titles_show_unit_direction_provenance_and_error(points):
     figure, _ = drawn(points)
     assert figure.layout.xaxis.title.text == "decode_ms ↓ [ms]<br><sup>estimated · ±9%</sup>"
     assert figure.layout.yaxis.title.text == "recall ↑<br><sup>measured · ±2%</sup>"
 
 
-def test_the_interval_is_drawn_on_the_front(points):
+def test_the_front_has_error_bars(points):
     _, traces = drawn(points)
     assert traces["front"].error_x.array == pytest.approx([0.2, 2.0, 6.0])
     assert traces["front"].error_x.arrayminus == pytest.approx([0.1, 1.0, 3.0])
 
 
-def test_an_unknown_interval_is_not_drawn(points):
+def test_an_unknown_interval_has_no_error_bar(points):
     points[["x_low", "x_high"]] = float("nan")
     _, traces = drawn(points)
     assert not traces["front"].error_x.visible
 
 
-def test_only_two_objectives_are_connected(points):
+def test_the_front_is_a_line_only_if_connected(points):
     assert drawn(points)[1]["front"].mode == "markers"
     front = drawn(points, connected=True)[1]["front"]
     assert (front.mode, front.line.shape) == ("lines+markers", "hv")
 
 
-def test_the_chosen_candidate_is_ringed(points):
+def test_the_chosen_candidate_has_a_ring(points):
     _, traces = drawn(points, chosen="d")
     assert list(traces["chosen"].x) == [20.0]
 
@@ -103,15 +105,15 @@ def test_markup_in_a_label_is_escaped(points):
     assert "<a" not in figure.data[2].hovertemplate
 
 
-def test_the_volume_counts_completed_trials():
+def test_hypervolume_is_drawn_over_completed_trials():
     steps = pd.DataFrame({"number": [0, 2], "front_size": [1, 2], "hypervolume": [0.1, 0.3]})
-    (line,) = charts.volume(steps).data
+    (line,) = charts.hypervolume(steps).data
     assert list(line.x) == [1, 2]
     assert list(line.y) == [0.1, 0.3]
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_strip_draws_every_block_and_its_format(dark: bool):
+def test_the_layer_diagram_draws_every_block_and_its_format(dark: bool):
     architecture = Architecture.model_validate(
         {
             "d_model": 64,
@@ -124,7 +126,21 @@ def test_the_strip_draws_every_block_and_its_format(dark: bool):
             "precision": {"fp8": ["ffn.up"], "keep_last_layers": 1},
         }
     )
-    picture = strip(architecture, dark=dark)
+    diagram = layer_diagram(architecture, dark=dark)
     legend, bars = 3, 39
-    assert picture.count("<rect") == 80 + bars + legend
-    assert "40 × sliding-window attention" in picture
+    assert diagram.count("<rect") == 80 + bars + legend
+    assert "40 × sliding-window attention" in diagram
+
+
+def test_every_letter_of_the_pattern_has_a_color():
+    assert set(BLOCKS) == set(SYMBOLS)
+    assert len(set(BLOCKS.values())) == len(SYMBOLS)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_an_unknown_letter_has_a_color_of_its_own(dark: bool):
+    new = [block_color(letter, dark=dark) for letter in ("Q1", "X", "q")]
+    assert new == [block_color(letter, dark=dark) for letter in ("Q2", "X", "q")]
+    assert len({*new, *(block_color(letter, dark=dark) for letter in SYMBOLS)}) == len(
+        {block_color(letter, dark=dark) for letter in SYMBOLS}
+    ) + len(new)

@@ -1,14 +1,17 @@
-"""The store's answers as data frames."""
+"""The data frames that the pages show."""
 
 import re
-import subprocess
-import sys
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 from archfront.dashboard import queries
 from archfront.orchestrator.export import as_yaml, exported
-from archfront.orchestrator.store import Store
+from archfront.orchestrator.store import Objective, Store, open_store
+from archfront.profilers.report import Report
+from archfront.search_space.check import load_space
+from archfront.search_space.space import sample
 
 OBJECTIVES = ["bits_per_byte", "recall", "decode_ms@chat-4k"]
 
@@ -20,8 +23,8 @@ def study(store: Store):
 
 def test_the_overview_counts_each_study(store: Store):
     rows = queries.overview(store.studies()).set_index("study")
-    assert rows.loc["tiny-1", ["done", "failed", "rejected"]].tolist() == [38, 3, 4]
-    assert rows.loc["waiting", "done"] == 0
+    assert rows.loc["tiny-1", ["complete", "failed", "rejected"]].tolist() == [38, 3, 4]
+    assert rows.loc["waiting", "complete"] == 0
 
 
 def test_candidates_are_the_completed_trials_with_one_knee(store: Store, study):
@@ -36,11 +39,11 @@ def test_a_study_without_trials_gives_empty_frames(store: Store):
     assert queries.quantities(store, waiting) == {}
     assert all(
         frame(store, waiting).empty
-        for frame in (queries.candidates, queries.faults, queries.readings, queries.volumes)
+        for frame in (queries.candidates, queries.faults, queries.measurements, queries.front_steps)
     )
 
 
-def test_the_objectives_lead_the_quantities_under_their_full_labels(store: Store, study):
+def test_the_objectives_are_the_first_quantities_under_their_full_labels(store: Store, study):
     assert list(queries.quantities(store, study))[:3] == OBJECTIVES
 
 
@@ -52,14 +55,17 @@ def test_the_objectives_lead_the_quantities_under_their_full_labels(store: Store
         ("weight_gib", "counted · exact"),
     ],
 )
-def test_a_quantity_tells_provenance_and_error(store: Store, study, label: str, source: str):
+def test_the_source_of_a_quantity_is_provenance_error_and_device(
+    store: Store, study, label: str, source: str
+):
     assert re.fullmatch(source, queries.quantities(store, study)[label].source)
 
 
 def test_points_carry_the_interval_of_each_axis(store: Store, study):
-    candidates, readings = queries.candidates(store, study), queries.readings(store, study)
+    candidates = queries.candidates(store, study)
+    measurements = queries.measurements(store, study)
     axes = {"x": "recall", "y": "decode_ms@chat-4k", "color": "weight_gib"}
-    points = queries.points(candidates, readings, axes)
+    points = queries.points(candidates, measurements, axes)
     first = points.iloc[0]
     report = store.report("tiny-1", int(first["number"]))
     assert report is not None
@@ -68,11 +74,11 @@ def test_points_carry_the_interval_of_each_axis(store: Store, study):
     assert len(points) == len(candidates)
 
 
-def test_the_front_table_is_best_first_with_half_intervals(store: Store, study):
+def test_the_front_table_is_best_first_with_half_widths(store: Store, study):
     quantities = queries.quantities(store, study)
     table = queries.front_table(
         queries.candidates(store, study),
-        queries.readings(store, study),
+        queries.measurements(store, study),
         [quantities[label] for label in OBJECTIVES],
     )
     assert table["bits_per_byte ↓ [bit/byte]"].is_monotonic_increasing
@@ -90,16 +96,32 @@ def test_faults_are_counted_by_reason(store: Store, study, hostile: str):
 def test_details_are_what_is_exported(store: Store, study):
     key = queries.candidates(store, study)["key"][0]
     details = queries.details(store, study, key)
-    assert details.yaml == as_yaml(exported(store, key))
-    numbers = details.numbers.set_index("metric")
-    assert numbers.loc["weight_gib", "90% interval"] == "exact"
-    assert numbers.loc["decode_ms", "provenance"] == ["estimated"]
-    assert numbers.loc["decode_ms", "workload"] == "chat-4k"
+    assert details.yaml == as_yaml(exported(store, key, "tiny-1"))
+    table = details.measurements.set_index("metric")
+    assert table.loc["weight_gib", "90% interval"] == "exact"
+    assert table.loc["decode_ms", "provenance"] == ["estimated"]
+    assert table.loc["decode_ms", "workload"] == "chat-4k"
 
 
-def test_the_app_needs_neither_torch_nor_ray():
-    code = (
-        "import sys; from archfront.dashboard import front, studies; "
-        "sys.exit(bool({'torch', 'ray', 'triton', 'optuna'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize(("study", "target"), [("first", "a100_sxm_80gb"), ("second", "h200_sxm")])
+def test_details_are_those_of_the_selected_study(tmp_path: Path, study: str, target: str):
+    space = load_space(Path(str(files("archfront.examples") / "tiny.yaml")))
+    chosen = sample(space, 10, seed=0).legal[0]
+    with open_store(f"sqlite:///{tmp_path}/runs.db") as store:
+        for name, gpu in (("first", "a100_sxm_80gb"), ("second", "h200_sxm")):
+            store.create_study(
+                name=name,
+                space_yaml=space.document.text,
+                space_name=space.name,
+                objectives=[Objective(label="recall", better="higher")],
+                seed=0,
+                sampler="tpe",
+                target=gpu,
+                trials_wanted=1,
+            )
+            store.begin_trial(name, 0, chosen, {})
+            report = Report(key=chosen.key, measurements=())
+            store.finish_trial(name, 0, report, [1.0], True, {})
+        details = queries.details(store, store.study(study), chosen.key)
+    assert details.trial.study == study
+    assert f"target: {target}" in details.yaml

@@ -30,7 +30,7 @@ def postgres_server() -> Iterator[str]:
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name))
     if not binaries:
         pytest.skip("no PostgreSQL: apt-get install postgresql, or set ARCHFRONT_TEST_POSTGRES")
-    # A server refuses to run as root; the path of its socket may have 107 bytes.
+    # A server does not run as root; the path of its socket may have 107 bytes.
     user = "postgres" if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     if user:
@@ -92,12 +92,13 @@ def postgres_url(postgres_database: str) -> str:
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
+    """URL of a SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path}/runs.db"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest) -> str:
-    """URL of a store that is not there yet, once of each kind."""
+    """URL of a store that does not exist yet, once of each kind."""
     return request.getfixturevalue(f"{request.param}_url")
 
 
@@ -111,6 +112,7 @@ def store(store_url: str) -> Iterator[Store]:
             space_name="tiny",
             objectives=OBJECTIVES,
             seed=7,
+            sampler="tpe",
             target="h200_sxm",
             trials_wanted=100,
         )

@@ -27,20 +27,22 @@ def test_the_list_has_every_model_with_its_counts(tmp_path: Path) -> None:
     assert len(models) == 66
     assert models["llama3_8b"]["counted"]["total"] == 8_030_261_248
     assert models["qwen3_next_80b_a3b"]["pattern"] == "(GEGEGE*E)x12"
-    told = archfront("atlas", "list", cwd=tmp_path).stdout
-    assert "8,030,261,248" in told
-    assert "ends with" not in told
+    table = archfront("atlas", "list", cwd=tmp_path).stdout
+    assert "8,030,261,248" in table
+    assert "ends with" not in table
 
 
-def test_caches_are_those_of_the_context_batch_and_formats_asked_for(tmp_path: Path) -> None:
+def test_cache_sizes_follow_context_batch_and_precision(tmp_path: Path) -> None:
     asked = ["--context", 1000, "--batch", 3, "--kv", "int8"]
     at = plain("atlas", "show", "llama3_8b", *asked, cwd=tmp_path)["cache"]["at"]
-    a_token = 32 * 8 * (2 * 128 + 2 * 4)  # layers, heads, int8 keys and values and their scales
-    assert at["bytes_per_sequence"] == 1000 * a_token
-    assert at["bytes"] == 3 * 1000 * a_token
+    bytes_per_token = (
+        32 * 8 * (2 * 128 + 2 * 4)
+    )  # layers, heads, int8 keys and values and their scales
+    assert at["bytes_per_sequence"] == 1000 * bytes_per_token
+    assert at["bytes"] == 3 * 1000 * bytes_per_token
 
 
-def test_mtp_modules_count_when_asked_for(tmp_path: Path) -> None:
+def test_mtp_modules_are_counted_with_mtp(tmp_path: Path) -> None:
     without, within = (
         plain("atlas", "show", "deepseek_v3", *flag, cwd=tmp_path)["counted"]["total"]
         for flag in ([], ["--mtp"])
@@ -49,14 +51,14 @@ def test_mtp_modules_count_when_asked_for(tmp_path: Path) -> None:
     assert within > without
 
 
-def test_models_stand_in_a_comparison_without_a_store(tmp_path: Path) -> None:
+def test_published_models_are_compared_without_a_store(tmp_path: Path) -> None:
     compared = plain("compare", "qwen3_8b", "falcon_h1_7b", "--context", 32_768, cwd=tmp_path)
     names = [{m["name"] for m in a["measurements"]} for a in compared["architectures"]]
     assert all({"total_params", "decode_ms", "kv_bytes_per_token"} <= found for found in names)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_goes_out_as_a_config_json_and_comes_back(tmp_path: Path) -> None:
+def test_a_model_exported_as_config_json_imports_as_the_same(tmp_path: Path) -> None:
     out = archfront("atlas", "export", "qwen3_next_80b_a3b", "-o", "config.json", cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     back = plain("atlas", "import", "config.json", cwd=tmp_path)
@@ -66,7 +68,7 @@ def test_a_model_goes_out_as_a_config_json_and_comes_back(tmp_path: Path) -> Non
     assert plain("compare", "a.yaml", cwd=tmp_path)["architectures"][0]["key"] == back["key"]
 
 
-def test_an_import_tells_what_it_could_not_take_over(tmp_path: Path) -> None:
+def test_an_import_lists_what_an_architecture_cannot_express(tmp_path: Path) -> None:
     config = json.loads(archfront("atlas", "export", "qwen3_8b", cwd=tmp_path).stdout)
     config["resid_pdrop_schedule"] = "cosine"
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -76,7 +78,7 @@ def test_an_import_tells_what_it_could_not_take_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["atlas", "show", "llama3_9b"], "the atlas has no 'llama3_9b'; did you mean 'llama3_8b'"),
         (["atlas", "show", "llama3_8b", "--context", "0"], "--context"),
@@ -91,8 +93,10 @@ def test_an_import_tells_what_it_could_not_take_over(tmp_path: Path) -> None:
         (["compare", "qwen4_8b"], "neither a YAML file, nor in the atlas; did you mean 'qwen3_8b'"),
     ],
 )
-def test_bad_input_is_told_in_one_line(tmp_path: Path, arguments: list[str], told: str) -> None:
+def test_bad_input_exits_with_2_and_a_message(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama",\n "heads": }')
     ended = archfront(*arguments, cwd=tmp_path)
     assert ended.returncode == 2
-    assert told in ended.stderr.replace("│", "")
+    assert message in ended.stderr.replace("│", "")

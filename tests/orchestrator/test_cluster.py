@@ -36,7 +36,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 class Watch:
-    """A view that kills a node once two trials are done."""
+    """A view that kills a node once two trials are complete."""
 
     def __init__(self, cluster: Cluster, node: Any) -> None:
         self.killed = threading.Event()
@@ -48,7 +48,7 @@ class Watch:
             threading.Thread(target=self.cluster.remove_node, args=(self.node, False)).start()
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
 
 def test_a_lost_node_costs_no_trial(cluster: Cluster, tmp_path: Path, small_space: str) -> None:
@@ -58,7 +58,7 @@ def test_a_lost_node_costs_no_trial(cluster: Cluster, tmp_path: Path, small_spac
     def trainable(config: dict[str, Any]) -> None:
         key = json.loads(config[workers.TASK])["key"]
 
-        def profile(architecture: Any, plan: Any, seed: int) -> Iterator[Report]:
+        def profile(*_: Any) -> Iterator[Report]:
             time.sleep(1.5)
             values = {name: int(key[i : i + 3], 16) / 4096 for i, name in enumerate(NAMES)}
             measurements = [

@@ -1,4 +1,4 @@
-"""`archfront space check` on the kernels that a space's choices would run on."""
+"""`archfront space`: choices without kernels, and the JSON Schema of space files."""
 
 import json
 import subprocess
@@ -14,19 +14,20 @@ def check(folder: Path, text: str, *options: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_space_with_kernels_everywhere_says_so(tmp_path: Path, small_space: str) -> None:
-    told = check(tmp_path, small_space)
-    assert "every choice has a kernel on sm_80, sm_90, sm_100" in told
+def test_a_space_with_all_kernels_lists_the_gpus(tmp_path: Path, small_space: str) -> None:
+    assert "every choice has a kernel on sm_80, sm_90, sm_100" in check(tmp_path, small_space)
 
 
-def test_a_choice_without_a_kernel_is_told_with_its_law(tmp_path: Path, small_space: str) -> None:
+def test_a_choice_without_a_kernel_is_shown_with_the_kernels_constraint(
+    tmp_path: Path, small_space: str
+) -> None:
     cached = small_space.replace("[ffn.up, ffn.down]", "[kv_cache]")
-    told = check(tmp_path, cached)
-    law = "decode_split in float8_e4m3fn does not run on sm_80, got K=32, V=32"
-    assert f"precision.fp8 ['kv_cache'] cannot run on sm_80 (decode): {law}" in told
+    table = check(tmp_path, cached)
+    constraint = "decode_split in float8_e4m3fn does not run on sm_80, got K=32, V=32"
+    assert f"precision.fp8 ['kv_cache'] cannot run on sm_80 (decode): {constraint}" in table
     (plain,) = json.loads(check(tmp_path, cached, "--json"))["without_kernel"]
     assert (plain["choice"], plain["arch"], plain["constraints"]) == (
         "precision.fp8",
         "sm_80",
-        {"decode": law},
+        {"decode": constraint},
     )

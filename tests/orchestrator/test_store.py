@@ -1,5 +1,6 @@
-"""What every store does, on a SQLite file and on a PostgreSQL server; then what only one kind has."""
+"""The store on a SQLite file and on a PostgreSQL server; then what only one of them has."""
 
+import json
 import os
 import random
 import shutil
@@ -20,8 +21,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import DBAPIError
 
-from archfront.orchestrator import pareto
+from archfront.orchestrator import database, pareto
 from archfront.orchestrator import store as store_module
 from archfront.orchestrator.database import alembic_options
 from archfront.orchestrator.store import Objective, open_store
@@ -33,7 +35,7 @@ from archfront.search_space.operators import Point
 
 NASTY = 'Robert\'); DROP TABLE archfront_studies;-- "%s" :name {x} \\ \n\t é 日本 🙂'
 
-# A driver in another process. It says which trials it has finished, once they are.
+# A driver in another process. It prints the number of each trial once that is finished.
 DRIVER = """
 import sys
 from archfront.orchestrator.store import open_store
@@ -54,7 +56,7 @@ with open_store(sys.argv[1]) as store:
         print(number, flush=True)
 """
 
-# Opens each store that it is told.
+# Opens each store that it reads the URL of.
 OPENER = """
 import sys
 from archfront.orchestrator.store import open_store
@@ -86,10 +88,26 @@ def measured(key, decode_ms=31.0, recall=0.9):
     )
 
 
+def at_rung(key, rung, recall):
+    """The report of a rung with one measurement."""
+    found = Measurement(name="recall", value=recall, provenance="measured", device="cpu", rung=rung)
+    return Report(key=key, measurements=(found,), rung=rung)
+
+
 def finish(store, architecture, number, values, feasible=True, study="first"):
     store.begin_trial(study, number, architecture, {"number": number})
     report = measured(architecture.key, *values)
     store.finish_trial(study, number, report, values, feasible, {} if feasible else {"bound": 1.5})
+
+
+def dominated(value, others, signs):
+    """Whether one of `others` is better in an objective and worse in none."""
+    cost = [sign * v for sign, v in zip(signs, value, strict=True)]
+    for other in others:
+        costs = [sign * v for sign, v in zip(signs, other, strict=True)]
+        if costs != cost and all(a <= b for a, b in zip(costs, cost, strict=True)):
+            return True
+    return False
 
 
 def another_study(store, name):
@@ -100,6 +118,7 @@ def another_study(store, name):
         space_name="tiny",
         objectives=one,
         seed=0,
+        sampler="random",
         target="cpu",
         trials_wanted=3,
     )
@@ -118,6 +137,7 @@ class TestStudies:
         assert study.space_yaml == "objectives: [decode_ms@chat-4k, recall]\n"
         assert study.objectives[1] == Objective(label="recall", better="higher")
         assert (study.signs, study.seed, study.target) == ((1, -1), 7, "h200_sxm")
+        assert study.sampler == "tpe"
         assert (study.trials_wanted, study.status, study.counts) == (100, "running", {})
         assert study.ideal is study.reference is study.owner is None
         assert datetime.now(UTC) - study.created < timedelta(minutes=1)
@@ -131,11 +151,11 @@ class TestStudies:
         assert (second.name, second.counts, second.front_size) == ("second", {}, 0)
         assert (first.counts, first.front_size) == ({"complete": 2, "rejected": 1}, 1)
 
-    def test_a_taken_name_is_refused(self, store):
+    def test_a_taken_name_raises(self, store):
         with pytest.raises(InputError, match="study 'first' exists already: resume it"):
             another_study(store, "first")
 
-    def test_a_name_outside_the_law_is_refused(self, store):
+    def test_a_malformed_name_raises(self, store):
         for name in ("", "-a", "A", "a_b", "a b", "x" * 64, "a\n", "é"):
             with pytest.raises(InputError, match="1 to 63 lower-case letters"):
                 another_study(store, name)
@@ -198,7 +218,7 @@ class TestTrials:
         assert (trial.reason, trial.values) == ("needs 90 GiB of 80", None)
         assert store.hypervolume_history("first") == []
 
-    def test_a_refusal_is_kept_with_or_without_an_architecture(self, store, tiny):
+    def test_a_rejection_is_kept_with_or_without_an_architecture(self, store, tiny):
         store.reject_trial("first", 0, {"heads": 7}, "num_heads must divide d_model", None)
         store.reject_trial("first", 1, {"heads": 8}, "a duplicate of trial 0", tiny(1))
         illegal, duplicate = store.trials("first")
@@ -209,6 +229,28 @@ class TestTrials:
         finish(store, tiny(0), 0, [31.0, 0.9])
         assert store.report("first", 0) == measured(tiny(0).key)
         assert store.report("first", 1) is None
+
+    def test_a_report_of_a_rung_is_kept_beside_the_last_one(self, store, tiny):
+        store.begin_trial("first", 0, tiny(0), {})
+        store.report_trial("first", 0, at_rung(tiny(0).key, 0, 0.4))
+        assert store.measurements("first") == []
+        assert store.report("first", 0) is None
+        store.finish_trial("first", 0, at_rung(tiny(0).key, 1, 0.9), [1.0, 0.9], True, {})
+        assert store.report("first", 0) == at_rung(tiny(0).key, 1, 0.9)
+        assert [(m.rung, m.value) for m in store.measurements("first")] == [(1, 0.9)]
+        rungs = [(m.number, m.rung, m.value) for m in store.rung_measurements("first")]
+        assert rungs == [(0, 0, 0.4), (0, 1, 0.9)]
+
+    def test_a_second_report_of_a_rung_replaces_the_first(self, store, tiny):
+        store.begin_trial("first", 0, tiny(0), {})
+        for recall in (0.4, 0.5):
+            store.report_trial("first", 0, at_rung(tiny(0).key, 0, recall))
+        assert [m.value for m in store.rung_measurements("first")] == [0.5]
+        lost = Failure(key=tiny(0).key, stage="train", kind="lost", reason="node gone")
+        store.fail_trial("first", 0, lost)
+        store.report_trial("first", 0, at_rung(tiny(0).key, 0, 0.6))  # it came late
+        assert [m.value for m in store.rung_measurements("first")] == [0.5]
+        assert store.measurements("first") == []
 
     def test_measurements_make_a_data_frame(self, store, tiny):
         finish(store, tiny(1), 1, [30.0, 0.8])
@@ -226,6 +268,7 @@ class TestTrials:
             space_name=NASTY,
             objectives=[Objective(label=NASTY, better="lower")],
             seed=2**62,
+            sampler="tpe",
             target=NASTY,
             trials_wanted=1,
         )
@@ -244,7 +287,7 @@ class TestTrials:
         assert store.trials("first")[0].reason == r"a\x00b \udcff"
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-    def test_a_number_that_is_not_finite_is_refused_and_nothing_is_written(self, store, tiny, bad):
+    def test_a_number_that_is_not_finite_raises_and_nothing_is_written(self, store, tiny, bad):
         store.begin_trial("first", 0, tiny(0), {})
         report = measured(tiny(0).key)
         with pytest.raises(ValueError, match="trial 0: objective must be finite"):
@@ -289,13 +332,13 @@ class TestArchitectures:
         for prefix in (key, key[:5], key.upper()[:8]):
             assert store.architecture(prefix) == tiny(0)
 
-    def test_an_unknown_key_is_refused(self, store, tiny):
+    def test_an_unknown_key_raises(self, store, tiny):
         store.reject_trial("first", 0, {}, "no", tiny(0))
         for key in ("zzz", "%", "_", tiny(0).key + "0"):
             with pytest.raises(InputError, match="no architecture has a key that begins with"):
                 store.architecture(key)
 
-    def test_an_ambiguous_key_is_refused_with_its_candidates(self, store, tiny):
+    def test_an_ambiguous_key_raises_and_names_the_candidates(self, store, tiny):
         for number in range(40):
             store.reject_trial("first", number, {}, "no", tiny(number))
         with pytest.raises(
@@ -314,6 +357,16 @@ class TestArchitectures:
             ("second", 0, "rejected"),
         ]
 
+    def test_the_trials_of_an_architecture_in_one_study(self, store, tiny):
+        another_study(store, "second")
+        finish(store, tiny(0), 4, [1.0, 0.5])
+        store.reject_trial("second", 0, {}, "no", tiny(0))
+        for study, number in (("first", 4), ("second", 0)):
+            found = store.trials_of(tiny(0).key[:8], study)
+            assert [(t.study, t.number) for t in found] == [(study, number)]
+        with pytest.raises(InputError, match="no study 'third'"):
+            store.trials_of(tiny(0).key, "third")
+
 
 class TestTheFront:
     def test_a_dominated_candidate_leaves_the_front(self, store, tiny):
@@ -326,7 +379,7 @@ class TestTheFront:
         assert (came.on_front, came.front_entered, came.front_left) == (True, 2, None)
         assert store.front("first") == [stayed, came]
 
-    def test_an_infeasible_candidate_never_meets_the_front(self, store, tiny):
+    def test_an_infeasible_candidate_never_enters_the_front(self, store, tiny):
         finish(store, tiny(0), 0, [2.0, 0.5])
         finish(store, tiny(1), 1, [0.1, 0.9], feasible=False)
         assert [t.number for t in store.front("first")] == [0]
@@ -346,7 +399,7 @@ class TestTheFront:
         assert store.study("second").front_size == 1
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_the_books_equal_a_recomputation_from_scratch(self, store, tiny, seed):
+    def test_the_front_and_its_history_equal_a_recomputation_from_scratch(self, store, tiny, seed):
         draw = random.Random(seed)
         numbers = draw.sample(range(45), 45)  # trials complete in any order; a grid gives ties
         given = {
@@ -362,8 +415,7 @@ class TestTheFront:
         for count, step in enumerate(steps, 1):
             seen = [n for n in numbers[:count] if given[n][1]]
             values = [given[n][0] for n in seen]
-            mask = pareto.non_dominated(values, study.signs)
-            front = {n for n, on in zip(seen, mask, strict=True) if on}
+            front = {n for n in seen if not dominated(given[n][0], values, study.signs)}
             volume = pareto.hypervolume(values, study.signs, study.ideal, study.reference)
             assert (step.front_size, step.hypervolume) == (len(front), pytest.approx(volume))
             assert all(trials[n].front_entered == n for n in front - previous)
@@ -371,7 +423,7 @@ class TestTheFront:
             previous = front
         assert {t.number for t in store.front("first")} == previous
 
-    def test_the_box_is_fixed_once_and_the_past_gets_its_volumes(self, store, tiny):
+    def test_the_box_is_fixed_once_and_earlier_steps_get_their_volumes(self, store, tiny):
         count = store_module.BOX_TRIALS
         for number in range(count - 1):
             finish(store, tiny(number), number, [20.0 - number, 0.5])
@@ -398,13 +450,13 @@ class TestTheFront:
 
 
 class TestTheDriver:
-    def test_a_second_driver_is_refused(self, store, store_url):
+    def test_a_second_driver_is_rejected(self, store, store_url):
         store.claim("first", "host-a:1")
         with open_store(store_url) as other:
-            law = "study 'first' is held by another driver, host-a:1, heard of 0 s ago"
-            with pytest.raises(InputError, match=law):
+            held = "study 'first' is held by another driver, host-a:1, silent for 0 s"
+            with pytest.raises(InputError, match=held):
                 other.claim("first", "host-b:2")
-            with pytest.raises(InputError, match=law):
+            with pytest.raises(InputError, match=held):
                 other.set_status("first", "finished")
         assert store.study("first").alive
 
@@ -485,9 +537,9 @@ class TestTheDriver:
         assert {t.number for t in complete} >= set(finished)
         assert len(trials) <= len(finished) + 2
         assert len(store.hypervolume_history("first")) == len(complete)
-        front = pareto.non_dominated([t.values for t in complete], (1, -1))
+        values = [t.values for t in complete]
         assert [t.number for t in store.front("first")] == [
-            t.number for t, on in zip(complete, front, strict=True) if on
+            t.number for t in complete if not dominated(t.values, values, (1, -1))
         ]
         store.claim("first", "next", dead="doomed")
         store.drop_running("first")
@@ -537,7 +589,7 @@ class TestOpening:
         assert {"studies", "alembic_version", "archfront_studies"} < set(names)
 
     @pytest.mark.parametrize("readonly", [False, True])
-    def test_a_newer_store_is_refused(self, store, store_url, readonly):
+    def test_a_newer_store_raises(self, store, store_url, readonly):
         sql(store_url, "UPDATE archfront_schema SET version_num = '0007'")
         with pytest.raises(
             InputError,
@@ -550,23 +602,58 @@ class TestOpening:
         with pytest.raises(InputError, match=f"has schema 0000, this archfront reads {SCHEMA}"):
             open_store(store_url, readonly=True)
 
-    def test_a_store_of_the_first_schema_is_upgraded_with_all_it_holds(
-        self, store, store_url, tiny
-    ):
-        finish(store, tiny(1), 0, [31.0, 0.9])
-        store.close()
-        for table in ("timings", "calibrations"):  # what the first schema did not have
-            sql(store_url, f"DROP TABLE archfront_{table}")
-        sql(store_url, "UPDATE archfront_schema SET version_num = '0001'")
+    def test_a_store_of_the_first_schema_gets_the_later_tables(self, store_url, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "SCHEMA", "0001")
+            open_store(store_url).close()
         with open_store(store_url) as upgraded:
-            assert [trial.key for trial in upgraded.front("first")] == [tiny(1).key]
+            another_study(upgraded, "mine")
             upgraded.keep_timing(timed(2e-3))
             assert upgraded.timings("gpu") == [timed(2e-3)]
 
-    def test_an_empty_database_is_not_filled_by_a_reader(self, store_url):
+    def test_a_store_of_schema_0002_is_upgraded_with_all_it_holds(
+        self, store_url, tiny, monkeypatch
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "SCHEMA", "0002")
+            open_store(store_url).close()
+        fill_schema_0002(store_url, tiny)
+        with open_store(store_url) as upgraded:
+            study = upgraded.study("old")
+            assert (study.sampler, study.counts) == ("tpe", {"complete": 1, "rejected": 2})
+            assert [o.label for o in study.objectives] == ["proxy_decode_ms", "decode_ms@chat-4k"]
+            assert study.space_yaml == NEW_SPACE
+            complete, duplicate, invalid = upgraded.trials("old")
+            assert (complete.key, complete.values) == (tiny(0).key, [3.0, 31.0])
+            assert complete.violation == {"proxy_prefill_ms": -1.5, "memory_gib": -2.0}
+            assert [(t.state, t.reason) for t in (duplicate, invalid)] == [
+                ("rejected", "same architecture as trial 0"),
+                ("rejected", "too wide"),
+            ]
+            report = upgraded.report("old", 0)
+            assert [(m.name, m.value, m.rung) for m in report.measurements] == [
+                ("proxy_decode_ms", 3.0, None),
+                ("decode_ms", 31.0, None),
+                ("total_params", 100.0, None),
+            ]
+            assert [s.front_size for s in upgraded.hypervolume_history("old")] == [1]
+            assert upgraded.timings("gpu") == [timed(2e-3)]
+            assert upgraded.calibrations() == {"gpu": {"points": 30}}
+
+    @pytest.mark.parametrize("options", [{"readonly": True}, {"create": False}])
+    def test_an_empty_database_is_filled_only_to_create_a_store(self, store_url, options):
         sql(store_url, "CREATE TABLE other (x INTEGER)")
         with pytest.raises(InputError, match="holds no archfront store yet"):
-            open_store(store_url, readonly=True)
+            open_store(store_url, **options)
+        open_store(store_url).close()
+        open_store(store_url, **options).close()
+
+    def test_an_older_store_is_upgraded_without_leave_to_create_one(self, store_url, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "SCHEMA", "0002")
+            open_store(store_url).close()
+        open_store(store_url, create=False).close()
+        open_store(store_url, readonly=True).close()
 
     def test_many_processes_open_a_new_store_at_once(self, store_url):
         urls = [f"{store_url}{n}" for n in range(8)] if "sqlite" in store_url else [store_url]
@@ -598,7 +685,7 @@ class TestOpening:
 
 
 @pytest.mark.parametrize(
-    ("url", "law"),
+    ("url", "message"),
     [
         ("runs.db", "got 'runs.db'; did you mean 'sqlite:///runs.db'?"),
         ("sqlite://runs.db", "a SQLite store is a file, .* did you mean 'sqlite:///runs.db'?"),
@@ -618,13 +705,14 @@ class TestOpening:
     ],
 )
 @pytest.mark.parametrize("readonly", [False, True])
-def test_a_url_that_leads_nowhere_is_refused_in_one_line(url, law, readonly, tmp_path, monkeypatch):
+def test_a_url_that_leads_nowhere_raises_in_one_line_without_the_password(
+    url, message, readonly, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=law) as rejection:
+    with pytest.raises(InputError, match=message) as caught:
         open_store(url, readonly=readonly)
-    message = str(rejection.value)
-    assert "\n" not in message
-    assert "ter2" not in message
+    assert "\n" not in str(caught.value)
+    assert "ter2" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -649,14 +737,14 @@ class TestSqlite:
         assert answers == ["wal", 1, 1, 30_000]
 
     @pytest.mark.parametrize("readonly", [False, True])
-    def test_a_file_that_is_no_database_is_refused_and_kept(self, tmp_path, readonly):
+    def test_a_file_that_is_no_database_raises_and_is_kept(self, tmp_path, readonly):
         path = tmp_path / "space.yaml"
         path.write_text("d_model: 512\n" * 100)
         with pytest.raises(InputError, match=r"space\.yaml: is not a SQLite database"):
             open_store(f"sqlite:///{path}", readonly=readonly)
         assert path.read_text() == "d_model: 512\n" * 100
 
-    def test_a_folder_is_refused(self, tmp_path):
+    def test_a_folder_raises(self, tmp_path):
         with pytest.raises(InputError, match="is a folder, expected a SQLite file"):
             open_store(f"sqlite:///{tmp_path}")
 
@@ -711,6 +799,7 @@ class TestSqlite:
                 space_name="tiny",
                 objectives=[Objective(label="decode_ms@chat-4k", better="lower")] * 3,
                 seed=0,
+                sampler="tpe",
                 target="cpu",
                 trials_wanted=300,
             )
@@ -779,6 +868,26 @@ class TestSqlitePermissions:
         assert "runs.db: cannot be opened, check the permissions" in said
 
 
+class TestLabel:
+    def test_a_sqlite_store_is_named_by_its_url(self, sqlite_url, tmp_path, monkeypatch):
+        with open_store(sqlite_url) as store:
+            assert store.label == sqlite_url
+        monkeypatch.chdir(tmp_path)
+        with open_store("sqlite:///runs.db") as store:
+            assert store.label == "sqlite:///runs.db"
+
+    def test_the_password_is_in_no_label_and_no_error(self, postgres_url):
+        url = make_url(postgres_url).set(password="hunter2")
+        given = url.render_as_string(hide_password=False) + "&sslpassword=hunter2"
+        with open_store(given) as store:
+            assert make_url(store.label) == make_url(postgres_url)
+            with pytest.raises(DBAPIError) as caught, store._database.writing() as connection:
+                connection.execute(text("SELECT nothing"))
+        with pytest.raises((InputError, DBAPIError)) as unusable:
+            open_store(given.replace("&sslpassword", "&no_such_option"))
+        assert "hunter2" not in f"{caught.value} {unusable.value} {store._database!r}"
+
+
 class TestPostgres:
     def test_a_missing_driver_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "psycopg", None)
@@ -790,24 +899,24 @@ class TestPostgres:
         with pytest.raises(InputError, match=r'postgresql://.*/no_.*: .*"no_.*" does not exist'):
             open_store(url)
 
-    def test_a_user_who_may_not_create_tables_is_told(self, postgres_url):
+    def test_a_user_who_may_not_create_tables_gets_the_reason(self, postgres_url):
         role = f"guest_{os.urandom(4).hex()}"
         sql(postgres_url, f"CREATE ROLE {role} LOGIN PASSWORD 'hunter2'")
         url = make_url(postgres_url).set(username=role, password="hunter2")
         try:
-            for grant, law in (
+            for grant, reason in (
                 ("SELECT 1", "no schema has been selected to create in"),
                 (f"GRANT USAGE ON SCHEMA public TO {role}", "permission denied for schema public"),
             ):
                 sql(postgres_url, grant)
-                with pytest.raises(InputError, match=law) as rejection:
+                with pytest.raises(InputError, match=reason) as caught:
                     open_store(url.render_as_string(hide_password=False))
-                assert "hunter2" not in str(rejection.value)
+                assert "hunter2" not in str(caught.value)
         finally:
             sql(postgres_url, f"DROP OWNED BY {role}")
             sql(postgres_url, f"DROP ROLE {role}")
 
-    def test_a_server_that_went_away_is_told_and_found_again(self, postgres_url):
+    def test_a_server_that_went_away_raises_and_is_found_again(self, postgres_url):
         with open_store(postgres_url) as store:
             another_study(store, "first")
             with store._database.reading() as connection:
@@ -842,6 +951,110 @@ class TestTimings:
         store.keep_calibration("gpu", {"schema": 1, "points": 30})
         store.keep_calibration("gpu", {"schema": 1, "points": 100})
         assert store.calibrations() == {"gpu": {"schema": 1, "points": 100}}
+
+
+# The prefix that metrics of the proxy model had in schema 0002.
+OLD = "tw" + "in_"
+OLD_SPACE = f"""\
+name: old
+# laws: this stays, and so does {OLD}b
+laws:
+  - moe.top_k * 4 <= moe.n_experts
+objectives: [{OLD}decode_ms, decode_ms@chat-4k]
+constraints: {{{OLD}prefill_ms: {{max: 4}}}}
+"""
+NEW_SPACE = f"""\
+name: old
+# laws: this stays, and so does {OLD}b
+architecture_constraints:
+  - moe.top_k * 4 <= moe.n_experts
+objectives: [proxy_decode_ms, decode_ms@chat-4k]
+constraints: {{proxy_prefill_ms: {{max: 4}}}}
+"""
+
+
+def fill_schema_0002(url, tiny):
+    """A study, its trials, a timing and a calibration, as schema 0002 had them."""
+
+    def add(table, **row):
+        plain = {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()}
+        names = ", ".join(f'"{name}"' for name in row)
+        places = ", ".join(f":{name}" for name in row)
+        sql(url, f"INSERT INTO archfront_{table} ({names}) VALUES ({places})", **plain)
+
+    when = "2026-01-01 00:00:00.000000"
+    add(
+        "studies",
+        name="old",
+        space_yaml=OLD_SPACE,
+        space_name="old",
+        objectives=[
+            {"label": f"{OLD}decode_ms", "better": "lower"},
+            {"label": "decode_ms@chat-4k", "better": "lower"},
+        ],
+        seed=1,
+        target="h200_sxm",
+        trials_wanted=3,
+        status="finished",
+        version="0.1",
+        created=when,
+        updated=when,
+    )
+    add(
+        "architectures",
+        key=tiny(0).key,
+        document=tiny(0).plain(),
+        pattern="*-",
+        d_model=64,
+        num_layers=1,
+        total_params=100,
+        active_params=100,
+    )
+    trial = {"study_id": 1, "parameters": {"d_model": 64}, "started": when, "ended": when}
+    add(
+        "trials",
+        **trial,
+        number=0,
+        state="complete",
+        architecture_key=tiny(0).key,
+        values=[3.0, 31.0],
+        feasible=True,
+        violation={f"{OLD}prefill_ms": -1.5, "memory_gib": -2.0},
+        on_front=True,
+        front_entered=0,
+        facts={"torch": "2.11"},
+    )
+    reason = "same architecture as trial 0"
+    old_state = "ref" + "used"
+    add(
+        "trials",
+        **trial,
+        number=1,
+        state=old_state,
+        architecture_key=tiny(0).key,
+        reason=reason,
+    )
+    add("trials", **trial, number=2, state=old_state, reason="too wide")
+    of_trial = {"trial_id": 1, "provenance": "counted"}
+    add("measurements", **of_trial, name=f"{OLD}decode_ms", value=3.0)
+    add("measurements", **of_trial, name="decode_ms", workload="chat-4k", value=31.0)
+    add("measurements", **of_trial, name="total_params", value=100.0)
+    add("fronts", study_id=1, number=0, front_size=1)
+    add(
+        "timings",
+        key=timed(2e-3).key,
+        piece="block:abc",
+        device="gpu",
+        point={"batch": 4, "tokens": 1, "context": 4096},
+        seconds=2e-3,
+        low=0.99 * 2e-3,
+        high=1.01 * 2e-3,
+        samples=30,
+        drift=0.001,
+        facts={"torch": "2.13"},
+        measured=when,
+    )
+    add("calibrations", device="gpu", document={"points": 30}, measured=when)
 
 
 def timed(seconds, *, context=4096):

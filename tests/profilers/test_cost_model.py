@@ -1,4 +1,4 @@
-"""The cost model: its trees, its file, what it says of known and unknown devices, calibration."""
+"""The cost model: trees, files, known and unknown devices, calibration."""
 
 import math
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from archfront.profilers.cost.local_fit import calibrated
-from archfront.profilers.cost.model import Model, spread_of_sum
+from archfront.profilers.cost.model import Model, half_width_of_sum
 from archfront.profilers.cost.shipped import read, shipped, write
 from archfront.profilers.cost.tables import Timing
 from archfront.profilers.cost.trees import exported
@@ -49,7 +49,7 @@ def products(count: int, seed: int) -> list[Gemm]:
     return [Gemm(m=int(m), n=64 * int(n / 64), k=64 * int(k / 64)) for m, n, k in sizes]
 
 
-def test_exported_trees_say_what_the_regressor_says():
+def test_exported_trees_predict_what_the_regressor_predicts():
     rng = np.random.default_rng(0)
     binned = rng.integers(0, 60, (3000, 6)).astype(np.float32)
     target = 0.1 * np.sin(binned[:, 0] / 9) + 0.002 * binned[:, 1] * (binned[:, 2] > 30)
@@ -59,7 +59,7 @@ def test_exported_trees_say_what_the_regressor_says():
     assert np.abs(found - regressor.predict(binned)).max() < 0.004
 
 
-def test_a_model_survives_its_file_as_it_is(tmp_path: Path):
+def test_a_model_that_is_written_and_read_predicts_the_same(tmp_path: Path):
     write(shipped(), tmp_path)
     again = read(tmp_path)
     for name in ("h100_sxm", "a100_sxm_80gb", "rtx_5090"):
@@ -70,28 +70,28 @@ def test_a_model_survives_its_file_as_it_is(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["h100_sxm", "b200_sxm", "l40s", "rtx_5090"])
-@pytest.mark.parametrize("batch", [2, 8, 64, 512])  # one row in FP8 is measured slower than two
+@pytest.mark.parametrize("batch", [2, 8, 64, 512])  # one row in FP8 was timed slower than two
 def test_twice_the_batch_is_not_much_cheaper(name: str, batch: int):
     once = shipped().times(one_of_each(batch), device(name)).seconds
     twice = shipped().times(one_of_each(2 * batch), device(name)).seconds
     assert (twice > 0.8 * once).all(), twice / once
 
 
-def test_provenance_tells_a_measured_device_from_its_relatives_and_strangers():
+def test_provenance_distinguishes_a_timed_device_its_family_and_others():
     calls = [Gemm(m=8, n=4096, k=4096), Rows(rows=8, elements=4096)]
     assert shipped().times(calls, device("h100_sxm")).provenance == ("fitted", "stand_in")
     assert shipped().times(calls, device("h100_pcie")).provenance == ("family", "stand_in")
     assert shipped().times(calls, device("mi300x")).provenance == ("transferred", "stand_in")
 
 
-def test_the_less_is_known_the_wider_the_interval():
+def test_less_similar_devices_have_wider_intervals():
     calls = [Gemm(m=8, n=4096, k=4096)]
     names = ("h100_sxm", "h100_pcie", "mi300x")
-    spreads = [shipped().times(calls, device(name)).spread[0] for name in names]
-    assert spreads == sorted(spreads)
+    widths = [shipped().times(calls, device(name)).half_width[0] for name in names]
+    assert widths == sorted(widths)
 
 
-def test_a_slower_device_is_learnt_from_thirty_timings():
+def test_a_slower_device_is_fitted_from_thirty_timings():
     target = device("rtx_pro_6000_server")
     truth = 1.2 * shipped().times(products(230, seed=0), target).seconds
     timings = [
@@ -113,13 +113,13 @@ def test_too_few_timings_change_nothing():
 
 
 def test_the_interval_of_a_sum_lies_between_independent_and_fully_correlated_parts():
-    spent, spread = np.array([3.0, 2.0, 1.0]), np.array([0.2, 0.3, 0.1])
-    error = spent * spread / spent.sum()
-    found = spread_of_sum(spent, spread, ("transferred",) * 3, ("gemm", "gemm", "scan"))
+    spent, half_width = np.array([3.0, 2.0, 1.0]), np.array([0.2, 0.3, 0.1])
+    error = spent * half_width / spent.sum()
+    found = half_width_of_sum(spent, half_width, ("transferred",) * 3, ("gemm", "gemm", "scan"))
     assert math.hypot(*error) < found < error.sum()
 
 
-def test_a_total_is_the_sum_of_its_calls_and_as_sure_as_its_worst():
+def test_a_total_is_the_sum_of_its_calls_with_the_worst_provenance():
     calls = dict.fromkeys([*one_of_each(8), Rows(rows=8, elements=4096)], 3)
     target = device("h100_sxm")
     total = shipped().total(calls, target)
@@ -129,8 +129,8 @@ def test_a_total_is_the_sum_of_its_calls_and_as_sure_as_its_worst():
     assert total.provenance == "stand_in"
 
 
-def test_a_model_answers_the_same_whatever_it_was_asked_before():
-    fresh = Model(families=shipped().families, widen=shipped().widen)
+def test_estimates_do_not_depend_on_earlier_ones():
+    fresh = Model(families=shipped().families, inflation=shipped().inflation)
     target, calls = device("h200_sxm"), one_of_each(16)
     alone = [fresh.times([call], target).seconds[0] for call in calls]
     assert alone == pytest.approx(shipped().times(calls, target).seconds.tolist())
@@ -152,15 +152,15 @@ def test_public_timings_are_within_fifteen_percent_of_the_shipped_model():
     assert np.mean(errors) < 0.15
 
 
-def test_an_estimate_and_a_calibration_load_no_library_of_the_fit():
-    rooms = ", ".join(f"archfront.profilers.cost.{name}" for name in ("shipped", "calibration"))
+def test_an_estimate_and_reading_a_calibration_import_no_library_of_the_fit():
+    rooms = "archfront.profilers.cost.shipped, archfront.profilers.timing.calibration"
     heavy = "{'sklearn', 'pandas', 'pyarrow', 'torch'}"
     code = f"import sys, {rooms}; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
 def test_a_fit_without_tables_ends_with_one_line_and_code_two(tmp_path: Path):
-    command = [sys.executable, "-P", "-m", "archfront.profilers.cost.__main__", "--tables"]
+    command = [sys.executable, "-P", "-m", "archfront.profilers.cost", "--tables"]
     ended = subprocess.run(
         [*command, str(tmp_path / "none")], capture_output=True, text=True, check=False
     )

@@ -3,9 +3,11 @@
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,6 @@ CPU = torch.device("cpu")
 SHORT = TextSettings(context=32, batch=4, steps=3)
 EASY = RecallSettings(pairs=2, vocabulary=8, context=12, batch=32, steps=80, learning_rate=8e-3)
 BRIEF = EASY.model_copy(update={"steps": 3})
-PATTERNS = ["*-*-", "G-M-", "W-*E"]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +47,6 @@ def text_run(proxy: Architecture, settings: TextSettings, corpus: Corpus, seed: 
 
 def recall_run(proxy: Architecture, settings: RecallSettings, seed: int = 0) -> RecallRun:
     return RecallRun(build(proxy, seed=seed), settings, seed=seed, deadline=FAR)
-
-
-def run_of(kind: str, proxy: Architecture, corpus: Corpus) -> Run:
-    if kind == "text":
-        return text_run(proxy, SHORT.model_copy(update={"steps": 8}), corpus)
-    return recall_run(proxy, EASY.model_copy(update={"steps": 8}))
 
 
 def final_bits(proxy: Architecture, settings: TextSettings, corpus: Corpus, seed: int = 0) -> float:
@@ -173,46 +168,65 @@ class TestRecall:
         assert counted == {"recall_cache_bytes": cache_bytes_at(proxy, EASY.context)}
 
 
-class TestEveryRun:
+@pytest.mark.parametrize("name", Plan().tasks)
+class TestEveryTask:
+    """The contract of task.py."""
+
+    def test_the_metrics_are_those_listed(self, architecture, name: str):
+        proxy, task = architecture("*-"), short_task(name)
+        counted, measured = task.count(proxy), start(task, proxy).advance(1.0)
+        assert not counted.keys() & measured.keys()
+        assert counted.keys() | measured.keys() == set(task.metrics) <= METRICS.keys()
+
     @pytest.mark.parametrize("pattern", ["*-G-", "M-"])
-    def test_the_same_seed_gives_the_same_numbers_bit_by_bit(self, architecture, corpus, pattern):
-        def numbers(seed: int) -> tuple[float, float]:
-            proxy = architecture(pattern)
-            return final_bits(proxy, SHORT, corpus, seed), final_recall(proxy, BRIEF, seed)
-
-        assert numbers(0) == numbers(0)
-        assert numbers(0)[0] != numbers(1)[0]
-
-    @pytest.mark.parametrize("pattern", PATTERNS)
-    @pytest.mark.parametrize("kind", ["text", "recall"])
-    def test_measuring_in_between_changes_no_later_number(
-        self, architecture, corpus, kind: str, pattern: str
+    def test_the_same_seed_gives_the_same_numbers_bit_by_bit(
+        self, architecture, name: str, pattern: str
     ):
+        task, proxy = short_task(name), architecture(pattern)
+        first, again, other = (
+            repeatable(start(task, proxy, seed).advance(1.0)) for seed in (0, 0, 1)
+        )
+        assert first == again != other
+
+    @pytest.mark.parametrize("pattern", ["*-*-", "G-M-", "W-*E"])
+    def test_a_rung_in_between_changes_no_later_number(self, architecture, name: str, pattern: str):
         expert = {"kind": "moe", "n_experts": 4, "top_k": 2, "d_expert": 32}
-        blocks = {"E": {**expert, "router": "sigmoid_bias"}}
-        proxy = architecture(pattern, blocks=blocks) if "E" in pattern else architecture(pattern)
-        whole, in_parts, cut = (run_of(kind, proxy, corpus) for _ in range(3))
-        values = whole.advance(1.0)
-        assert values.keys() <= METRICS.keys()
-        for fraction in (0.25, 0.5):
-            at_rung = in_parts.advance(fraction)
-        assert _comparable(at_rung) == _comparable(cut.advance(0.5))
-        assert _comparable(in_parts.advance(1.0)) == _comparable(values)
-        assert whole.training.losses == in_parts.training.losses
-        assert whole.training.losses[:4] == cut.training.losses
-        trained = in_parts.model.state_dict()
-        for name, weight in whole.model.state_dict().items():
-            assert torch.equal(weight, trained[name]), name
+        blocks = {"E": {**expert, "router": "sigmoid_bias"}} if "E" in pattern else {}
+        proxy, task = architecture(pattern, blocks=blocks), short_task(name)
+        whole, in_parts, cut = (start(task, proxy) for _ in range(3))
+        expected = repeatable(whole.advance(1.0))
+        in_parts.advance(0.25)
+        assert repeatable(in_parts.advance(0.5)) == repeatable(cut.advance(0.5)) != expected
+        assert repeatable(in_parts.advance(1.0)) == expected
 
-    def test_the_deadline_ends_a_run(self, architecture):
-        proxy, passed = architecture("*-"), time.monotonic() - 1
-        for task in (TextTask(SHORT), RecallTask(EASY)):
-            run = task.start(proxy, seed=0, device=CPU, deadline=passed)
-            with pytest.raises(OutOfTime):
-                run.advance(1.0)
+    def test_no_global_random_state_is_read_or_set(self, architecture, name: str):
+        task, proxy = short_task(name), architecture("*-")
+        found = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            found.append(repeatable(start(task, proxy).advance(1.0)))
+            assert torch.equal(torch.get_rng_state(), before)
+        assert found[0] == found[1]
+
+    def test_the_deadline_ends_a_run(self, architecture, name: str):
+        passed = time.monotonic() - 1
+        run = short_task(name).start(architecture("*-"), seed=0, device=CPU, deadline=passed)
+        with pytest.raises(OutOfTime):
+            run.advance(1.0)
 
 
-def _comparable(values) -> dict[str, float]:
+def short_task(name: str) -> Task[Any]:
+    settings = Plan().tasks[name]
+    return task_class(name)(settings.model_copy(update={"steps": 8}))
+
+
+def start(task: Task[Any], proxy: Architecture, seed: int = 0) -> Run:
+    return task.start(proxy, seed=seed, device=CPU, deadline=FAR)
+
+
+def repeatable(values: Mapping[str, float]) -> dict[str, float]:
+    """The values that no clock enters."""
     return {name: value for name, value in values.items() if not name.endswith("_ms")}
 
 

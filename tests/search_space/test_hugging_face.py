@@ -76,7 +76,7 @@ def test_every_family_expresses_an_entry() -> None:
 @pytest.mark.parametrize("name", NOT_EXPRESSIBLE)
 def test_an_entry_without_a_class_cannot_be_written(name: str) -> None:
     assert export_error(entry(name)).startswith(
-        "no model family of Hugging Face can express this architecture"
+        "no family of Hugging Face can express this architecture"
     )
 
 
@@ -709,7 +709,7 @@ def test_an_encoder_decoder_is_read() -> None:
         (llama(rope_scaling={"type": "yarm"}), 'rope_scaling.type: unknown name "yarm"'),
         (
             llama(rope_theta=1e4, rope_parameters={"rope_theta": 1e6}),
-            "rope_theta: 10000.0 contradicts rope_theta=1000000.0 of rope_parameters",
+            "rope_theta: 10000.0 contradicts rope_parameters.rope_theta: 1000000.0",
         ),
         (
             {"model_type": "olmo3", "num_hidden_layers": 2, "layer_types": ["full_attention"]},
@@ -725,6 +725,18 @@ def test_an_encoder_decoder_is_read() -> None:
         ),
         (
             {
+                "model_type": "kimi_linear",
+                "linear_num_heads": 4,
+                "linear_attn_config": {"num_heads": 8},
+            },
+            "linear_num_heads: 4 contradicts linear_attn_config.num_heads: 8",
+        ),
+        (
+            {"model_type": "kimi_k3", "linear_attn_config": {"num_heads": 0}},
+            "linear_attn_config.num_heads: must be from 1 to",
+        ),
+        (
+            {
                 "model_type": "llama4",
                 "tie_word_embeddings": True,
                 "text_config": {"tie_word_embeddings": False},
@@ -737,7 +749,7 @@ def test_an_encoder_decoder_is_read() -> None:
         ),
         (
             {"model_type": "mamba2", "hidden_size": 64, "num_heads": 3, "head_dim": 64},
-            "expand: times hidden_size must be the width of all heads, got 128 and 192",
+            "expand: times hidden_size=64 must be the width of all heads, 192, got 128",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Written config.json files loaded by transformers' classes: same parameter counts, same configs."""
+"""Written config.json files in transformers' classes: same parameter counts, same configs."""
 
 import json
 import re

@@ -54,6 +54,6 @@ def test_the_tasks_of_a_plan_are_its_fields_with_task_settings():
 
 @pytest.mark.parametrize("field", ["context", "vocabulary"])
 def test_recall_has_room_for_its_pairs(field: str):
-    law = f"{field} must be at least 4 \\* pairs, got {field}=19, pairs=5"
-    with pytest.raises(ValidationError, match=law):
+    message = f"{field} must be at least 4 \\* pairs, got {field}=19, pairs=5"
+    with pytest.raises(ValidationError, match=message):
         RecallSettings.model_validate({field: 19})

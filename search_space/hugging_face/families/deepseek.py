@@ -6,7 +6,7 @@ from typing import Any
 from ...architecture import Architecture
 from ..attention import heads_divide_d_model, indexer, mla
 from ..family import family
-from ..feed_forward import activation, deepseek_experts, dense_ffn, expert_groups, routed_experts
+from ..feed_forward import activation, deepseek_experts, dense_ffn, routed_experts, sigmoid_routing
 from ..json_fields import Fields, as_json, coalesce
 from ..layers import every_layer, layer_types, layers, leading_dense
 from ..mapping import (
@@ -74,12 +74,10 @@ DEEPSEEK_V3 = family(
     dense_ffn(18432),
     deepseek_experts(n_experts=256, top_k=8, d_expert=2048, n_shared=1, scale=2.5),
     field("E.norm_topk", "norm_topk_prob", True),
-    expert_groups(8, 4),
-    constant("E.router", "sigmoid_bias"),
+    sigmoid_routing(8, 4),
     activation("- E"),
     layers(61, every_layer("L"), leading_dense("first_k_dense_replace", 3)),
     mtp("num_nextn_predict_layers|num_mtp_layers", "LE", 1),
-    expected(scoring_func="sigmoid", topk_method="noaux_tc"),
 )
 
 DEEPSEEK_V32 = family(
@@ -92,8 +90,7 @@ DEEPSEEK_V32 = family(
     dense_ffn(18432),
     deepseek_experts(n_experts=256, top_k=8, d_expert=2048, n_shared=1, scale=2.5),
     field("E.norm_topk", "norm_topk_prob", True),
-    expert_groups(8, 4),
-    constant("E.router", "sigmoid_bias"),
+    sigmoid_routing(8, 4),
     activation("- E"),
     layers(
         61,
@@ -101,7 +98,7 @@ DEEPSEEK_V32 = family(
         leading_dense("first_k_dense_replace", 3),
     ),
     mtp("num_nextn_predict_layers", "SE"),
-    expected(scoring_func="sigmoid", topk_method="noaux_tc", rope_interleave=True),
+    expected(rope_interleave=True),
 )
 
 _V4_SYMBOL_OF_RATIO = {0: "W", 4: "Z1", 128: "Z2"}

@@ -17,7 +17,6 @@ from ..mapping import (
     constant,
     expected,
     field,
-    first_block,
     get_field,
     ignored,
     nullable,
@@ -141,7 +140,7 @@ def _gemma4_full_attention() -> FieldMapping:
             draft.set("*.kv_heads", coalesce(kv_heads, draft.get("W.kv_heads")))
 
     def write(architecture: Architecture, config: Config) -> None:
-        block: Any = first_block(architecture, ("*",))
+        block: Any = architecture.blocks.get("*")
         if block is not None:
             config["attention_k_eq_v"] = block.k_eq_v
             config["global_head_dim"] = block.head_dim

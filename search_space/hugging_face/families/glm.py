@@ -2,9 +2,9 @@
 
 from ..attention import gqa, qk_norm
 from ..family import family
-from ..feed_forward import activation, dense_ffn, expert_groups, routed_experts
+from ..feed_forward import activation, dense_ffn, routed_experts, sigmoid_routing
 from ..layers import every_layer, layers, leading_dense
-from ..mapping import constant, expected, field
+from ..mapping import field
 from ..model import mtp, top_level
 from ..rope import rope
 
@@ -23,10 +23,8 @@ GLM4_MOE = family(
     field("E.n_shared", "n_shared_experts", 1, least=0),
     field("E.norm_topk", "norm_topk_prob", True),
     field("E.scale", "routed_scaling_factor", 1.0),
-    expert_groups(1, 1),
-    constant("E.router", "sigmoid_bias"),
+    sigmoid_routing(1, 1),
     activation("- E"),
     layers(46, every_layer("*"), leading_dense("first_k_dense_replace", 1)),
     mtp("num_nextn_predict_layers|num_mtp_layers", "*E", 1),
-    expected(scoring_func="sigmoid", topk_method="noaux_tc"),
 )

@@ -40,7 +40,10 @@ def _number_or_list(path: str, name: str, default: int) -> FieldMapping:
 
 
 def _expected_sizes(fields: Fields, draft: ArchitectureDraft) -> None:
-    """Sizes of Hunyuan's own code that the class takes from elsewhere, once or per layer."""
+    """Two fields of Hunyuan's own code, a number or a list per layer.
+
+    They are not expressed unless they agree with `intermediate_size` and with one shared expert.
+    """
     sizes = {"moe_intermediate_size": draft.get("E.d_expert"), "num_shared_expert": 1}
     for name, size in sizes.items():
         value = fields.value(name)

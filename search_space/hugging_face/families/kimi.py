@@ -1,18 +1,17 @@
 """Kimi Linear and Kimi K3.
 
-The two have one layout of fields, apart from three: where those of Kimi Delta Attention are (flat
-in transformers' Kimi Linear, in `linear_attn_config` in the published files of both, which is how
-Kimi K3 is written), how layers are listed, and what Kimi K3 adds.
+Published files of both have the fields of Kimi Delta Attention and the numbers of its layers in
+`linear_attn_config`, which is how Kimi K3 is written. Kimi Linear is written as transformers does
+it, with flat fields and `layer_types`.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 from ...architecture import Architecture
 from ..attention import mla
 from ..family import family
 from ..feed_forward import dense_ffn, expert_groups, routed_experts
-from ..json_fields import Fields, as_json, coalesce
+from ..json_fields import Fields, as_json
 from ..layers import LayerBlocks, layer_types, layers, leading_dense
 from ..mapping import (
     ArchitectureDraft,
@@ -26,66 +25,10 @@ from ..mapping import (
     field,
     get_field,
     ignored,
+    nullable,
 )
 from ..model import top_level
 from ..rope import OptionalRope, rope
-
-
-def _linear_attn_config(fields: Fields, name: str, flat_name: str, default: int) -> int:
-    """A size of `linear_attn_config`, or by its flat name."""
-    section = fields.section("linear_attn_config")
-    return coalesce(section and section.integer(name), fields.integer(flat_name), default)
-
-
-def _read_kda(fields: Fields, draft: ArchitectureDraft) -> None:
-    draft.set("K.heads", _linear_attn_config(fields, "num_heads", "linear_num_heads", 32))
-    draft.set(
-        "K.conv",
-        _linear_attn_config(fields, "short_conv_kernel_size", "linear_conv_kernel_dim", 4),
-    )
-    head_dim = _linear_attn_config(fields, "head_dim", "linear_head_dim", 128)
-    draft.set("K.k_head_dim", head_dim)
-    draft.set("K.v_head_dim", head_dim)
-    draft.set("K.gate_rank", head_dim)
-
-
-def _flat_kda() -> FieldMapping:
-    """Kimi Delta Attention, written as flat fields."""
-
-    def write(architecture: Architecture, config: Config) -> None:
-        block: Any = architecture.blocks.get("K")
-        if block is not None:
-            config |= {
-                "linear_num_heads": block.heads,
-                "linear_head_dim": block.k_head_dim,
-                "linear_conv_kernel_dim": block.conv,
-            }
-
-    return CustomMapping(read=_read_kda, write=write)
-
-
-def _nested_kda() -> FieldMapping:
-    """Kimi Delta Attention, written in `linear_attn_config`, with Kimi K3's two gate fields."""
-
-    def read(fields: Fields, draft: ArchitectureDraft) -> None:
-        _read_kda(fields, draft)
-        if section := fields.section("linear_attn_config"):
-            full_rank = coalesce(section.flag("use_full_rank_gate"), False)
-            draft.set("K.full_rank_gate", full_rank)
-            draft.set("K.gate_lower_bound", section.number("gate_lower_bound"))
-
-    def write(architecture: Architecture, config: Config) -> None:
-        block: Any = architecture.blocks.get("K")
-        if block is not None:
-            config.setdefault("linear_attn_config", {}).update(
-                num_heads=block.heads,
-                head_dim=block.k_head_dim,
-                short_conv_kernel_size=block.conv,
-                use_full_rank_gate=block.full_rank_gate,
-                gate_lower_bound=block.gate_lower_bound,
-            )
-
-    return CustomMapping(read=read, write=write)
 
 
 def _by_layer_numbers(fields: Fields, number: int) -> Iterable[str]:
@@ -159,9 +102,15 @@ def _latent_experts() -> FieldMapping:
 
 
 def _kimi(
-    *, n_experts_name: str, activations: dict[str, str], mixers: LayerBlocks, kda: FieldMapping
+    *,
+    heads_name: str,
+    head_dim_name: str,
+    conv_name: str,
+    n_experts_name: str,
+    activations: dict[str, str],
+    mixers: LayerBlocks,
 ) -> tuple[FieldMapping, ...]:
-    """What Kimi Linear and Kimi K3 share."""
+    """What Kimi Linear and Kimi K3 share; the first spelling of each name is written."""
     return (
         *top_level(d_model=2304, vocab_size=163_840, eps=1e-5),
         *block_kinds(kda="K"),
@@ -181,7 +130,11 @@ def _kimi(
         constant("E.router", "sigmoid_bias"),
         choice("- E.activation", "hidden_act", "silu", activations),
         layers(27, mixers, leading_dense("first_k_dense_replace", 1)),
-        kda,
+        field("K.heads", heads_name, 32),
+        field("K.gate_rank", head_dim_name, 128),
+        field("K.v_head_dim", head_dim_name, 128),
+        field("K.k_head_dim", head_dim_name, 128),
+        field("K.conv", conv_name, 4),
         expected(moe_router_activation_func="sigmoid", use_grouped_topk=True),
         expected(topk_method="noaux_tc", num_nextn_predict_layers=0, moe_layer_freq=1),
     )
@@ -191,10 +144,12 @@ KIMI_LINEAR = family(
     "kimi_linear",
     "KimiLinearForCausalLM",
     _kimi(
+        heads_name="linear_num_heads|linear_attn_config.num_heads",
+        head_dim_name="linear_head_dim|linear_attn_config.head_dim",
+        conv_name="linear_conv_kernel_dim|linear_attn_config.short_conv_kernel_size",
         n_experts_name="num_local_experts|num_experts",
         activations={"silu": "swiglu"},
         mixers=_LISTED_MIXERS,
-        kda=_flat_kda(),
     ),
     constant("L.rope", None),
     expected(mla_use_nope=True),
@@ -205,11 +160,15 @@ KIMI_K3 = family(
     "kimi_k3",
     "KimiK3ForConditionalGeneration",
     _kimi(
+        heads_name="linear_attn_config.num_heads|linear_num_heads",
+        head_dim_name="linear_attn_config.head_dim|linear_head_dim",
+        conv_name="linear_attn_config.short_conv_kernel_size|linear_conv_kernel_dim",
         n_experts_name="num_experts|num_local_experts",
         activations={"situ": "situ", "silu": "swiglu"},
         mixers=_numbered_mixers(),
-        kda=_nested_kda(),
     ),
+    field("K.full_rank_gate", "linear_attn_config.use_full_rank_gate", False),
+    nullable("K.gate_lower_bound", "linear_attn_config.gate_lower_bound", None),
     OptionalRope(
         rope=rope("L", interleaved=True),
         enabled=lambda fields: not fields.flag("mla_use_nope"),

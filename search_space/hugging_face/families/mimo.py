@@ -7,7 +7,7 @@ from ...architecture import Architecture
 from ...document import InputError
 from ..attention import gqa
 from ..family import family
-from ..feed_forward import activation, dense_ffn, expert_groups, routed_experts
+from ..feed_forward import activation, dense_ffn, routed_experts, sigmoid_routing
 from ..json_fields import Fields, coalesce
 from ..layers import ATTENTION, DENSE_OR_SPARSE, layer_types, layers, zeros_and_ones
 from ..mapping import (
@@ -16,7 +16,6 @@ from ..mapping import (
     CustomMapping,
     FieldMapping,
     block_kinds,
-    constant,
     expected,
     field,
     first_block,
@@ -92,8 +91,7 @@ MIMO_V2_FLASH = family(
     ),
     field("E.norm_topk", "norm_topk_prob", True),
     field("E.scale", "routed_scaling_factor", 1.0),
-    expert_groups(1, 1),
-    constant("E.router", "sigmoid_bias"),
+    sigmoid_routing(1, 1),
     activation("- E"),
     layers(
         48,
@@ -112,5 +110,5 @@ MIMO_V2_FLASH = family(
             ),
         ),
     ),
-    expected(scoring_func="sigmoid", topk_method="noaux_tc", n_shared_experts=0),
+    expected(n_shared_experts=0),
 )

@@ -132,35 +132,8 @@ MINIMAX_M2 = family(
 )
 
 
-def _block_sparse() -> FieldMapping:
-    """Sizes of the indexer of key blocks, flat or in `sparse_attention_config` (older)."""
-    names = {
-        "index_heads": ("index_n_heads", "sparse_num_index_heads", 4),
-        "index_dim": ("index_head_dim", "sparse_index_dim", 128),
-        "block": ("index_block_size", "sparse_block_size", 128),
-        "top_k": ("index_topk_blocks", "sparse_topk_blocks", 16),
-        "local_blocks": ("index_local_blocks", "sparse_local_block", 1),
-    }
-
-    def read(fields: Fields, draft: ArchitectureDraft) -> None:
-        old = fields.section("sparse_attention_config")
-        for ours, (name, old_name, default) in names.items():
-            size = coalesce(old and old.integer(old_name), fields.integer(name), default)
-            draft.set(f"S.block_sparse.{ours}", size)
-        if old:
-            old.expect("use_sparse_attention", True)
-            old.expect("sparse_score_type", "max")
-            old.expect("sparse_init_block", 0)
-            old.ignore("sparse_disable_index_value")
-
-    def write(architecture: Architecture, config: Config) -> None:
-        for ours, (name, _, _) in names.items():
-            size = get_field(architecture, f"S.block_sparse.{ours}")
-            if size is not None:
-                config[name] = size
-
-    return CustomMapping(read=read, write=write)
-
+# The older object of the fields of block-sparse attention.
+_OLD_SPARSE = "sparse_attention_config"
 
 MINIMAX_M3_VL_TEXT = family(
     "minimax_m3_vl_text",
@@ -169,7 +142,11 @@ MINIMAX_M3_VL_TEXT = family(
     constant("norm.zero_centered", True),
     gqa("* S", heads=64, kv_heads=4, head_dim=128),
     qk_norm("* S", "head", True),
-    _block_sparse(),
+    field("S.block_sparse.index_heads", f"index_n_heads|{_OLD_SPARSE}.sparse_num_index_heads", 4),
+    field("S.block_sparse.index_dim", f"index_head_dim|{_OLD_SPARSE}.sparse_index_dim", 128),
+    field("S.block_sparse.block", f"index_block_size|{_OLD_SPARSE}.sparse_block_size", 128),
+    field("S.block_sparse.top_k", f"index_topk_blocks|{_OLD_SPARSE}.sparse_topk_blocks", 16),
+    field("S.block_sparse.local_blocks", f"index_local_blocks|{_OLD_SPARSE}.sparse_local_block", 1),
     rope("* S", theta=5_000_000.0, partial=0.5),
     dense_ffn(12288, name="dense_intermediate_size"),
     routed_experts(n_experts=128, top_k=4, d_expert=3072, width_name="intermediate_size"),
@@ -183,10 +160,9 @@ MINIMAX_M3_VL_TEXT = family(
             "layer_types",
             {"full_attention": "*", "minimax_m3_sparse": "S"},
             zeros_and_ones(
-                "sparse_attention_freq",
+                f"{_OLD_SPARSE}.sparse_attention_freq",
                 ("*", "S"),
                 lambda _, number: ["*"] * number,
-                section="sparse_attention_config",
             ),
         ),
         layer_types(
@@ -195,6 +171,9 @@ MINIMAX_M3_VL_TEXT = family(
             zeros_and_ones("moe_layer_freq", ("-", "E"), lambda _, number: ["E"] * number),
         ),
     ),
+    expected(**{f"{_OLD_SPARSE}.use_sparse_attention": True}),
+    expected(**{f"{_OLD_SPARSE}.sparse_score_type": "max", f"{_OLD_SPARSE}.sparse_init_block": 0}),
+    ignored(f"{_OLD_SPARSE}.sparse_disable_index_value"),
     expected(hidden_act=("silu", "swigluoai"), swiglu_alpha=1.702, swiglu_limit=7.0),
     expected(swiglu_beta=1.0, use_gemma_norm=True, qk_norm_type="per_head", n_shared_experts=1),
     expected(scoring_func="sigmoid", use_routing_bias=True, attention_output_gate=False),

@@ -55,7 +55,7 @@ def _stack() -> FieldMapping:
         if number not in (None, len(symbols)):
             raise fields.error(
                 "num_hidden_layers",
-                f"contradicts the {len(symbols)} entries of {names[0]}: {number}",
+                f"must be the number of entries of {names[0]}, {len(symbols)}, got {number}",
             )
         if len(symbols) > MAX_LAYERS:
             raise fields.error(

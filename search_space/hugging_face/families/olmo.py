@@ -2,22 +2,12 @@
 
 from collections.abc import Iterable
 
-from ...architecture import Architecture
 from ..attention import attention_bias, gqa
 from ..family import family
 from ..feed_forward import activation, dense_ffn
-from ..json_fields import Fields, coalesce
+from ..json_fields import Fields
 from ..layers import ATTENTION, every_layer, every_nth, layer_types, layers
-from ..mapping import (
-    ArchitectureDraft,
-    Config,
-    CustomMapping,
-    FieldMapping,
-    block_kinds,
-    constant,
-    field,
-    get_field,
-)
+from ..mapping import block_kinds, constant, field
 from ..model import top_level
 from ..recurrent import DELTA_NET_OR_ATTENTION
 from ..rope import OptionalRope, rope
@@ -53,32 +43,6 @@ OLMO3 = family(
 )
 
 
-def _delta_net_sizes() -> FieldMapping:
-    """Heads and widths of Gated DeltaNet, by default from those of attention and from d_model."""
-    names = {
-        "k_heads": "linear_num_key_heads",
-        "v_heads": "linear_num_value_heads",
-        "k_head_dim": "linear_key_head_dim",
-        "v_head_dim": "linear_value_head_dim",
-    }
-
-    def read(fields: Fields, draft: ArchitectureDraft) -> None:
-        sizes = {ours: fields.integer(name) for ours, name in names.items()}
-        heads = draft.get("*.heads")
-        k_heads = coalesce(sizes["k_heads"], heads)
-        k_dim = coalesce(sizes["k_head_dim"], 3 * draft.get("d_model") // (4 * k_heads))
-        draft.set("G.k_heads", k_heads)
-        draft.set("G.v_heads", coalesce(sizes["v_heads"], heads))
-        draft.set("G.k_head_dim", k_dim)
-        draft.set("G.v_head_dim", coalesce(sizes["v_head_dim"], 2 * k_dim))
-
-    def write(architecture: Architecture, config: Config) -> None:
-        if "G" in architecture.blocks:
-            config |= {name: get_field(architecture, f"G.{ours}") for ours, name in names.items()}
-
-    return CustomMapping(read=read, write=write)
-
-
 def _has_rope(fields: Fields) -> bool:
     """False where rope_theta is null, in either spelling."""
     section = fields.section("rope_parameters")
@@ -107,7 +71,14 @@ OLMO_HYBRID = family(
         ),
     ),
     block_kinds(gdn="G"),
-    _delta_net_sizes(),
+    field("G.k_heads", "linear_num_key_heads", lambda draft: draft.get("*.heads")),
+    field("G.v_heads", "linear_num_value_heads", lambda draft: draft.get("*.heads")),
+    field(
+        "G.k_head_dim",
+        "linear_key_head_dim",
+        lambda draft: 3 * draft.get("d_model") // (4 * draft.get("G.k_heads")),
+    ),
+    field("G.v_head_dim", "linear_value_head_dim", lambda draft: 2 * draft.get("G.k_head_dim")),
     field("G.conv", "linear_conv_kernel_dim", 4),
     field("G.negative_eigenvalues", "linear_allow_neg_eigval", True),
     dense_ffn(11008),

@@ -13,6 +13,7 @@ from ..mapping import (
     FieldMapping,
     block_kinds,
     constant,
+    derived,
     expected,
     field,
     get_field,
@@ -46,23 +47,15 @@ def _repeated_types() -> LayerBlocks:
     return LayerBlocks(read=read, write=write)
 
 
-def _widths() -> FieldMapping:
-    """Widths of the recurrence (d_model by default, a block per head), heads and feed-forward."""
+def _ffn_width() -> FieldMapping:
+    """`intermediate_size`, the width of both inputs of the gate together."""
 
     def read(fields: Fields, draft: ArchitectureDraft) -> None:
-        d_model, heads = draft.get("d_model"), draft.get("W.heads")
-        draft.set("U.width", coalesce(fields.integer("lru_width"), d_model))
-        draft.set("U.blocks", heads)
-        draft.set("W.head_dim", d_model // heads)
-        fields.expect("head_dim", d_model // heads)
         draft.set("-.width", coalesce(fields.integer("intermediate_size"), 7680) // 2)
 
     def write(architecture: Architecture, config: Config) -> None:
-        if (hidden := get_field(architecture, "-.width")) is not None:
-            config["intermediate_size"] = 2 * hidden
-        if (width := get_field(architecture, "U.width")) is not None:
-            blocks = get_field(architecture, "U.blocks")
-            config |= {"lru_width": width, "num_attention_heads": blocks}
+        if (width := get_field(architecture, "-.width")) is not None:
+            config["intermediate_size"] = 2 * width
 
     return CustomMapping(read=read, write=write)
 
@@ -80,7 +73,10 @@ RECURRENT_GEMMA = family(
     field("W.qkv_bias", "attention_bias", False),
     constant("W.o_bias", True),
     field("W.window", "attention_window_size|sliding_window", 2048),
-    _widths(),
+    _ffn_width(),
+    derived("W.head_dim", lambda draft: draft.get("d_model") // draft.get("W.heads"), "head_dim"),
+    field("U.width", "lru_width", lambda draft: draft.get("d_model")),
+    field("U.blocks", "num_attention_heads", 10),
     field("U.conv", "conv1d_width", 4),
     rope("W", partial=0.5),
     constant("-.bias", True),

@@ -14,6 +14,7 @@ from ..mapping import (
     CustomMapping,
     FieldMapping,
     block_kinds,
+    derived,
     expected,
     field,
     get_field,
@@ -53,23 +54,17 @@ def _stack() -> FieldMapping:
     return CustomMapping(read=read, write=write)
 
 
-def _widths() -> FieldMapping:
-    """Widths that follow from d_model: heads, Mamba-2 heads, by default the feed-forward."""
+def _expand() -> FieldMapping:
+    """`mamba_expand`, the inner width of Mamba-2 over d_model, and the head width that follows."""
 
     def read(fields: Fields, draft: ArchitectureDraft) -> None:
-        d_model, heads = draft.get("d_model"), draft.get("@.heads")
-        draft.set("@.head_dim", 2 * d_model // heads)
-        width = fields.integer("intermediate_size", "ffn_hidden_size")
-        draft.set("@.width", coalesce(width, 4 * d_model))
+        d_model = draft.get("d_model")
         expanded = coalesce(fields.integer("mamba_expand"), 2) * d_model
         draft.set("M.head_dim", expanded // draft.get("M.heads"))
         fields.expect("mamba_headdim", draft.get("M.head_dim"))
-        fields.expect("attention_head_dim", draft.get("@.head_dim"))
         fields.expect("attention_hidden_size", 2 * d_model)
 
     def write(architecture: Architecture, config: Config) -> None:
-        if (width := get_field(architecture, "@.width")) is not None:
-            config["intermediate_size"] = width
         if (inner := get_field(architecture, "M.d_inner")) is not None:
             config["mamba_expand"] = max(1, inner // architecture.d_model)
 
@@ -90,7 +85,13 @@ ZAMBA2 = family(
     field("@.kv_heads", "num_key_value_heads", lambda draft: draft.get("@.heads")),
     activation("@", default="gelu"),
     field("@.adapter_rank", "adapter_rank|lora_rank", 128),
-    _widths(),
+    derived(
+        "@.head_dim",
+        lambda draft: 2 * draft.get("d_model") // draft.get("@.heads"),
+        "attention_head_dim",
+    ),
+    field("@.width", "intermediate_size|ffn_hidden_size", lambda draft: 4 * draft.get("d_model")),
+    _expand(),
     OptionalRope(
         rope=rope("@"),
         enabled=lambda fields: bool(fields.flag("use_mem_rope")),

@@ -1,4 +1,4 @@
-"""Published architectures as people read them in a terminal, and as plain data."""
+"""Published architectures as tables, and as the plain data of `--json`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from .render import block_lines
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What caches are shown at, and whether MTP modules count."""
+    """The point that cache sizes are shown at, and whether MTP modules are counted."""
 
     context: int = 131_072
     batch: int = 1
@@ -27,7 +27,7 @@ class View:
 def plain_entry(name: str, entry: Entry, view: View) -> dict[str, Any]:
     """An entry with its counts, as plain data."""
     a = entry.architecture
-    a_sequence = cache_bytes_at(a, view.context, kv=view.kv, state=view.state, mtp=view.mtp)
+    per_sequence = cache_bytes_at(a, view.context, kv=view.kv, state=view.state, mtp=view.mtp)
     return {
         "id": name,
         **entry.model_dump(mode="json", exclude={"architecture", "reference"}),
@@ -38,8 +38,8 @@ def plain_entry(name: str, entry: Entry, view: View) -> dict[str, Any]:
             **asdict(cache_bytes(a, kv=view.kv, state=view.state, mtp=view.mtp)),
             "at": {
                 **asdict(view),
-                "bytes_per_sequence": a_sequence,
-                "bytes": view.batch * a_sequence,
+                "bytes_per_sequence": per_sequence,
+                "bytes": view.batch * per_sequence,
             },
         },
         "reference": entry.reference.model_dump(mode="json"),
@@ -48,15 +48,15 @@ def plain_entry(name: str, entry: Entry, view: View) -> dict[str, Any]:
 
 
 def table(entries: dict[str, Entry], view: View) -> RenderableType:
-    """Every entry on a line."""
+    """One line per model."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     columns: tuple[tuple[str, Literal["left", "right"]], ...] = (
         ("model", "left"),
         ("published\ntotal / active", "left"),
         ("counted\ntotal", "right"),
         ("\nactive", "right"),
-        ("KV bytes\na token", "right"),
-        ("windowed\nMiB at most", "right"),
+        ("KV bytes\nper token", "right"),
+        ("windowed KV\nMiB (max)", "right"),
         ("state\nMiB", "right"),
     )
     for title, side in columns:
@@ -79,23 +79,23 @@ def table(entries: dict[str, Entry], view: View) -> RenderableType:
     verified = sum(entry.reference.total is not None for entry in entries.values())
     foot = (
         f"{len(entries)} models, {verified} with a total that a public model class or checkpoint "
-        "confirms to the last parameter; ? marks those counted by our formulas alone"
+        "confirms exactly; ? marks those counted by our formulas only"
     )
     return Group(grid, Text(foot, style="dim"))
 
 
 def entry_text(name: str, entry: Entry, view: View) -> RenderableType:
-    """One entry: its blocks, its counts, what verifies them."""
+    """One model: its blocks, its counts, and what verifies them."""
     a, counts = entry.architecture, parameters(entry.architecture, mtp=view.mtp)
     caches = cache_bytes(a, kv=view.kv, state=view.state, mtp=view.mtp)
-    a_sequence = cache_bytes_at(a, view.context, kv=view.kv, state=view.state, mtp=view.mtp)
+    per_sequence = cache_bytes_at(a, view.context, kv=view.kv, state=view.state, mtp=view.mtp)
     head = Text(f"{entry.name} · {entry.publisher} · {entry.release}", style="bold")
     shape = Text(
         f"{name} · {a.key} · d_model {a.d_model} · {entry.num_layers} layers · vocabulary "
         f"{a.vocab_size:,} · {a.pattern}"
     )
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("figure", "counted", "reference", ""):
+    for title in ("quantity", "counted", "reference", ""):
         grid.add_column(title, justify="right" if title in ("counted", "reference") else "left")
     for field, value in figures(a).model_dump().items():
         known = getattr(entry.reference, field)
@@ -108,13 +108,15 @@ def entry_text(name: str, entry: Entry, view: View) -> RenderableType:
         )
     scope = "MTP modules included" if view.mtp else "MTP modules not included"
     lines = [
-        f"parameters, {scope}: {counts.total:,} total; active {counts.active:,}, without the input "
-        f"table {counts.active_no_input_embedding:,}, without both tables {counts.active_no_embeddings:,}",
-        f"caches at {view.context:,} tokens x {view.batch}, KV {view.kv or 'as planned'}, state "
-        f"{view.state}: {a_sequence / 2**20:,.1f} MiB a sequence, "
-        f"{view.batch * a_sequence / 2**30:,.2f} GiB in all; {caches.kv_bytes_per_token:,} B a token",
+        f"parameters, {scope}: {counts.total:,} total; {counts.active:,} active, "
+        f"{counts.active_no_input_embedding:,} without the input embedding, "
+        f"{counts.active_no_embeddings:,} without input embedding and head",
+        f"caches at {view.context:,} tokens x {view.batch}, KV {view.kv or 'as in the precision plan'}, state "
+        f"{view.state}: {per_sequence / 2**20:,.1f} MiB per sequence, "
+        f"{view.batch * per_sequence / 2**30:,.2f} GiB in total; "
+        f"{caches.kv_bytes_per_token:,} B per token",
         f"published: {_stated(entry)} ({entry.published.source})",
-        f"verified by: {', '.join(entry.reference.verified_by) or 'nothing but our formulas'}",
+        f"verified by: {', '.join(entry.reference.verified_by) or 'nothing: counted by our formulas only'}",
         *(f"note: {note}" for note in entry.notes),
         *(f"doubt: {doubt}" for doubt in entry.doubts),
         *(f"source: {source}" for source in entry.sources),

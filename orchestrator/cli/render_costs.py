@@ -1,4 +1,4 @@
-"""`archfront profile` without a twin: what an architecture costs on a target, and where it goes."""
+"""Costs of an architecture on a target, and calibrations: tables and the plain data of `--json`."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,27 +12,21 @@ from rich.text import Text
 from ...profilers.cluster import Cluster
 from ...profilers.cost.work import cost_class
 from ...profilers.memory import GIB, MARGIN, Verdict, verdict
-from ...profilers.pricing import (
-    Cost,
-    TargetTimings,
-    best_split,
-    decode_cost,
-    prefill_cost,
-    tokens_a_step,
-    train_cost,
-)
+from ...profilers.pricing import Cost, Pricing, TargetTimings, tokens_per_step
 from ...profilers.report import Report
 from ...profilers.timing.calibration import Calibration
 from ...search_space.architecture import Architecture
 from ...search_space.workload import Workload
-from .render import find, number
+from ..format import number
+from ..palette import VERDICTS
+from ..queries import find_measurement
 
-SMALLEST_SHARE = 0.005  # of a pass that has a line of its own
+MIN_FRACTION = 0.005  # of the time of a pass, for a line of its own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explained:
-    """One pass of a workload: what for, and its cost with where it goes."""
+class PassCost:
+    """The cost of one pass (prefill, decoding step, training step) of a workload."""
 
     workload: str
     what: str
@@ -48,36 +42,46 @@ class Explained:
             "high": cost.high,
             "provenance": cost.provenance,
             "split": str(cost.split),
-            "shares": [vars(share) for share in cost.shares],
+            "parts": [
+                {
+                    "layers": term.group,
+                    "operators": term.family,
+                    "seconds": term.seconds,
+                    "basis": term.provenance,
+                }
+                for term in cost.terms
+            ],
         }
 
 
-def explained(
+def explain(
     architecture: Architecture,
     target: Cluster,
     workloads: Sequence[Workload],
     timings: TargetTimings,
-) -> list[Explained]:
-    """Every pass of every workload."""
-    target, found = timings.target(target), list[Explained]()
+) -> list[PassCost]:
+    """The cost of every pass of every workload. Raises ValueError for a target without FP8."""
+    found = list[PassCost]()
     for workload in workloads:
-        split = best_split(architecture, target, workload, timings)
+        pricing = Pricing.for_architecture(architecture, target, timings, workload)
         passes: dict[str, Callable[..., Cost]] = {
-            f"prefill of {workload.prefill_batch} x {workload.prefill_tokens:,}": prefill_cost,
-            f"decoding step of {workload.decode_batch} at {workload.decode_context:,}": decode_cost,
+            f"prefill of {workload.prefill_batch} x {workload.prefill_tokens:,}": pricing.prefill,
+            f"decoding step of {workload.decode_batch} at {workload.decode_context:,}": (
+                pricing.decode
+            ),
         }
         if workload.train_batch is not None:
             what = f"training step of {workload.train_batch} x {workload.train_tokens:,}"
-            passes[what] = train_cost
+            passes[what] = pricing.train
         for what, price in passes.items():
-            cost = price(architecture, target, workload, timings, split)
-            found.append(Explained(workload=workload.name, what=what, cost=cost))
+            cost = price(architecture, workload)
+            found.append(PassCost(workload=workload.name, what=what, cost=cost))
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Whether a workload's memory fits each of the target's devices."""
+    """Whether the memory of a workload fits each device of the target."""
 
     workload: str
     verdict: Verdict
@@ -87,11 +91,11 @@ class Fit:
 
 
 def fits(report: Report, target: Cluster, workloads: Sequence[Workload]) -> list[Fit]:
-    """The verdict of each workload, by its peak as measured or estimated."""
+    """The verdict of each workload, from the peak memory in the report."""
     found = []
     for workload in workloads:
-        peak = find(report, f"peak_gib@{workload.name}")
-        assert peak is not None, "every workload has a peak"
+        peak = find_measurement(report, f"peak_gib@{workload.name}")
+        assert peak is not None, "static metrics have a peak for every workload"
         found.append(
             Fit(
                 workload=workload.name,
@@ -105,15 +109,14 @@ def fits(report: Report, target: Cluster, workloads: Sequence[Workload]) -> list
 
 
 def fits_text(found: Sequence[Fit], target: Cluster) -> RenderableType:
-    """A line for each workload."""
-    styles = {"fits": "green", "tight": "yellow", "does not fit": "red"}
-    each = " each" if target.count > 1 else ""
+    """One line per workload."""
+    per_device = " per device" if target.count > 1 else ""
     return Group(
         *(
             Text.assemble(
-                (fit.verdict, styles[fit.verdict]),
-                f" {target.name} at {fit.workload}: {number(fit.peak_gib)} GiB (at most "
-                f"{number(fit.high_gib)}) of {number(fit.device_gib)} usable{each}",
+                (fit.verdict, VERDICTS[fit.verdict]),
+                f" {target.name} at {fit.workload}: {number(fit.peak_gib)} GiB (up to "
+                f"{number(fit.high_gib)}) of {number(fit.device_gib)} usable{per_device}",
             )
             for fit in found
         )
@@ -124,89 +127,89 @@ def explanation(
     architecture: Architecture,
     target: Cluster,
     workloads: Sequence[Workload],
-    found: Sequence[Explained],
+    found: Sequence[PassCost],
 ) -> RenderableType:
-    """Where the time of each pass goes, by layer kind and operator family, and what it stands on."""
-    tokens = {w.name: tokens_a_step(architecture, w) for w in workloads}
+    """The time of each pass by layer group and operator family, and what each figure is based on."""
+    tokens = {w.name: tokens_per_step(architecture, w) for w in workloads}
     return Group(*(_one(architecture, target, part, tokens[part.workload]) for part in found))
 
 
 def _one(
-    architecture: Architecture, target: Cluster, part: Explained, tokens: float
+    architecture: Architecture, target: Cluster, part: PassCost, tokens: float
 ) -> RenderableType:
     cost = part.cost
     head = (
         f"{part.workload}: {part.what} on {target.name}"
         + (f" ({cost.split})" if target.count > 1 else "")
-        + f": {number(1e3 * cost.seconds)} ms, 90% within {number(1e3 * cost.low)} to "
+        + f": {number(1e3 * cost.seconds)} ms, 90% interval {number(1e3 * cost.low)} to "
         + f"{number(1e3 * cost.high)}, {cost.provenance}"
     )
     if tokens > 1 and part.what.startswith("decoding"):
-        head += f"; gives {tokens:.2f} tokens a sequence"
+        head += f"; {tokens:.2f} tokens per sequence"
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("layers", "kind", "operators"):
         table.add_column(title, no_wrap=True)
     for title in ("ms", "%"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("stands on", no_wrap=True)
+    table.add_column("based on", no_wrap=True)
     hidden = 0.0
-    for share in sorted(cost.shares, key=lambda share: -share.seconds):
-        of_all = share.seconds / cost.seconds
-        if of_all < SMALLEST_SHARE:
-            hidden += share.seconds
+    for term in sorted(cost.terms, key=lambda term: -term.seconds):
+        fraction = term.seconds / cost.seconds
+        if fraction < MIN_FRACTION:
+            hidden += term.seconds
             continue
         table.add_row(
-            Text(share.place),
-            _kind(architecture, share.place),
-            share.family,
-            number(1e3 * share.seconds),
-            f"{100 * of_all:.1f}",
-            share.known.replace("_", "-"),
+            Text(term.group),
+            _kind(architecture, term.group),
+            term.family,
+            number(1e3 * term.seconds),
+            f"{100 * fraction:.1f}",
+            term.provenance.replace("_", "-"),
         )
     if hidden:
         table.add_row("…", "", "", number(1e3 * hidden), f"{100 * hidden / cost.seconds:.1f}", "")
     sums: dict[str, float] = defaultdict(float)
-    for share in cost.shares:
-        sums[share.known] += share.seconds / cost.seconds
-    foot = "stands on: " + ", ".join(
-        f"{100 * part:.0f}% {SAID[known]}"
-        for known, part in sorted(sums.items(), key=lambda s: -s[1])
+    for term in cost.terms:
+        sums[term.provenance] += term.seconds / cost.seconds
+    foot = "based on: " + ", ".join(
+        f"{100 * fraction:.0f}% {BASES[provenance]}"
+        for provenance, fraction in sorted(sums.items(), key=lambda s: -s[1])
     )
     return Group(Text(head, style="bold"), table, Text(foot, style="dim"), Text())
 
 
-SAID = {
-    "timed": "blocks measured on it",
-    "calibrated": "operators measured on it (calibrated)",
+BASES = {
+    "timed": "blocks timed on this device",
+    "calibrated": "operators timed on this device (calibrated)",
     "fitted": "public timings of this GPU (fitted)",
     "family": "public timings of its GPU family (family)",
     "transferred": "public timings of other families (transferred)",
-    "stand_in": "operators alike, none of this kind was timed (stand-in)",
+    "stand_in": "similar operators, none of this kind was timed (stand-in)",
 }
 
 
-def _kind(architecture: Architecture, place: str) -> str:
-    block = architecture.blocks.get(place)
-    return block.kind if block else "group" if place.startswith("[") else ""
+def _kind(architecture: Architecture, group: str) -> str:
+    block = architecture.blocks.get(group)
+    return block.kind if block else "group" if group.startswith("[") else ""
 
 
 def calibration_summary(found: Calibration) -> dict[str, dict[str, float]]:
-    """Of each class of operators: how many points, and the range of their times in ms."""
+    """The number of points of each operator class, and the range of their times in ms."""
     times: dict[str, list[float]] = defaultdict(list)
     for call, seconds in found.timings:
         times[cost_class(call)].append(1e3 * seconds)
     return {
-        name: {"points": len(part), "least_ms": min(part), "most_ms": max(part)}
+        name: {"points": len(part), "min_ms": min(part), "max_ms": max(part)}
         for name, part in times.items()
     }
 
 
-def calibrated_text(found: Calibration, summary: dict[str, dict[str, float]]) -> RenderableType:
-    """The same as a table."""
+def calibration_table(found: Calibration, summary: dict[str, dict[str, float]]) -> RenderableType:
+    """The summary as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("operators", "points", "least ms", "most ms"):
+    for title in ("operators", "points", "min ms", "max ms"):
         table.add_column(title, justify="left" if title == "operators" else "right")
     for name, part in summary.items():
-        table.add_row(name, str(part["points"]), number(part["least_ms"]), number(part["most_ms"]))
+        table.add_row(name, str(part["points"]), number(part["min_ms"]), number(part["max_ms"]))
     head = f"{found.device.name} calibrated on {len(found.timings)} points"
     return Group(Text(head, style="bold"), table)
