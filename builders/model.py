@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..kernels.rows import op as rows
 from ..kernels.rows.reference import IGNORED
-from ..kernels.segments import segment_ids_from_cu_seqlens
+from ..kernels.segments import resolve_segment_ids
 from ..search_space.accounting import LocatedWeight, located_weights, mtp_module, mtp_weights
 from ..search_space.architecture import Architecture
 from ..search_space.operators import NumberFormat
@@ -105,7 +105,7 @@ class HybridLM(nn.Module):
         are the cumulative document lengths of a single row (B = 1). Raises ValueError if both are
         given, or `cu_seqlens` for several rows.
         """
-        segment_ids = _segment_ids(tokens_BT, segment_ids, cu_seqlens)
+        segment_ids = resolve_segment_ids(segment_ids, cu_seqlens, tokens_BT)
         return self.logits(self.hidden(self.embed(tokens_BT), tokens_BT, segment_ids))
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class HybridLM(nn.Module):
         arXiv 2412.19437, section 2.2). Balance losses are separate, see `balance_loss`. Documents
         are given as in `forward`.
         """
-        segment_ids = _segment_ids(tokens_BT, segment_ids, cu_seqlens)
+        segment_ids = resolve_segment_ids(segment_ids, cu_seqlens, tokens_BT)
         hidden_BTD = self.hidden(self.embed(tokens_BT), tokens_BT, segment_ids)
         loss = self._next_token_loss(hidden_BTD, tokens_BT, segment_ids, 1)
         mtp_losses = [
@@ -303,19 +303,6 @@ class HybridLM(nn.Module):
 
     def _moes(self, routers: tuple[str, ...]) -> list[MoE]:
         return [m for m in self.modules() if isinstance(m, MoE) and m.block.router in routers]
-
-
-def _segment_ids(
-    tokens_BT: Tensor, segment_ids: Tensor | None, cu_seqlens: Tensor | None
-) -> Tensor | None:
-    if cu_seqlens is None:
-        return segment_ids
-    if segment_ids is not None or len(tokens_BT) != 1:
-        raise ValueError(
-            "cu_seqlens describe a single row and exclude segment_ids, got "
-            f"{len(tokens_BT)} rows and segment_ids={'None' if segment_ids is None else 'given'}"
-        )
-    return segment_ids_from_cu_seqlens(cu_seqlens, tokens_BT.shape[1])
 
 
 def _positions(x: Tensor, segment_ids: Tensor | None) -> Tensor:

@@ -262,10 +262,16 @@ def test_cu_seqlens_equal_segment_ids() -> None:
     )
 
 
-@pytest.mark.parametrize("packed", [tokens(batch=2), tokens(batch=1, length=69)])
-def test_cu_seqlens_that_do_not_describe_the_row_raise(packed: torch.Tensor) -> None:
+@pytest.mark.parametrize(
+    ("batch", "segment_ids"), [(2, None), (1, torch.zeros(1, 70, dtype=torch.int32))]
+)
+def test_cu_seqlens_of_several_rows_or_beside_segment_ids_raise(
+    batch: int, segment_ids: torch.Tensor | None
+) -> None:
     with pytest.raises(ValueError, match="cu_seqlens"):
-        build(architecture("-"))(packed, cu_seqlens=torch.tensor((0, 30, 70)))
+        build(architecture("-"))(
+            tokens(batch=batch), segment_ids, cu_seqlens=torch.tensor((0, 30, 70))
+        )
 
 
 def test_a_residual_sum_runs_in_the_kernel_of_the_next_norm(
