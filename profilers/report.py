@@ -86,35 +86,6 @@ class Measurement:
             rung=rung,
         )
 
-    @classmethod
-    def counted(cls, name: str, value: float, *, workload: str | None = None) -> Self:
-        """An exact number, by formula."""
-        return cls(
-            name=name, value=value, low=value, high=value, workload=workload, provenance="counted"
-        )
-
-    @classmethod
-    def estimated(
-        cls,
-        name: str,
-        value: float,
-        low: float,
-        high: float,
-        *,
-        workload: str | None,
-        device: str | None,
-    ) -> Self:
-        """A number of a model, with its 90% interval."""
-        return cls(
-            name=name,
-            value=value,
-            low=low,
-            high=high,
-            workload=workload,
-            device=device,
-            provenance="estimated",
-        )
-
     @property
     def unit(self) -> str:
         return METRICS[self.name].unit
