@@ -99,7 +99,7 @@ def run_ours(seed: int) -> float:
 
 
 def main() -> int:
-    """Print both times a round and the median ratio; 1 where it is above the goal."""
+    """Print both times per round and the median ratio; 1 where it is above the goal."""
     ray.init(num_cpus=WORKERS, include_dashboard=False, logging_level="error", log_to_driver=False)
     rounds = []
     run_bare()
@@ -107,7 +107,7 @@ def main() -> int:
         ours, plain = run_ours(index), run_bare()
         rounds.append(ours / plain)
         print(
-            f"round {index + 1}: ours {1e3 * ours / TRIALS:.0f} ms a trial, "
+            f"round {index + 1}: ours {1e3 * ours / TRIALS:.0f} ms per trial, "
             f"bare Ray Tune {1e3 * plain / TRIALS:.0f} ms, ratio {ours / plain:.2f}",
             flush=True,
         )

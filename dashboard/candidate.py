@@ -65,7 +65,7 @@ def _blocks(architecture: Architecture) -> pd.DataFrame:
         rows.append(
             {
                 "block": symbol,
-                "meaning": SYMBOLS[symbol[0]],
+                "kind": SYMBOLS[symbol[0]],
                 "fields": " · ".join(f"{name} {value}" for name, value in fields.items()),
             }
         )

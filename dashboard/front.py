@@ -12,7 +12,7 @@ LOG_SPAN = 10  # a metric with this ratio of largest to smallest value starts on
 
 
 def page(store: Store) -> None:
-    """Draw the page; study, axes and candidate are part of its URL, so that a link shows the same."""
+    """Draw the page; its URL holds study, axes and candidate, so that a link shows the same."""
     studies = {study.name: study for study in store.studies()}
     columns = st.columns(4)
     name = columns[0].selectbox(
@@ -28,14 +28,14 @@ def page(store: Store) -> None:
         front.info("No trial is complete yet.")
         return
     complete = queries.candidates(store, study)
-    readings = queries.measurements(store, study)
+    measurements = queries.measurements(store, study)
     axes: dict[str, Quantity] = {}
     logs: set[str] = set()
     for index, (axis, column) in enumerate(zip(("x", "y", "color"), columns[1:], strict=True)):
         first = min(index, len(known) - 1)
         label = column.selectbox(axis, list(known), first, key=axis, bind="query-params")
         axes[axis] = known[label]
-        values = readings.loc[readings["label"] == label, "value"]
+        values = measurements.loc[measurements["label"] == label, "value"]
         positive = bool((values > 0).all())
         wide = positive and values.max() >= LOG_SPAN * values.min()
         # One switch per metric: a newly chosen metric starts with its own default.
@@ -56,7 +56,7 @@ def page(store: Store) -> None:
                     st.text("Published models are not trained: choose axes that need no training.")
             st.plotly_chart(
                 charts.front(
-                    queries.points(complete, readings, labels),
+                    queries.points(complete, measurements, labels),
                     axes,
                     logs,
                     chosen=key,
@@ -69,7 +69,7 @@ def page(store: Store) -> None:
                 config={"displaylogo": False},
             )
         with table:
-            _table(queries.front_table(complete, readings, objectives), objectives, key)
+            _table(queries.front_table(complete, measurements, objectives), objectives, key)
         if key:
             candidate.show(queries.details(store, study, key))
 
@@ -92,7 +92,7 @@ def _chosen(complete: pd.DataFrame) -> str | None:
 
 
 def _table(table: pd.DataFrame, objectives: list[Quantity], chosen: str | None) -> None:
-    """The front as a table with the chosen row selected: one widget per choice, to move the tick."""
+    """The front as a table with the chosen row selected, which takes one widget per choice."""
     key, keys = f"front with {chosen}", table["key"].tolist()
 
     def clicked() -> None:

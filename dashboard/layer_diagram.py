@@ -46,8 +46,8 @@ def layer_diagram(architecture: Architecture, *, dark: bool) -> str:
             index += 1
     x, y = 0.0, 2 * ROW + 8
     for symbol, times in Counter(architecture.symbols).items():
-        meaning = " | ".join(SYMBOLS[branch[0]] for branch in branches(symbol))
-        label = f"{times} × {meaning}"
+        kinds = " | ".join(SYMBOLS[branch[0]] for branch in branches(symbol))
+        label = f"{times} × {kinds}"
         drawn += [block(symbol, x, y, BLOCK), _text(label, x + BLOCK + 8, y, text)]
         x += BLOCK + 32 + CHARACTER * len(label)
     if in_fp8 - {None}:

@@ -12,11 +12,7 @@ from ..orchestrator.format import interval, number, unit_text
 from ..orchestrator.queries import PublishedMetric, knee_index, published_metrics
 from ..orchestrator.store import FrontStep, Store, Study, Trial, TrialMeasurement, open_store
 from ..search_space.architecture import Architecture
-<<<<<<< HEAD
-from ..search_space.metrics import METRICS, MetricRef
-=======
 from ..search_space.metrics import MetricRef
->>>>>>> main
 
 _CANDIDATE = ("number", "key", "pattern", "active_params", "feasible", "on_front")
 
@@ -137,7 +133,7 @@ def quantities(_store: Store, study: Study) -> dict[str, Quantity]:
     return {label: _quantity(label, groups[label]) for label in order}
 
 
-def _quantity(label: str, read: pd.DataFrame) -> Quantity:
+def _quantity(label: str, rows: pd.DataFrame) -> Quantity:
     metric = MetricRef.parse(label).metric
     return Quantity(
         label=label,
@@ -145,32 +141,32 @@ def _quantity(label: str, read: pd.DataFrame) -> Quantity:
         better=metric.better,
         source=" · ".join(
             [
-                "/".join(read["provenance"].unique()),
-                _typical_error(read),
-                *read["device"].dropna().unique(),
+                "/".join(rows["provenance"].unique()),
+                _typical_error(rows),
+                *rows["device"].dropna().unique(),
             ]
         ),
     )
 
 
-def _typical_error(read: pd.DataFrame) -> str:
+def _typical_error(rows: pd.DataFrame) -> str:
     """The median over the candidates of the half-width relative to the value."""
-    if set(read["provenance"]) == {"counted"}:
+    if set(rows["provenance"]) == {"counted"}:
         return "exact"
-    rows = read.loc[read["value"] != 0]
+    rows = rows.loc[rows["value"] != 0]
     errors = ((rows["high"] - rows["low"]) / 2 / rows["value"].abs()).dropna()
     return f"±{100 * errors.median():.2g}%" if len(errors) else "error unknown (one seed)"
 
 
 def points(
-    candidates: pd.DataFrame, readings: pd.DataFrame, axes: Mapping[str, str]
+    candidates: pd.DataFrame, measurements: pd.DataFrame, axes: Mapping[str, str]
 ) -> pd.DataFrame:
     """The candidates with the columns `x_value`, `x_low` and `x_high` for axes {"x": label}."""
     frame = candidates
     for axis, label in axes.items():
-        read = readings.loc[readings["label"] == label, ["number", "value", "low", "high"]]
+        rows = measurements.loc[measurements["label"] == label, ["number", "value", "low", "high"]]
         named = {field: f"{axis}_{field}" for field in ("value", "low", "high")}
-        frame = frame.merge(read.rename(columns=named), on="number", how="left")
+        frame = frame.merge(rows.rename(columns=named), on="number", how="left")
     return frame.dropna(subset=["x_value", "y_value"])
 
 
@@ -190,16 +186,16 @@ def model_points(models: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 
 
 def front_table(
-    candidates: pd.DataFrame, readings: pd.DataFrame, objectives: list[Quantity]
+    candidates: pd.DataFrame, measurements: pd.DataFrame, objectives: list[Quantity]
 ) -> pd.DataFrame:
     """The front, best first in the first objective; ± is the half-width of the 90% interval."""
     frame = candidates[candidates["on_front"]].set_index("number")
     table = pd.DataFrame({"key": frame["key"]})
     table[""] = ["◆" if knee else "" for knee in frame["knee"]]
     for quantity in objectives:
-        read = readings[readings["label"] == quantity.label].set_index("number")
-        table[quantity.name] = read["value"]
-        table[f"± {quantity.label}"] = (read["high"] - read["low"]) / 2
+        rows = measurements[measurements["label"] == quantity.label].set_index("number")
+        table[quantity.name] = rows["value"]
+        table[f"± {quantity.label}"] = (rows["high"] - rows["low"]) / 2
     table["active M params"] = frame["active_params"] / 1e6
     table["layers"] = frame["pattern"]
     first = objectives[0]
@@ -223,7 +219,7 @@ def details(_store: Store, study: Study, key: str) -> Details:
                 "provenance": [m.provenance],
                 "workload": m.workload or "",
                 "device": m.device or "",
-                "meaning": m.ref.metric.description,
+                "description": m.ref.metric.description,
             }
             for m in report.measurements
         ),

@@ -1,4 +1,4 @@
-"""`make demo`: the main job on embedded defaults, in a folder of its own."""
+"""`make demo`: a search of the tiny space in the folder demo/, its front, an exported file."""
 
 import json
 import os
@@ -13,7 +13,7 @@ FOLDER = Path("demo")
 
 
 def main() -> None:
-    """Search the tiny space, print its front, export the knee of it."""
+    """Search the tiny space, print its front, export the knee."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     store = f"sqlite:///{FOLDER}/archfront.db"

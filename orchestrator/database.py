@@ -1,4 +1,4 @@
-"""Databases of stores: connect by URL, create and upgrade the tables, explain faults in one line."""
+"""Databases of stores: connections by URL, creation and upgrade of the tables, faults in a line."""
 
 import json
 import os
@@ -255,8 +255,8 @@ def _upgrade(database: Database, *, create: bool) -> None:
     with _faults_explained(database.label), engine.connect() as connection:
         cursor = connection.connection.cursor()
         if sqlite:
-            # To alter a table SQLite copies and drops it, and a drop cascades. Has no effect inside a
-            # transaction.
+            # To alter a table SQLite copies and drops it, and a drop cascades. The pragma has no
+            # effect inside a transaction.
             cursor.execute("PRAGMA foreign_keys=OFF")
         with connection.begin():
             if not sqlite:

@@ -113,7 +113,7 @@ class Driver:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The objectives and constraints that a report must have a value of: `decode_ms@chat-4k`."""
+        """Labels of the metrics that a report must have: objectives and constraints."""
         return (*(o.label for o in self.study.objectives), *self.space.file.constraints)
 
     def next_trial(self) -> Candidate | None:
@@ -296,7 +296,7 @@ def _finite(m: Measurement) -> bool:
 
 
 def _outcome(trial: Trial) -> Outcome:
-    """What a sampler learned of a trial that has ended."""
+    """The outcome of a trial that has ended, as a sampler gets it."""
     number, parameters = trial.number, dict(trial.parameters)
     if trial.state == "complete":
         return Outcome(

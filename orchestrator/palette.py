@@ -26,7 +26,9 @@ PROVENANCES: dict[Provenance, ProvenanceColor] = {
     "estimated": ProvenanceColor("yellow", "#e0a800"),
     "counted": ProvenanceColor("blue", "#3b6fd8"),
 }
-VERDICTS = {"fits": "green", "tight": "yellow", "does not fit": "red"}  # in a terminal
+# In a terminal: whether memory fits, whether a count is that of the reference.
+VERDICTS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
+AGREEMENTS = {"equal": "green", "DIFFERS": "red", "": ""}
 
 # Of pages; text and ink (text on a block) as in .streamlit/config.toml.
 TEXT = Shades("#1d2330", "#e6e9f0")

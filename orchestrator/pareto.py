@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-# A reference slightly behind the worst values lets the extreme points count; 1 / H, here a tenth, is
-# the slack of Ishibuchi et al. 2018 (Evolutionary Computation 26(3)) for a front of eleven points a side.
+# The reference lies behind the worst values, so that extreme points count: by 1 / H of the span,
+# here a tenth, as Ishibuchi et al. 2018 (Evolutionary Computation 26(3)) have it for a front of
+# eleven points per side.
 SLACK = 0.1
 # How far past the best early values a search may still improve before the volume saturates.
 ROOM = 0.5
@@ -39,8 +40,9 @@ def box(values: ArrayLike, signs: Sequence[int]) -> tuple[list[float], list[floa
     """The ideal and the reference point between which a study's hypervolume is measured.
 
     From the first candidates' best and worst of each objective: the reference lies `SLACK` of their
-    span behind the worst, the ideal `ROOM` of it beyond the best, though not past zero where no value
-    does. Volumes compare only within one box: make it once and keep it.
+    span behind the worst, the ideal `ROOM` of it beyond the best, but at zero where that would
+    change the sign. Volumes are comparable within one box only: make it once and keep it. Raises
+    ValueError for no candidates.
     """
     signs_M, costs = np.asarray(signs, dtype=float), _costs(values, signs)
     if not len(costs):
@@ -76,9 +78,10 @@ def knee(values: ArrayLike, signs: Sequence[int]) -> int:
     """Index of the front's knee: the point deepest below the plane through the front's extremes.
 
     With each objective scaled to 0..1 over the front, that plane is the chord of Das 1999 ("On
-    characterizing the knee of the Pareto curve", Structural Optimization 18) and the deepest point is
-    the one with the smallest sum (Chiu, Yen and Juan 2016, "Minimum Manhattan distance approach",
-    IEEE Trans. Evolutionary Computation 20(6)). The first of equals.
+    characterizing the knee of the Pareto curve", Structural Optimization 18) and the deepest point
+    is that of the smallest sum (Chiu, Yen and Juan 2016, "Minimum Manhattan distance approach",
+    IEEE Trans. Evolutionary Computation 20(6)). The first of equals. Raises ValueError for no
+    candidates.
     """
     costs = _costs(values, signs)
     if not len(costs):

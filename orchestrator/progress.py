@@ -35,7 +35,8 @@ class State:
         volume = "" if self.hypervolume is None else f" · hypervolume {self.hypervolume:.3f}"
         return (
             f"{self.complete} of {self.wanted} done · {self.running} running · "
-            f"{self.failed} failed · {self.rejected} rejected · front {self.front_size}{volume}{left}"
+            f"{self.failed} failed · {self.rejected} rejected · front {self.front_size}"
+            f"{volume}{left}"
         )
 
 

@@ -1,7 +1,7 @@
 """Ray Tune's searcher for a study: passes tasks to Tune and its events to the driver.
 
 Why not Ray's OptunaSearch: with several objectives a NaN, a missing metric or a silent return
-leaves its Optuna trial running for ever, one missing metric aborts the whole run, and it knows
+leaves its Optuna trial running forever, one missing metric aborts the whole run, and it knows
 neither constraints nor a warm start with values.
 """
 

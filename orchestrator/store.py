@@ -8,8 +8,8 @@
         store.finish_trial("first", 0, report, values=[0.9, 31.0], feasible=True, violation={})
         store.front("first")
 
-A study has one writer, the driver that claimed it. Every write is one transaction: once the call has
-returned, the row survives the driver. Others may read meanwhile. Results are the records below.
+A study has one writer, the driver that claimed it. Every write is one transaction: once the call
+has returned, the row survives the driver. Others may read meanwhile. Results are the records below.
 """
 
 import math
@@ -837,8 +837,8 @@ def _timed(key: str, *, point: dict[str, Any], **columns: Any) -> Timed:
         found = None
     if found is None or not 0 < found.low <= found.seconds <= found.high < math.inf:
         raise InputError(
-            f"timing {key} in the store is damaged: delete its row in {TimingRow.__tablename__} and "
-            "measure again"
+            f"timing {key} in the store is damaged: delete its row in {TimingRow.__tablename__} "
+            "and measure again"
         )
     return found
 

@@ -55,7 +55,7 @@ class Base(DeclarativeBase):
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         }
     )
-    # JSON, not JSONB, on PostgreSQL too: it keeps the order of keys, and nothing here queries inside.
+    # JSON, not JSONB, on PostgreSQL too: it keeps the order of keys, and no query looks inside.
     type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own name and form)
         int: BigInteger(),
         float: Double(),
@@ -178,7 +178,7 @@ class FrontRow(Base):
 
 
 class TimingRow(Base):
-    """A timing of a unit (a block, embedding and head, a model); see profilers/timing/measure.py."""
+    """A timing of a block, embedding and head, or a model; see profilers/timing/measure.py."""
 
     __tablename__ = f"{PREFIX}timings"
 

@@ -65,7 +65,7 @@ def attempt(config: dict[str, Any], profile: Profile) -> None:
             report(found.plain(), final=final)
             if final:
                 break
-    except Exception as fault:  # noqa: BLE001 - the one place where a program error becomes an answer
+    except Exception as fault:  # noqa: BLE001 - here a program error becomes an answer
         report(_failed(architecture.key, fault))
     finally:
         watchdog.cancel()

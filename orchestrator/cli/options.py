@@ -1,4 +1,4 @@
-"""The options and arguments that commands share."""
+"""Options and arguments that several commands have."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -10,6 +10,7 @@ from rich.text import Text
 from ...search_space.accounting import StateFormat, cache_bytes, cache_bytes_at, parameters
 from ...search_space.operators import NumberFormat
 from ...search_space.published import Entry, figures
+from ..palette import AGREEMENTS
 from .render import block_lines
 
 
@@ -99,24 +100,25 @@ def entry_text(name: str, entry: Entry, view: View) -> RenderableType:
         grid.add_column(title, justify="right" if title in ("counted", "reference") else "left")
     for field, value in figures(a).model_dump().items():
         known = getattr(entry.reference, field)
-        verdict = "" if known is None else "equal" if known == value else "DIFFERS"
+        agreement = "" if known is None else "equal" if known == value else "DIFFERS"
         grid.add_row(
             field,
             "–" if value is None else f"{value:,}",
             "–" if known is None else f"{known:,}",
-            Text(verdict, style="green" if verdict == "equal" else "red"),
+            Text(agreement, style=AGREEMENTS[agreement]),
         )
+    verified_by = ", ".join(entry.reference.verified_by)
     scope = "MTP modules included" if view.mtp else "MTP modules not included"
     lines = [
         f"parameters, {scope}: {counts.total:,} total; {counts.active:,} active, "
         f"{counts.active_no_input_embedding:,} without the input embedding, "
         f"{counts.active_no_embeddings:,} without input embedding and head",
-        f"caches at {view.context:,} tokens x {view.batch}, KV {view.kv or 'as in the precision plan'}, state "
-        f"{view.state}: {per_sequence / 2**20:,.1f} MiB per sequence, "
+        f"caches at {view.context:,} tokens x {view.batch}, KV {view.kv or 'as planned'}, "
+        f"state {view.state}: {per_sequence / 2**20:,.1f} MiB per sequence, "
         f"{view.batch * per_sequence / 2**30:,.2f} GiB in total; "
         f"{caches.kv_bytes_per_token:,} B per token",
         f"published: {_stated(entry)} ({entry.published.source})",
-        f"verified by: {', '.join(entry.reference.verified_by) or 'nothing: counted by our formulas only'}",
+        f"verified by: {verified_by or 'nothing, counted by our formulas only'}",
         *(f"note: {note}" for note in entry.notes),
         *(f"doubt: {doubt}" for doubt in entry.doubts),
         *(f"source: {source}" for source in entry.sources),

@@ -42,15 +42,7 @@ class PassCost:
             "high": cost.high,
             "provenance": cost.provenance,
             "split": str(cost.split),
-            "parts": [
-                {
-                    "layers": term.group,
-                    "operators": term.family,
-                    "seconds": term.seconds,
-                    "basis": term.provenance,
-                }
-                for term in cost.terms
-            ],
+            "terms": [vars(term) for term in cost.terms],
         }
 
 
@@ -129,7 +121,7 @@ def explanation(
     workloads: Sequence[Workload],
     found: Sequence[PassCost],
 ) -> RenderableType:
-    """The time of each pass by layer group and operator family, and what each figure is based on."""
+    """The time of each pass by layer group and operator family, with the basis of each figure."""
     tokens = {w.name: tokens_per_step(architecture, w) for w in workloads}
     return Group(*(_one(architecture, target, part, tokens[part.workload]) for part in found))
 

@@ -95,7 +95,7 @@ def write_config(architecture: Architecture, model_type: str | None = None) -> d
         except InputError:  # the family has no such layers
             continue
     near = f"; the closest: {closest}" if closest else ""
-    raise InputError(f"no model family of Hugging Face can express this architecture{near}")
+    raise InputError(f"no family of Hugging Face can express this architecture{near}")
 
 
 def _text_tower(fields: Fields) -> tuple[Fields, Family, list[str]]:

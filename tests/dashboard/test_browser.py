@@ -41,7 +41,8 @@ LONELIEST = """() => {
   const points = chart.calcdata[index].map(point => ({
     x: area.left + layout.xaxis.c2p(point.x), y: area.top + layout.yaxis.c2p(point.y),
     key: chart.data[index].customdata[point.i][0]}))
-  const room = a => Math.min(...points.filter(b => b !== a).map(b => Math.hypot(a.x - b.x, a.y - b.y)))
+  const distance = (a, b) => Math.hypot(a.x - b.x, a.y - b.y)
+  const room = a => Math.min(...points.filter(b => b !== a).map(b => distance(a, b)))
   return points.reduce((best, point) => room(point) > room(best) ? point : best)
 }"""
 

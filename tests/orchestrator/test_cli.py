@@ -14,6 +14,7 @@ from typing import Any, get_args
 import pytest
 import typer
 import yaml
+from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from archfront.orchestrator.cli import options
@@ -230,6 +231,7 @@ COMMANDS = {
     "calibrate": {"device", "points", "output", "given", "force", *STORE},
     "dashboard": {"store", "port", "host"},
     "space check": {"space", "draws", "as_json"},
+    "space schema": {"architecture"},
     "atlas list": CACHES,
     "atlas show": {"model", *CACHES},
     "atlas import": {"config", "output", "force", "as_json"},
@@ -276,6 +278,30 @@ class TestStorePasswords:
         assert "export ARCHFRONT_STORE" in warning
         assert error.startswith("postgresql://reader@127.0.0.1:1/runs: connection failed")
         assert "hunter2" not in ended.stdout + ended.stderr
+
+    @pytest.mark.slow
+    def test_a_search_shows_its_password_nowhere(
+        self, tmp_path: Path, small_space: str, postgres_url: str
+    ) -> None:
+        """Neither in its output nor in its command line, which `ps` and Ray's list of jobs show."""
+        url = make_url(postgres_url).set(password="hunter2").render_as_string(hide_password=False)
+        (tmp_path / "small.yaml").write_text(small_space)
+        running = subprocess.Popen(
+            [str(ARCHFRONT), "search", "small.yaml", "--trials", "1", "--store", url],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert running.stderr is not None
+        warning, started = running.stderr.readline(), running.stderr.readline()
+        command_line = Path(f"/proc/{running.pid}/cmdline").read_text().split("\0")
+        out, err = running.communicate(timeout=200)
+        assert running.returncode == 0, err
+        assert "starting Ray" in started
+        assert command_line[2:-1] == ["search", "small.yaml", "--trials", "1"]
+        assert '--store "$ARCHFRONT_STORE"' in out
+        assert "hunter2" not in warning + started + out + err
 
     def test_the_dashboard_gets_the_store_in_its_environment(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

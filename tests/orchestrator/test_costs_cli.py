@@ -88,7 +88,7 @@ class TestProfile:
         decode = next(m for m in found["measurements"] if m["name"] == "decode_ms")
         part = next(p for p in found["explain"] if p["pass"].startswith("decoding"))
         assert 1e3 * part["seconds"] == pytest.approx(decode["value"])
-        assert sum(s["seconds"] for s in part["parts"]) == pytest.approx(part["seconds"])
+        assert sum(s["seconds"] for s in part["terms"]) == pytest.approx(part["seconds"])
         assert (part["split"], decode["device"]) == ("tp8", "8xh200_sxm tp8")
         assert found["fits"][0]["verdict"] == "fits"
 

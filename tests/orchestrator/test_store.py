@@ -637,7 +637,10 @@ class TestOpening:
                 ("total_params", 100.0, None),
             ]
             assert [s.front_size for s in upgraded.hypervolume_history("old")] == [1]
-            assert upgraded.timings("gpu") == [timed(2e-3)]
+            head = replace(timed(2e-3), unit="embedding_and_head:abc")
+            assert upgraded.timings("gpu") == [timed(2e-3), head]
+            upgraded.keep_timing(head)  # under the key that it has
+            assert upgraded.timings("gpu") == [timed(2e-3), head]
             assert upgraded.calibrations() == {"gpu": {"points": 30}}
 
     @pytest.mark.parametrize("options", [{"readonly": True}, {"create": False}])
@@ -679,7 +682,8 @@ class TestOpening:
         script = (
             "import sys; from archfront.orchestrator.store import open_store;"
             "open_store(sys.argv[1]).close();"
-            "heavy = {'alembic', 'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules); assert not heavy, heavy"
+            "heavy = {'alembic', 'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules);"
+            "assert not heavy, heavy"
         )
         subprocess.run([sys.executable, "-c", script, store_url], check=True)
 
@@ -1040,20 +1044,21 @@ def fill_schema_0002(url, tiny):
     add("measurements", **of_trial, name="decode_ms", workload="chat-4k", value=31.0)
     add("measurements", **of_trial, name="total_params", value=100.0)
     add("fronts", study_id=1, number=0, front_size=1)
-    add(
-        "timings",
-        key=timed(2e-3).key,
-        piece="block:abc",
-        device="gpu",
-        point={"batch": 4, "tokens": 1, "context": 4096},
-        seconds=2e-3,
-        low=0.99 * 2e-3,
-        high=1.01 * 2e-3,
-        samples=30,
-        drift=0.001,
-        facts={"torch": "2.13"},
-        measured=when,
-    )
+    for piece, measured_at in (("block:abc", when), ("ends:abc", when.replace("2026", "2027"))):
+        add(
+            "timings",
+            key=replace(timed(2e-3), unit=piece).key,
+            piece=piece,
+            device="gpu",
+            point={"batch": 4, "tokens": 1, "context": 4096},
+            seconds=2e-3,
+            low=0.99 * 2e-3,
+            high=1.01 * 2e-3,
+            samples=30,
+            drift=0.001,
+            facts={"torch": "2.13"},
+            measured=measured_at,
+        )
     add("calibrations", device="gpu", document={"points": 30}, measured=when)
 
 

@@ -76,7 +76,7 @@ def test_every_family_expresses_an_entry() -> None:
 @pytest.mark.parametrize("name", NOT_EXPRESSIBLE)
 def test_an_entry_without_a_class_cannot_be_written(name: str) -> None:
     assert export_error(entry(name)).startswith(
-        "no model family of Hugging Face can express this architecture"
+        "no family of Hugging Face can express this architecture"
     )
 
 

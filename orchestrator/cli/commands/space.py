@@ -1,5 +1,6 @@
 """The commands of search spaces."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -43,3 +44,16 @@ def check(
         )
     plain = render_space.plain(checked, drawn, kernels)
     print_result(plain, render_space.table(checked, drawn, kernels), as_json=as_json)
+
+
+@app.command()
+def schema(
+    architecture: Annotated[
+        bool,
+        typer.Option("--architecture", help="Print the schema of architecture files instead"),
+    ] = False,
+) -> None:
+    """Print the JSON Schema of space files, with which an editor completes and checks them."""
+    from ....search_space.schema import architecture_schema, space_schema
+
+    print(json.dumps(architecture_schema() if architecture else space_schema(), indent=2))

@@ -1,5 +1,7 @@
 """Rungs of measurements, samplers of studies, and the present names of states and metrics."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +28,14 @@ TRIALS = sa.table(
     sa.column("state", sa.Text),
     sa.column("violation", sa.JSON(none_as_null=True)),
 )
+TIMINGS = sa.table(
+    "archfront_timings",
+    sa.column("key", sa.Text),
+    sa.column("unit", sa.Text),
+    sa.column("device", sa.Text),
+    sa.column("point", sa.JSON),
+    sa.column("facts", sa.JSON),
+)
 MEASUREMENTS = sa.table("archfront_measurements", sa.column("name", sa.Text))
 
 
@@ -38,6 +48,7 @@ def upgrade() -> None:
     op.drop_index("ix_archfront_timings_device_piece", "archfront_timings")
     op.execute("ALTER TABLE archfront_timings RENAME COLUMN piece TO unit")
     op.create_index("ix_archfront_timings_device_unit", "archfront_timings", ["device", "unit"])
+    _rename_units()
     kept = ("running", "complete", "failed")
     op.execute(sa.update(TRIALS).where(TRIALS.c.state.not_in(kept)).values(state="rejected"))
     for name in PROXY_METRICS:
@@ -49,6 +60,19 @@ def upgrade() -> None:
     _change(STUDIES, "space_yaml", _space)
     _change(STUDIES, "objectives", _objectives)
     _change(TRIALS, "violation", _violation)
+
+
+def _rename_units() -> None:
+    """Give timings of embedding and head their present unit, and the key that follows from it."""
+    connection = op.get_bind()
+    old = sa.select(TIMINGS).where(TIMINGS.c.unit.startswith("ends:"))
+    for key, unit, device, point, facts in connection.execute(old).all():
+        unit = "embedding_and_head:" + unit.removeprefix("ends:")
+        identity = json.dumps([unit, device, point, facts], sort_keys=True)
+        new_key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        connection.execute(
+            sa.update(TIMINGS).where(TIMINGS.c.key == key).values(key=new_key, unit=unit)
+        )
 
 
 def _change(table: sa.TableClause, name: str, change: Callable[[Any], Any]) -> None:
