@@ -18,7 +18,7 @@ aten = torch.ops.aten
 @contextmanager
 def on_absent(arch: str) -> Iterator[None]:
     """Inside, meta tensors run the kernels of a GPU of `arch` but for the launches themselves: doors
-    choose them, laws hold, tables give tiles. What one of them cannot run raises `Unsupported`.
+    choose them, constraints hold, tables give tiles. What one of them cannot run raises `Unsupported`.
     """
     patched = _config.patch(meta_nonzero_assume_all_nonzero=True)  # pyright: ignore[reportAttributeAccessIssue]  # torch installs it
     with standing_for(arch), patched, _Bodies():
@@ -28,7 +28,7 @@ def on_absent(arch: str) -> Iterator[None]:
 class _Bodies(TorchDispatchMode):
     """Our operators do what they do on a GPU, not what their fakes say of it.
 
-    Where a size depends on data, which are not here, any will do: the kernels' laws ask for none.
+    Where a size depends on data, which are not here, any will do: the kernels' constraints ask for none.
     """
 
     def __torch_dispatch__(

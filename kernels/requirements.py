@@ -1,4 +1,4 @@
-"""How a kernel refuses what it cannot run: by the law, with the values, before anything is launched."""
+"""How a kernel refuses what it cannot run: by the constraint, with the values, before anything is launched."""
 
 from itertools import pairwise
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class Unsupported(ValueError):
-    """A shape, dtype, device or layout outside the chosen kernel's law; backend="torch" takes it."""
+    """A shape, dtype, device or layout outside the chosen kernel's constraint; backend="torch" takes it."""
 
 
-def require(holds: bool, law: str, **values: object) -> None:
-    if not holds:
+def require(condition: bool, constraint: str, **values: object) -> None:
+    if not condition:
         got = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise Unsupported(f"{law}, got {got}")
+        raise Unsupported(f"{constraint}, got {got}")
 
 
 def as_rows(x: Tensor, name: str) -> Tensor:

@@ -16,7 +16,7 @@ SMALLEST_CUT = 128  # a narrower key is not worth two dots
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class ScoreRules:
     """Which keys a query sees, and what its scores are: the keywords of `attend`."""
 
     start_BT: Tensor | None  # the first token of each token's document, int32; None: one document
@@ -27,7 +27,7 @@ class Rule:
     softcap: float | None
 
     @property
-    def crowded(self) -> bool:
+    def extra_masking(self) -> bool:
         """A walk masks at both of its ends, or caps: see configs.py."""
         return not (self.window is self.start_BT is self.softcap is None)
 
@@ -45,15 +45,15 @@ class Rule:
 
 
 def score_arguments(scale: float, softcap: float | None) -> dict[str, Any]:
-    """A score in base 2 is factor * q k^T, or factor * tanh(q k^T * squeeze / (2 log2(e)))."""
+    """A score in base 2 is factor * q k^T, or factor * tanh(q k^T * softcap_scale / (2 log2(e)))."""
     if softcap is None:
-        return {"squeeze": 0.0, "factor": scale * log2(e), "SOFTCAP": False}
-    squeeze = 2 * log2(e) * scale / softcap
-    return {"squeeze": squeeze, "factor": softcap * log2(e), "SOFTCAP": True}
+        return {"softcap_scale": 0.0, "factor": scale * log2(e), "SOFTCAP": False}
+    softcap_scale = 2 * log2(e) * scale / softcap
+    return {"softcap_scale": softcap_scale, "factor": softcap * log2(e), "SOFTCAP": True}
 
 
 def inputs(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor) -> dict[str, Any]:
-    """What every kernel over a text is told of queries, keys and values: where, and how wide."""
+    """What every kernel over a sequence is told of queries, keys and values: where, and how wide."""
     return {
         "q_ptr": q_BTHK,
         "k_ptr": k_BTGK,
@@ -104,15 +104,15 @@ def require_heads(
     require_device(q_BTHK)
     require_float(q_BTHK, "q")
     shapes = {n: tuple(x.shape) for n, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGV))}
-    law = "q, k and v must be [B, T, H, K], [B, T, G, K] and [B, T, G, V], none of them 0"
-    require(all(len(s) == 4 and 0 not in s for s in shapes.values()), law, **shapes)
+    constraint = "q, k and v must be [B, T, H, K], [B, T, G, K] and [B, T, G, V], none of them 0"
+    require(all(len(s) == 4 and 0 not in s for s in shapes.values()), constraint, **shapes)
     (B, T, H, K), G = q_BTHK.shape, k_BTGK.shape[2]
-    require(shapes["k"] == (B, T, G, K) and shapes["v"][:3] == (B, T, G), law, **shapes)
+    require(shapes["k"] == (B, T, G, K) and shapes["v"][:3] == (B, T, G), constraint, **shapes)
     require(H % G == 0, "the key/value heads must divide the query heads", heads=H, kv_heads=G)
     for name, x in (("k", k_BTGK), ("v", v_BTGV)):
         same = (x.dtype, x.device) == (q_BTHK.dtype, q_BTHK.device)
-        law = f"{name} must have q's dtype and device {q_BTHK.dtype} {q_BTHK.device}"
-        require(same, law, dtype=x.dtype, device=x.device)
+        constraint = f"{name} must have q's dtype and device {q_BTHK.dtype} {q_BTHK.device}"
+        require(same, constraint, dtype=x.dtype, device=x.device)
     for name, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGV)):
         dense = x.stride(-1) == 1 or x.shape[-1] == 1
         require(dense, f"the last dimension of {name} must be contiguous", strides=x.stride())
@@ -120,7 +120,7 @@ def require_heads(
         require(
             (tuple(segment_ids_BT.shape), segment_ids_BT.dtype, segment_ids_BT.device)
             == ((B, T), torch.int32, q_BTHK.device),
-            f"documents must be {(B, T)} torch.int32 on {q_BTHK.device}",
+            f"segment_ids must be {(B, T)} torch.int32 on {q_BTHK.device}",
             shape=tuple(segment_ids_BT.shape),
             dtype=segment_ids_BT.dtype,
             device=segment_ids_BT.device,

@@ -1,4 +1,4 @@
-"""Attention over a text, backward, in Triton: no atomics, so the same bits on every run.
+"""Attention over a sequence, backward, in Triton: no atomics, so the same bits on every run.
 
 With p = exp(s - lse) from the forward's s, the gradients are
 
@@ -75,7 +75,7 @@ def backward_keys(
     group,
     window,
     scale,
-    squeeze,
+    softcap_scale,
     factor,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -152,7 +152,7 @@ def backward_keys(
             )
             s += tl.dot(k_rest, tl.trans(q_rest), input_precision=EXACT)
         if SOFTCAP:
-            s = tanh(s * squeeze)
+            s = tanh(s * softcap_scale)
         lse = tl.load(lse_ptr + row, mask=query < num_tokens, other=0.0) * LOG2_E
         p = tl.exp2(s * factor - lse[None, :])
         if CAUSAL or USE_SEGMENT_IDS:
@@ -204,7 +204,7 @@ def backward_queries(
     group,
     window,
     scale,
-    squeeze,
+    softcap_scale,
     factor,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -259,7 +259,7 @@ def backward_queries(
                 )
                 s += tl.dot(q_rest, tl.trans(k_rest), input_precision=EXACT)
             if SOFTCAP:
-                s = tanh(s * squeeze)
+                s = tanh(s * softcap_scale)
             p = tl.exp2(s * factor - lse[:, None])
             if phase != 1:
                 key = at + tl.arange(0, N)

@@ -1,6 +1,6 @@
 """A paged cache of keys and values: what a decoding step reads and appends to."""
 
-# B rows (texts), P pages in all, G key/value heads, K key width, V value width, Q new tokens,
+# B rows (sequences), P pages in all, G key/value heads, K key width, V value width, Q new tokens,
 # S tokens a row has room for
 
 from dataclasses import dataclass

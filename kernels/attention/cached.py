@@ -1,6 +1,6 @@
 """Attention over a paged cache: its kernels' launches, and the operator made of them."""
 
-# B rows (texts), Q new tokens, H query heads, G key/value heads, K key width, V value width,
+# B rows (sequences), Q new tokens, H query heads, G key/value heads, K key width, V value width,
 # S splits, P pages in all
 
 from dataclasses import dataclass, replace
@@ -96,7 +96,7 @@ def split_launch(
             "window": window or 0,
             **score_arguments(scale, softcap),
             "WINDOW": window is not None,
-            "QUANTISED": cache.k_pages.dtype in LARGEST,
+            "QUANTIZED": cache.k_pages.dtype in LARGEST,
             "SHARED": cache.v_pages is None,
             "PAGE": page,
             **_decode_widths(K, cache.v_dim, shared=cache.v_pages is None),

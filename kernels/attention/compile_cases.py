@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..launch import Launch
 from . import blocks, cached, dense
-from .arguments import Rule
+from .arguments import ScoreRules
 from .cache import allocate
 
 # key width, value width, query heads, key/value heads, window
-TEXTS = (
+SEQUENCES = (
     (64, 64, 32, 8, None),
     (128, 128, 32, 8, None),
     (128, 128, 32, 8, 1024),
@@ -37,10 +37,10 @@ SCALE = 0.1
 
 
 def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
-    """(kernel, shape, launch): texts with and without a window, caches, blocks of keys."""
-    for K, V, H, G, window in TEXTS:
+    """(kernel, shape, launch): sequences with and without a window, caches, blocks of keys."""
+    for K, V, H, G, window in SEQUENCES:
         name = "causal" if window is None else f"window {window}"
-        for kernel, launch in _text(arch, K, V, H, G, window):
+        for kernel, launch in _sequence(arch, K, V, H, G, window):
             yield kernel, f"{K}/{V} {name}", launch
     for K, V, H, G, dtype in CACHES:
         if dtype != torch.float8_e4m3fn or arch != "sm_80":  # which knows no such number
@@ -51,10 +51,12 @@ def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
             yield kernel, f"{K}/{V} block {block}", launch
 
 
-def _text(
+def _sequence(
     arch: str, K: int, V: int, H: int, G: int, window: int | None
 ) -> Iterator[tuple[str, Launch]]:
-    rule = Rule(start_BT=None, end_BT=None, causal=True, window=window, scale=SCALE, softcap=None)
+    rule = ScoreRules(
+        start_BT=None, end_BT=None, causal=True, window=window, scale=SCALE, softcap=None
+    )
     q, k, v, o = (_meta(B, T, n, width) for n, width in ((H, K), (G, K), (G, V), (H, V)))
     lse = delta = _meta(B, H, T, dtype=torch.float32)
     yield "forward", dense.forward_launch(arch, q, k, v, o, lse, rule)

@@ -146,7 +146,7 @@ TABLE: Mapping[str, Tables] = {
     "sm_120": SMALL | EIGHT_BITS,
 }
 # masks at both ends of a walk, or a soft cap, take registers that these leave
-CROWDED: Mapping[tuple[str, str, str], Classes] = {
+EXTRA_MASKING: Mapping[tuple[str, str, str], Classes] = {
     ("sm_90", "forward", HALF): {128: _tiles(128, 64, 8, 3)},
     ("sm_90", "backward_queries", HALF): {64: _tiles(128, 64, 8, 3)},
     ("sm_100", "forward", HALF): {128: _tiles(128, 64, 8, 3)},
@@ -155,17 +155,17 @@ CROWDED: Mapping[tuple[str, str, str], Classes] = {
 
 
 def config_for(
-    arch: str, kernel: str, dtype: torch.dtype, K: int, V: int, *, crowded: bool = False
+    arch: str, kernel: str, dtype: torch.dtype, K: int, V: int, *, extra_masking: bool = False
 ) -> Config:
     """The tiles of the narrowest class that holds keys of width K and values of width V."""
     require_arch(arch)
     kind = KIND[dtype]
     classes = TABLE[arch].get((kernel, kind), {})
-    if crowded:
-        classes = {**classes, **CROWDED.get((arch, kernel, kind), {})}
+    if extra_masking:
+        classes = {**classes, **EXTRA_MASKING.get((arch, kernel, kind), {})}
     width = max(K, tile_width(V))
     for widest, config in classes.items():
         if width <= widest:
             return config
-    law = f"needs heads of at most {max(classes)}" if classes else "does not run"
-    raise Unsupported(f"{kernel} in {kind} {law} on {arch}, got {K=}, {V=}")
+    constraint = f"needs heads of at most {max(classes)}" if classes else "does not run"
+    raise Unsupported(f"{kernel} in {kind} {constraint} on {arch}, got {K=}, {V=}")

@@ -1,4 +1,4 @@
-"""Attention over a text: its kernels' launches, and the differentiable operator made of them."""
+"""Attention over a sequence: its kernels' launches, and the differentiable operator made of them."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, run
-from .arguments import Rule, document_bounds, inputs, require_heads, require_scores
+from .arguments import ScoreRules, document_bounds, inputs, require_heads, require_scores
 from .backward import backward_delta, backward_keys, backward_queries
 from .configs import config_for
 from .forward import forward
@@ -25,10 +25,10 @@ def forward_launch(
     v_BTGV: Tensor,
     o_BTHV: Tensor,
     lse_BHT: Tensor,
-    rule: Rule,
+    rule: ScoreRules,
 ) -> Launch:
     (B, T, H, K), V = q_BTHK.shape, v_BTGV.shape[-1]
-    config = config_for(arch, "forward", q_BTHK.dtype, K, V, crowded=rule.crowded)
+    config = config_for(arch, "forward", q_BTHK.dtype, K, V, extra_masking=rule.extra_masking)
     return Launch(
         kernel=forward,
         grid=(triton.cdiv(T, config.tiles["M"]), H, B),
@@ -77,10 +77,10 @@ def keys_launches(
     delta_BHT: Tensor,
     dk_BTGK: Tensor,
     dv_BTGV: Tensor,
-    rule: Rule,
+    rule: ScoreRules,
 ) -> list[Launch]:
     (B, T, G, K), V = k_BTGK.shape, v_BTGV.shape[-1]
-    config = config_for(arch, "backward_keys", q_BTHK.dtype, K, V, crowded=rule.crowded)
+    config = config_for(arch, "backward_keys", q_BTHK.dtype, K, V, extra_masking=rule.extra_masking)
     arguments = {
         **inputs(q_BTHK, k_BTGK, v_BTGV),
         "do_ptr": do_BTHV,
@@ -115,10 +115,12 @@ def queries_launch(
     lse_BHT: Tensor,
     delta_BHT: Tensor,
     dq_BTHK: Tensor,
-    rule: Rule,
+    rule: ScoreRules,
 ) -> Launch:
     (B, T, H, K), V = q_BTHK.shape, v_BTGV.shape[-1]
-    config = config_for(arch, "backward_queries", q_BTHK.dtype, K, V, crowded=rule.crowded)
+    config = config_for(
+        arch, "backward_queries", q_BTHK.dtype, K, V, extra_masking=rule.extra_masking
+    )
     return Launch(
         kernel=backward_queries,
         grid=(triton.cdiv(T, config.tiles["M"]), H, B),
@@ -151,7 +153,7 @@ def attend_op(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     o_BTHV, lse_BHT = _attend_outputs(q_BTHK, k_BTGK, v_BTGV)
-    rule = Rule(
+    rule = ScoreRules(
         start_BT=start_BT, end_BT=end_BT, causal=causal, window=window, scale=scale, softcap=softcap
     )
     arch = arch_of(q_BTHK.device)
@@ -184,7 +186,7 @@ def attend_backward_op(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rule = Rule(
+    rule = ScoreRules(
         start_BT=start_BT, end_BT=end_BT, causal=causal, window=window, scale=scale, softcap=softcap
     )
     arch = arch_of(q_BTHK.device)

@@ -1,10 +1,10 @@
 """The torch form of attention: PyTorch's fused operator where it serves, else block by block.
 
-Neither holds all scores of a text at once, and in a window the work grows with T, not with T^2.
+Neither holds all scores of a sequence at once, and in a window the work grows with T, not with T^2.
 """
 
 # B batch, T tokens, H query heads, G key/value heads, R = H / G, K key width, V value width,
-# C queries of a block, S keys that they may see, N blocks, Q new tokens of a cached text,
+# C queries of a block, S keys that they may see, N blocks, Q new tokens of a cached sequence,
 # M = R Q of them that share a key head
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Attention over a text, forward, in Triton."""
+"""Attention over a sequence, forward, in Triton."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width
 
@@ -34,7 +34,7 @@ def forward(
     num_tokens,
     group,
     window,
-    squeeze,
+    softcap_scale,
     factor,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -51,7 +51,7 @@ def forward(
     """o = softmax(s) v and lse = log(sum(exp(s))) with s = scale * q k^T over the keys seen.
 
     A program takes M queries of a head and walks their keys in tiles of N by the online softmax of
-    FlashAttention-2 (arXiv 2307.08691), in base 2: see score_arguments for `squeeze` and `factor`.
+    FlashAttention-2 (arXiv 2307.08691), in base 2: see score_arguments for `softcap_scale` and `factor`.
     FLOPs: 2 (K + V) per query, head and key seen.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the rows that see most keys go first
@@ -88,7 +88,7 @@ def forward(
                 )
                 s += tl.dot(q_rest, tl.trans(k), input_precision=EXACT)
             if SOFTCAP:
-                s = tanh(s * squeeze)
+                s = tanh(s * softcap_scale)
             if phase != 1:
                 key = at + tl.arange(0, N)
                 visible = (key[None, :] >= first[:, None]) & (key[None, :] <= last[:, None])

@@ -1,6 +1,6 @@
 """The door to softmax attention: one function each, whatever the device.
 
-    o, lse = attend(q, k, v, window=512)            a text, causal, in a sliding window
+    o, lse = attend(q, k, v, window=512)            a sequence, causal, in a sliding window
     o = attend_without_lse(q, k, v)                 the same where only o is wanted
     o, lse = attend_cached(q, cache)                the newest tokens over a paged cache
     o, lse = attend_blocks(q, k, v, blocks, block=64)    each token over its own blocks of keys
@@ -8,7 +8,7 @@
 
 What they compute stands in reference.py, gradients included; attend_cached has none in Triton.
 backend="torch" runs the torch form in eager.py, which is equal to it, for any input.
-backend="triton" runs a kernel or raises `Unsupported` (../laws.py) before it launches anything.
+backend="triton" runs a kernel or raises `Unsupported` (../requirements.py) before it launches anything.
 None picks by device: triton for CUDA tensors, torch for all others.
 
 lse, the logarithm of the sum of exponentials, is differentiable. So a caller may merge attentions
@@ -38,7 +38,7 @@ def attend(
     segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(o_BTHV, lse_BHT). `documents` [B, T], int32, never falls along T; a chunk is a document."""
+    """(o_BTHV, lse_BHT). `segment_ids` [B, T], int32, never falls along T; a chunk is a document."""
     _check_window(window, causal=causal)
     if chosen(backend, q_BTHK) == "torch":
         form = eager

@@ -6,7 +6,7 @@ these lines is the meaning of every gradient. A query that sees no key has o = 0
 """
 
 # B batch, T tokens that ask, S tokens that are asked, H query heads, G key/value heads,
-# K key width, V value width, N blocks in a query's list, Q new tokens of a cached text
+# K key width, V value width, N blocks in a query's list, Q new tokens of a cached sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, lse_BHT): o = softmax(s) v with s = scale * q k^T over the keys that a query sees.
 
-    Causal: itself and what came before; `window`: of those the last `window`; `documents` [B, T]:
+    Causal: itself and what came before; `window`: of those the last `window`; `segment_ids` [B, T]:
     those of its own document. `softcap` c: s = c * tanh(scale / c * q k^T).
     """
     token_T = torch.arange(q_BTHK.shape[1], device=q_BTHK.device)

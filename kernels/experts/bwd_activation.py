@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..launch import Launch
 from ..rows.glu import RELU2
-from .configs import PASS_BACK
+from .configs import BWD_ACTIVATION
 from .glu import activation_arguments, gate_factor, up_factor
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_experts"])
-def pass_back(
+def bwd_activation(
     u_ptr,
     share_ptr,
     place_ptr,
@@ -74,7 +74,7 @@ def pass_back(
     tl.store(dshare_ptr + place, dshare.to(dshare_ptr.dtype.element_ty), mask=row < num_rows)
 
 
-def pass_back_launch(
+def bwd_activation_launch(
     u_MF: Tensor,
     share_NK: Tensor,
     order_M: Tensor,
@@ -90,8 +90,8 @@ def pass_back_launch(
 ) -> Launch:
     M, F = u_MF.shape
     return Launch(
-        kernel=pass_back,
-        grid=(triton.cdiv(M, PASS_BACK.tiles["ROWS"]),),
+        kernel=bwd_activation,
+        grid=(triton.cdiv(M, BWD_ACTIVATION.tiles["ROWS"]),),
         arguments={
             "u_ptr": u_MF,
             "share_ptr": share_NK,
@@ -107,7 +107,7 @@ def pass_back_launch(
             "num_experts": len(offsets_E1) - 1,
             "width": F,
             **activation_arguments(activation, limit),
-            **PASS_BACK.tiles,
+            **BWD_ACTIVATION.tiles,
         },
-        warps=PASS_BACK.warps,
+        warps=BWD_ACTIVATION.warps,
     )

@@ -17,24 +17,24 @@ def _gemm(BM: int, BN: int, BK: int, warps: int, stages: int) -> Config:
 # many rows an expert, few, or small tiles for float32 and for widths that are loaded in pieces;
 # expand has two accumulators of BM x BN, the others one
 MANY_HOPPER = {
-    "project": _gemm(128, 256, 64, 8, 3),
-    "expand": _gemm(128, 128, 64, 8, 3),
-    "outer": _gemm(128, 128, 64, 8, 3),
+    "grouped_gemm": _gemm(128, 256, 64, 8, 3),
+    "gate_up": _gemm(128, 128, 64, 8, 3),
+    "weight_grad": _gemm(128, 128, 64, 8, 3),
 }
 MANY = {
-    "project": _gemm(128, 128, 32, 8, 4),
-    "expand": _gemm(128, 64, 32, 8, 4),
-    "outer": _gemm(128, 128, 32, 8, 4),
+    "grouped_gemm": _gemm(128, 128, 32, 8, 4),
+    "gate_up": _gemm(128, 64, 32, 8, 4),
+    "weight_grad": _gemm(128, 128, 32, 8, 4),
 }
 FEW_ROWS = {
-    "project": _gemm(16, 128, 64, 4, 4),
-    "expand": _gemm(16, 64, 64, 4, 4),
-    "outer": _gemm(128, 128, 16, 8, 2),
+    "grouped_gemm": _gemm(16, 128, 64, 4, 4),
+    "gate_up": _gemm(16, 64, 64, 4, 4),
+    "weight_grad": _gemm(128, 128, 16, 8, 2),
 }
 SMALL = {
-    "project": _gemm(64, 64, 32, 4, 2),
-    "expand": _gemm(64, 32, 32, 4, 2),
-    "outer": _gemm(64, 64, 32, 4, 2),
+    "grouped_gemm": _gemm(64, 64, 32, 4, 2),
+    "gate_up": _gemm(64, 32, 32, 4, 2),
+    "weight_grad": _gemm(64, 64, 32, 4, 2),
 }
 TABLE = {
     (arch, size): kernels
@@ -45,7 +45,7 @@ TABLE = {
         "small": SMALL,
     }.items()
 }
-PASS_BACK = Config(tiles={"ROWS": 4, "BLOCK": 512}, warps=4)
+BWD_ACTIVATION = Config(tiles={"ROWS": 4, "BLOCK": 512}, warps=4)
 COMBINE = Config(tiles={"ROWS": 4, "BLOCK": 512}, warps=4)
 
 

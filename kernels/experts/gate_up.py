@@ -18,7 +18,7 @@ from .tiles import EXACT, rows_of
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_experts", "choices"])
-def expand(
+def gate_up(
     x_ptr,
     gate_w_ptr,
     up_w_ptr,
@@ -92,7 +92,7 @@ def expand(
     tl.store(hidden_ptr + offset + at, hidden.to(dtype), mask=inside)
 
 
-def expand_launch(
+def gate_up_launch(
     arch: str,
     x_ND: Tensor,
     gate_EFD: Tensor | None,
@@ -108,9 +108,9 @@ def expand_launch(
 ) -> Launch:
     """Without places for gate and up they are not kept."""
     (E, F, D), M = up_EFD.shape, len(hidden_MF)
-    config = config_for(arch, "expand", x_ND.dtype, M, up_EFD.shape)
+    config = config_for(arch, "gate_up", x_ND.dtype, M, up_EFD.shape)
     return Launch(
-        kernel=expand,
+        kernel=gate_up,
         grid=(slots(M, E, config.tiles["BM"]) * triton.cdiv(F, config.tiles["BN"]),),
         arguments={
             "x_ptr": x_ND,

@@ -28,7 +28,7 @@ def product(acc, x_ptr, x_offset, w_ptr, w_depth, w_col, col, depth, width, BK: 
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_experts", "choices"])
-def project(
+def grouped_gemm(
     x_ptr,
     w_ptr,
     other_x_ptr,
@@ -93,7 +93,7 @@ def project(
     tl.store(at, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def project_launch(
+def grouped_gemm_launch(
     arch: str,
     x_MI: Tensor,
     weight_EIO: Tensor,
@@ -115,11 +115,11 @@ def project_launch(
     """
     E, I, O = weight_EIO.shape
     other_x_MI, other_weight_EIO = other or (None, None)
-    config = config_for(arch, "project", x_MI.dtype, len(y_MO), weight_EIO.shape)
+    config = config_for(arch, "grouped_gemm", x_MI.dtype, len(y_MO), weight_EIO.shape)
     BM, BN = config.tiles["BM"], config.tiles["BN"]
     w_expert, w_depth, w_col = weight_EIO.stride()
     return Launch(
-        kernel=project,
+        kernel=grouped_gemm,
         grid=(slots(len(y_MO), E, BM) * triton.cdiv(O, BN),),
         arguments={
             "x_ptr": x_MI,

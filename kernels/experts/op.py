@@ -7,7 +7,7 @@
 What they compute stands in reference.py, gradients included. Who chooses whom is the caller's, as
 are the gradients of that through `share`. backend="torch" runs the torch form (eager.py where it
 differs from the reference), for any input; it waits for the device to count rows. backend="triton"
-runs kernels or raises `Unsupported` (../laws.py) before it launches anything. None picks by device:
+runs kernels or raises `Unsupported` (../requirements.py) before it launches anything. None picks by device:
 triton for CUDA tensors, torch for all others. Both are deterministic: equal inputs, equal bits.
 """
 

@@ -16,7 +16,7 @@ from .tiles import EXACT
 
 
 @triton.jit(do_not_specialize=["choices"])
-def outer(
+def weight_grad(
     a_ptr,
     b_ptr,
     place_ptr,
@@ -74,7 +74,7 @@ def outer(
             tl.store(sum_at, total.to(sum_ptr.dtype.element_ty), mask=i < height)
 
 
-def outer_launch(
+def weight_grad_launch(
     arch: str,
     a: Tensor,
     b: Tensor,
@@ -89,10 +89,10 @@ def outer_launch(
 ) -> Launch:
     """A factor lies sorted by expert, or by token, with so many choices for each."""
     E, O, I = c_EOI.shape
-    config = config_for(arch, "outer", a.dtype, max(len(a), len(b)), c_EOI.shape)
+    config = config_for(arch, "weight_grad", a.dtype, max(len(a), len(b)), c_EOI.shape)
     tiles = triton.cdiv(O, config.tiles["BM"]) * triton.cdiv(I, config.tiles["BN"])
     return Launch(
-        kernel=outer,
+        kernel=weight_grad,
         grid=(tiles, E),
         arguments={
             "a_ptr": a,

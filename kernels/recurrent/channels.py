@@ -27,7 +27,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def begins(segment_ids_ptr, row, first, end):
     """Whether a token finds the state of another document, which it may not see.
 
-    `row` counts the tokens of all texts; those of its own are first ... end - 1.
+    `row` counts the tokens of all sequences; those of its own are first ... end - 1.
     """
     inside = (row > first) & (row < end)
     own = tl.load(segment_ids_ptr + row, mask=inside, other=0)

@@ -8,52 +8,60 @@ from ..configs import ARCHS, Config, require_arch
 from ..requirements import Unsupported
 
 # one decay for a head or none; one for each channel; that with RWKV-7's two writes
-Kind = Literal["head", "channel", "two"]
+Kind = Literal["head", "channel", "rwkv7"]
+
+# The strongest decays, natural logarithms: the kernels raise smaller ones to these. e^-64 is zero
+# beside anything float32 holds, and longer steps would cost the running sums their precision.
+MIN_LOG_DECAY_PER_HEAD = -64.0
+# e^-20 = 2e-9 is below float32's rounding, 6e-8. The kernels weight q and k by e^{G - R} and
+# e^{R - G}, R the sum in the middle of 8 tokens: 4 steps of -20 are e^80, and float32 (the exponents
+# of bfloat16 and tf32 too) ends at e^88.7. That leaves a factor of 6000 for the inputs themselves.
+MIN_LOG_DECAY_PER_CHANNEL = -20.0
 
 CHUNKS = (16, 32, 64)
 LARGEST_FLOAT32_CHUNK = 16  # three products for one, of operands twice as large
 SMALLEST_TILE = 16  # of a product
-WIDEST_KEY = 256  # a program of `scan` holds all rows of the state;
+WIDEST_KEY = 256  # a program of `fwd_state` holds all rows of the state;
 WIDEST_KEY_ANYWHERE = 128  # without Hopper's warp groups, or in float32, no more than these
 MOST_STATES = 64  # of a channel of Mamba-1
-MOST_HEADS = 8  # value heads that one program of `grads` sums up, where they share a key head
+MOST_HEADS = 8  # value heads that one program of `bwd_inputs` sums up, where they share a key head
 
 HEAD = {
     "head_gate": Config(tiles={"BH": 32}, warps=4),
-    "intra": Config(tiles={"BK": 64}, warps=4),
-    "scan": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=4),
-    "rscan": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=4),
-    "dintra": Config(tiles={"BV": 64}, warps=4),
-    "grads": Config(tiles={"BK": 64, "BV": 32}, warps=8, stages=1),
+    "fwd_intra": Config(tiles={"BK": 64}, warps=4),
+    "fwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=4),
+    "bwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=4),
+    "bwd_intra": Config(tiles={"BV": 64}, warps=4),
+    "bwd_inputs": Config(tiles={"BK": 64, "BV": 32}, warps=8, stages=1),
     "step": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=4),
 }
-# the levels of `intra` and `grads` hold a weight for each element of a tile
+# the levels of `fwd_intra` and `bwd_inputs` hold a weight for each element of a tile
 CHANNEL = HEAD | {
     "channel_gate": Config(tiles={"BK": 32}, warps=4),
-    "intra": Config(tiles={"BK": 32}, warps=8),
-    "grads": Config(tiles={"BK": 32, "BV": 64}, warps=8, stages=1),
+    "fwd_intra": Config(tiles={"BK": 32}, warps=8),
+    "bwd_inputs": Config(tiles={"BK": 32, "BV": 64}, warps=8, stages=1),
 }
-TWO = CHANNEL | {"grads": Config(tiles={"BK": 16, "BV": 64}, warps=8, stages=1)}
+RWKV7 = CHANNEL | {"bwd_inputs": Config(tiles={"BK": 16, "BV": 64}, warps=8, stages=1)}
 
 WIDE_KEYS = {
-    "scan": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=8, stages=1),
-    "rscan": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=8, stages=1),
+    "fwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=8, stages=1),
+    "bwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=8, stages=1),
 }
 WITH_WARP_GROUPS = ("sm_90", "sm_100")
 # elsewhere the operands of a product lie in registers too
 WITHOUT = {
-    "intra": Config(tiles={"BK": 32}, warps=8, stages=1),
-    "scan": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=8),
-    "rscan": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=8),
-    "grads": Config(tiles={"BK": 16, "BV": 64}, warps=8, stages=1),
+    "fwd_intra": Config(tiles={"BK": 32}, warps=8, stages=1),
+    "fwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=8),
+    "bwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=8),
+    "bwd_inputs": Config(tiles={"BK": 16, "BV": 64}, warps=8, stages=1),
 }
-# for exactness, not for speed: with keys 128 wide `scan` still spills half a kilobyte
+# for exactness, not for speed: with keys 128 wide `fwd_state` still spills half a kilobyte
 FLOAT32 = {
-    "intra": Config(tiles={"BK": 32}, warps=4),
-    "scan": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=4, stages=1),
-    "rscan": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=4, stages=1),
-    "dintra": Config(tiles={"BV": 32}, warps=4),
-    "grads": Config(tiles={"BK": 16, "BV": 32}, warps=4, stages=1),
+    "fwd_intra": Config(tiles={"BK": 32}, warps=4),
+    "fwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=4, stages=1),
+    "bwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=4, stages=1),
+    "bwd_intra": Config(tiles={"BV": 32}, warps=4),
+    "bwd_inputs": Config(tiles={"BK": 16, "BV": 32}, warps=4, stages=1),
 }
 
 
@@ -66,7 +74,7 @@ def _table(arch: str, kernels: dict[str, Config], dtype: torch.dtype) -> dict[st
 TABLE = {
     (arch, kind, dtype): _table(arch, kernels, dtype)
     for arch in ARCHS
-    for kind, kernels in (("head", HEAD), ("channel", CHANNEL), ("two", TWO))
+    for kind, kernels in (("head", HEAD), ("channel", CHANNEL), ("rwkv7", RWKV7))
     for dtype in (torch.bfloat16, torch.float32)
 }
 

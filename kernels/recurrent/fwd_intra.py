@@ -14,7 +14,7 @@ from .tiles import channel_sums, decayed, level, unit_lower_inverse, within
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def intra(
+def fwd_intra(
     q_ptr,
     e_ptr,
     k_ptr,
@@ -29,8 +29,10 @@ def intra(
     tokens,
     heads,
     scale,
-    DECAY: tl.constexpr,
-    DELTA: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
+    USE_CHANNEL_DECAY: tl.constexpr,
+    USE_DELTA_RULE: tl.constexpr,
+    IS_RWKV7: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
     INVERT: tl.constexpr,
     K: tl.constexpr,
@@ -56,29 +58,29 @@ def intra(
     h = tl.program_id(1)
     i = tl.arange(0, C)
     token = b * tokens + start
-    in_text = start + i < tokens
+    in_sequence = start + i < tokens
     dtype = k_ptr.dtype.element_ty
 
     A = tl.zeros([C, C], tl.float32)
     P = tl.zeros([C, C], tl.float32)
     for d0 in range(0, K, BK):
         d = d0 + tl.arange(0, BK)
-        inside = in_text[:, None] & (d[None, :] < K)
+        inside = in_sequence[:, None] & (d[None, :] < K)
         of_head = h // R * K + d[None, :]
         q = q_ptr + token * q_stride + (i[:, None] * q_stride + of_head)
         k = k_ptr + token * k_stride + (i[:, None] * k_stride + of_head)
         q = tl.load(q, mask=inside, other=0.0)
         k = tl.load(k, mask=inside, other=0.0)
-        if DELTA == 2:
+        if IS_RWKV7:
             e = e_ptr + token * e_stride + (i[:, None] * e_stride + of_head)
             e = tl.load(e, mask=inside, other=0.0)
         else:
             e = k
-        if DECAY == 2:
+        if USE_CHANNEL_DECAY:
             in_head = (d < K)[None, :]
             sums = sum_ptr + (token * heads + h) * K + d[None, :]
             G = channel_sums(sums, i, tokens - start, heads * K, in_head)
-            if DELTA == 2:
+            if IS_RWKV7:
                 has_past = in_head & (i > 0)[:, None]
                 G_e = channel_sums(sums, i - 1, tokens - start, heads * K, has_past)
             else:
@@ -90,27 +92,37 @@ def intra(
                 column = tl.trans((k * decayed(border - G, columns)).to(dtype))
                 met = tl.dot(q_row, column, input_precision=PRECISION)
                 A += tl.where(pairs, met, 0.0)
-                if DELTA:
+                if USE_DELTA_RULE or IS_RWKV7:
                     e_row = (e * decayed(G_e - border, rows)).to(dtype)
                     met = tl.dot(e_row, column, input_precision=PRECISION)
                     P += tl.where(pairs, met, 0.0)
         else:
             column = tl.trans(k)
             A = tl.dot(q, column, A, input_precision=PRECISION)
-            if DELTA:
+            if USE_DELTA_RULE or IS_RWKV7:
                 P = tl.dot(e, column, P, input_precision=PRECISION)
 
     D = within(
-        sum_ptr, segment_ids_ptr, b, h, start, tokens, heads, DECAY, USE_SEGMENT_IDS, False, C
+        sum_ptr,
+        segment_ids_ptr,
+        b,
+        h,
+        start,
+        tokens,
+        heads,
+        USE_SCALAR_DECAY,
+        USE_SEGMENT_IDS,
+        False,
+        C,
     )
     of_head = (token * heads + h) * C
     at = i[:, None] * (heads * C) + i[None, :]
-    tl.store(A_ptr + of_head + at, (scale * A * D).to(dtype), mask=in_text[:, None])
-    if DELTA:
+    tl.store(A_ptr + of_head + at, (scale * A * D).to(dtype), mask=in_sequence[:, None])
+    if USE_DELTA_RULE or IS_RWKV7:
         P = tl.where(i[:, None] > i[None, :], P * D, 0.0)
-        if DELTA == 1:
+        if USE_DELTA_RULE:
             beta = beta_ptr + token * heads + h + i * heads
-            P *= tl.load(beta, mask=in_text, other=0.0)[None, :]
+            P *= tl.load(beta, mask=in_sequence, other=0.0)[None, :]
         if INVERT:
             P = unit_lower_inverse(P, C, PRECISION)
-        tl.store(P_ptr + of_head + at, P.to(dtype), mask=in_text[:, None])
+        tl.store(P_ptr + of_head + at, P.to(dtype), mask=in_sequence[:, None])

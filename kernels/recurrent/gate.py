@@ -49,12 +49,13 @@ def channel_gate(
     tokens,
     heads,
     floor,
-    DELTA: tl.constexpr,
+    USE_DELTA_RULE: tl.constexpr,
+    IS_RWKV7: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """G as above for each channel, and what `scan` would weigh once for each block of values:
+    """G as above for each channel, and what `fwd_state` would weigh once for each block of values:
 
     q^ = q e^G and k_ = k e^{G_C - G}; with DELTA 1 also k^ = k e^G; with DELTA 2 e^ = e e^{G - g} of
     the sum before the token, and b_ = b e^{G_C - G}.
@@ -82,10 +83,10 @@ def channel_gate(
     k = tl.load(k_ptr + row * k_stride + of_head, mask=inside, other=0.0)
     tl.store(q_in_ptr + at, (q * tl.exp2(G)).to(dtype), mask=inside)
     tl.store(k_out_ptr + at, (k * to_end).to(dtype), mask=inside)
-    if DELTA == 1:
+    if USE_DELTA_RULE:
         tl.store(e_in_ptr + at, (k * tl.exp2(G)).to(dtype), mask=inside)
-    if DELTA == 2:
+    if IS_RWKV7:
         e = tl.load(e_ptr + row * e_stride + of_head, mask=inside, other=0.0)
         tl.store(e_in_ptr + at, (e * tl.exp2(G - g)).to(dtype), mask=inside)
-        second = tl.load(b_ptr + row * b_stride + of_head, mask=inside, other=0.0)
-        tl.store(b_out_ptr + at, (second * to_end).to(dtype), mask=inside)
+        b_key = tl.load(b_ptr + row * b_stride + of_head, mask=inside, other=0.0)
+        tl.store(b_out_ptr + at, (b_key * to_end).to(dtype), mask=inside)

@@ -1,6 +1,6 @@
 """The door to the recurrences: one function each, whatever the device.
 
-    o, state = linear_recurrence(q, k, v, decay, beta, state)            a state K x V a head, over whole texts
+    o, state = linear_recurrence(q, k, v, decay, beta, state)            a state K x V a head, over whole sequences
     o, state = rwkv7_recurrence(r, w, k, v, a, b, state)           the same with RWKV-7's two writes
     o = linear_recurrence_step(q, k, v, decay, beta, state)                  one token; renews the state where it lies
     o = rwkv7_recurrence_step(r, w, k, v, a, b, state)
@@ -9,11 +9,11 @@
 
 What they compute stands in reference.py. backend="torch" runs eager.py, which is equal to it, or
 for one token the reference itself. backend="triton" runs kernels or raises `Unsupported`
-(../laws.py) before it launches anything. None picks by device: triton for CUDA tensors, torch for
+(../requirements.py) before it launches anything. None picks by device: triton for CUDA tensors, torch for
 all others. All but the steps have gradients, also through the state that is given and returned.
 
 Results come in the dtype of v (or x), states in float32, or float64 beside float64 values; a state
-that is left out is zero. `documents` [B, T] numbers the document of each token, int32,
+that is left out is zero. `segment_ids` [B, T] numbers the document of each token, int32,
 nondecreasing along a row: a document finds an empty state, only the first of a row the given one.
 `chunk`, a power of two, is how many tokens are taken at once; it does not change what is meant.
 Decays may be as strong as they like: one of a head counts as e^-64 at least, one of a channel as

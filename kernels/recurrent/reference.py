@@ -3,7 +3,7 @@
 Arithmetic and states are float32, or float64 where the values are float64; what a token reads is
 rounded once, to the dtype of the values. Autograd of these lines is the meaning of every gradient.
 
-`documents` numbers the document of each token, nondecreasing along a row: the first token of a
+`segment_ids` numbers the document of each token, nondecreasing along a row: the first token of a
 document finds an empty state. A state that is given belongs to the first document of its row, the
 one that is returned to the last.
 """
@@ -40,9 +40,9 @@ def linear_recurrence(
     decay_BTHK = _by_channel(decay, v_BTHV)
     state, reads = _first(state_BHKV, (B, H, q_BTGK.shape[3], V), v_BTHV), []
     for t in range(T):
-        state = _in_document(state, segment_ids, t)
+        state = _zero_at_segment_start(state, segment_ids, t)
         beta_BH = None if beta is None else beta[:, t].to(wide)
-        o_BHV, state = _mixed(
+        o_BHV, state = _delta_step(
             q_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t].to(wide), decay_BTHK[:, t], beta_BH, state
         )
         reads.append(scale * o_BHV)
@@ -69,9 +69,9 @@ def rwkv7_recurrence(
     inputs = [x.to(_wide(v_BTHV)) for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK)]
     state, reads = _first(state_BHKV, (B, H, r_BTHK.shape[3], V), v_BTHV), []
     for t in range(T):
-        state = _in_document(state, segment_ids, t)
+        state = _zero_at_segment_start(state, segment_ids, t)
         r, w, k, v, a, b = (x[:, t] for x in inputs)
-        o_BHV, state = _mixed_rwkv7(r, w, k, v, a, b, state)
+        o_BHV, state = _rwkv7_step(r, w, k, v, a, b, state)
         reads.append(o_BHV)
     return torch.stack(reads, 1).to(v_BTHV.dtype), state
 
@@ -95,7 +95,9 @@ def linear_recurrence_step(
     q_BHK, k_BHK = (x.to(wide).repeat_interleave(H // x.shape[1], 1) for x in (q_BGK, k_BGK))
     decay_BHK = _by_channel(decay, v_BHV)
     beta_BH = None if beta is None else beta.to(wide)
-    o_BHV, state = _mixed(q_BHK, k_BHK, v_BHV.to(wide), decay_BHK, beta_BH, state_BHKV.to(wide))
+    o_BHV, state = _delta_step(
+        q_BHK, k_BHK, v_BHV.to(wide), decay_BHK, beta_BH, state_BHKV.to(wide)
+    )
     state_BHKV.copy_(state)
     return (scale * o_BHV).to(v_BHV.dtype)
 
@@ -112,7 +114,7 @@ def rwkv7_recurrence_step(
     """o_BHV: `rwkv7_recurrence` of one token, without gradients; renews the state where it lies."""
     inputs = (r_BHK, w_BHK, k_BHK, v_BHV, a_BHK, b_BHK, state_BHKV)
     r, w, k, v, a, b, state = (x.to(_wide(v_BHV)) for x in inputs)
-    o_BHV, state = _mixed_rwkv7(r, w, k, v, a, b, state)
+    o_BHV, state = _rwkv7_step(r, w, k, v, a, b, state)
     state_BHKV.copy_(state)
     return o_BHV.to(v_BHV.dtype)
 
@@ -129,7 +131,7 @@ def channel_scan(
     wide = _wide(x_BTN)
     state, states = _first(state_BN, (B, N), x_BTN), []
     for t in range(T):
-        state = _in_document(state, segment_ids, t)
+        state = _zero_at_segment_start(state, segment_ids, t)
         state = decay_BTN[:, t].to(wide).exp() * state + x_BTN[:, t].to(wide)
         states.append(state)
     return torch.stack(states, 1).to(x_BTN.dtype), state
@@ -155,14 +157,14 @@ def selective_scan(
     x, dt, A, B, C, D = (y.to(wide) for y in (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N))
     state, reads = _first(state_BNS, (len(x), *A.shape), x_BTN), []
     for t in range(x.shape[1]):
-        state = _in_document(state, segment_ids, t)
+        state = _zero_at_segment_start(state, segment_ids, t)
         written_BNS = (dt[:, t] * x[:, t])[..., None] * B[:, t, None]
         state = (dt[:, t, :, None] * A).exp() * state + written_BNS
         reads.append(torch.einsum("bns,bs->bn", state, C[:, t]) + D * x[:, t])
     return torch.stack(reads, 1).to(x_BTN.dtype), state
 
 
-def _mixed(
+def _delta_step(
     q_BHK: Tensor,
     k_BHK: Tensor,
     v_BHV: Tensor,
@@ -178,7 +180,7 @@ def _mixed(
     return torch.einsum("bhk,bhkv->bhv", q_BHK, state_BHKV), state_BHKV
 
 
-def _mixed_rwkv7(
+def _rwkv7_step(
     r_BHK: Tensor,
     w_BHK: Tensor,
     k_BHK: Tensor,
@@ -208,7 +210,7 @@ def _first(state: Tensor | None, shape: tuple[int, ...], values: Tensor) -> Tens
     return values.new_zeros(shape, dtype=wide) if state is None else state.to(wide)
 
 
-def _in_document(state: Tensor, segment_ids: Tensor | None, t: int) -> Tensor:
+def _zero_at_segment_start(state: Tensor, segment_ids: Tensor | None, t: int) -> Tensor:
     if segment_ids is None or t == 0:
         return state
     begins_B = segment_ids[:, t] != segment_ids[:, t - 1]

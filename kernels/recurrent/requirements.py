@@ -20,12 +20,12 @@ def require_rows(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor, axe
     )
     row = x[(0,) * axes]
     even = axes < 2 or 1 in shape[:2] or x.stride(0) == shape[1] * x.stride(1)
-    law = f"a row of {name} must lie together, and its rows at one distance"
-    require(row.is_contiguous() and even, law, shape=shape, strides=x.stride())
+    constraint = f"a row of {name} must lie together, and its rows at one distance"
+    require(row.is_contiguous() and even, constraint, shape=shape, strides=x.stride())
 
 
 def row_stride(x_BT: Tensor) -> int:
-    """The distance of a token of x [B, T, ...] from the next, be it of the next text."""
+    """The distance of a token of x [B, T, ...] from the next, be it of the next sequence."""
     return x_BT.stride(0) if x_BT.shape[1] == 1 else x_BT.stride(1)
 
 

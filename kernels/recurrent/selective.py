@@ -425,8 +425,8 @@ def selective_scan(
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     require_device(x_BTN)
-    law = "x must be of shape [B, T, N] and A of shape [N, S]"
-    require(x_BTN.dim() == 3 and A_NS.dim() == 2, law, x=x_BTN.shape, A=A_NS.shape)
+    constraint = "x must be of shape [B, T, N] and A of shape [N, S]"
+    require(x_BTN.dim() == 3 and A_NS.dim() == 2, constraint, x=x_BTN.shape, A=A_NS.shape)
     (B, T, N), S = x_BTN.shape, A_NS.shape[1]
     require(S <= MOST_STATES, f"a channel has at most {MOST_STATES} states", S=S)
     for name, y in {"x": x_BTN, "dt": dt_BTN}.items():

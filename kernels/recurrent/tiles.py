@@ -1,7 +1,7 @@
 """What the chunk kernels share on the device: decays between the tokens of a chunk, and an inverse.
 
 Sums of decays, G, are exponents of two, from the start of each chunk, each token included; a token
-past the end of the text has the last one's sum. Exponents are formed as differences and hidden
+past the end of the sequence has the last one's sum. Exponents are formed as differences and hidden
 before `exp2`: e^{-G} alone overflows, and so does the decay from a later token to an earlier one.
 DECAY is 0 without decay, 1 with one for a head, 2 with one for each of its channels.
 """
@@ -18,9 +18,9 @@ import triton.language as tl
 
 
 @triton.jit
-def head_sums(sum_ptr, b, h, start, tokens, heads, DECAY: tl.constexpr, C: tl.constexpr):
+def head_sums(sum_ptr, b, h, start, tokens, heads, USE_SCALAR_DECAY: tl.constexpr, C: tl.constexpr):
     """(G_C, G of the chunk's last token) of one head; zeros where it has no decay of its own."""
-    if DECAY == 1:
+    if USE_SCALAR_DECAY:
         of_chunk = sum_ptr + (b * tokens + start) * heads + h
         last = tl.minimum(C, tokens - start) - 1
         G = tl.load(of_chunk + tl.minimum(tl.arange(0, C), last) * heads)
@@ -40,7 +40,7 @@ def edges(
     start,
     tokens,
     heads,
-    DECAY: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
     C: tl.constexpr,
 ):
@@ -49,7 +49,7 @@ def edges(
 
     With a decay for each channel only the documents speak: 0 or 1.
     """
-    G, G_last = head_sums(sum_ptr, b, h, start, tokens, heads, DECAY, C)
+    G, G_last = head_sums(sum_ptr, b, h, start, tokens, heads, USE_SCALAR_DECAY, C)
     from_start, to_end, through = tl.exp2(G), tl.exp2(G_last - G), tl.exp2(G_last)
     if USE_SEGMENT_IDS:
         row = segment_ids_ptr + b * tokens
@@ -71,7 +71,7 @@ def within(
     start,
     tokens,
     heads,
-    DECAY: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     C: tl.constexpr,
@@ -81,7 +81,7 @@ def within(
     With a decay for each channel only the documents speak: 0 or 1.
     """
     i = tl.arange(0, C)
-    G, _ = head_sums(sum_ptr, b, h, start, tokens, heads, DECAY, C)
+    G, _ = head_sums(sum_ptr, b, h, start, tokens, heads, USE_SCALAR_DECAY, C)
     if TRANSPOSED:
         seen = i[:, None] <= i[None, :]
         gap = G[None, :] - G[:, None]
@@ -97,7 +97,7 @@ def within(
 @triton.jit
 def channel_sums(sum_ptr, at, left, stride, inside):
     """G_CK of the tokens `at` of a chunk; `sum_ptr` points to the channels of its first token, and
-    `left` tokens are left of the text from there.
+    `left` tokens are left of the sequence from there.
     """
     return tl.load(sum_ptr + tl.minimum(at, left - 1)[:, None] * stride, mask=inside, other=0.0)
 

@@ -268,8 +268,8 @@ def glu(gate: Tensor, up: Tensor, activation: Activation, limit: float | None = 
     require_device(gate)
     require_float(gate, "gate")
     require_like(up, gate, "up")
-    law = f"the activation must be one of {', '.join(ACTIVATIONS)}"
-    require(activation in ACTIVATIONS, law, activation=activation)
+    constraint = f"the activation must be one of {', '.join(ACTIVATIONS)}"
+    require(activation in ACTIVATIONS, constraint, activation=activation)
     if limit is None and activation == "oai":
         limit = OAI_LIMIT
     return glu_op(as_rows(gate, "gate"), as_rows(up, "up"), activation, limit).view(gate.shape)

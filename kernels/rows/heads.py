@@ -21,8 +21,8 @@ def by_token(x: Tensor, name: str) -> Tensor:
     *sizes, heads, width = x.shape
     as_rows(x[..., :1, :], name)
     tokens = math.prod(sizes)
-    law = f"{name} must have at most {MOST_ROWS} rows"
-    require(tokens * heads <= MOST_ROWS, law, shape=tuple(x.shape))
+    constraint = f"{name} must have at most {MOST_ROWS} rows"
+    require(tokens * heads <= MOST_ROWS, constraint, shape=tuple(x.shape))
     return x.view(tokens, heads, width)
 
 

@@ -351,8 +351,8 @@ def _require(x_MHD: Tensor, weight: Tensor, gradient: bool) -> None:
     widest = WIDEST_WITH_GRADIENT if gradient else WIDEST
     require_device(x_MHD)
     require_float(x_MHD, "x")
-    law = f"one program holds a whole row: width <= {widest}"
-    require(width <= widest, law, width=width, gradient=gradient)
+    constraint = f"one program holds a whole row: width <= {widest}"
+    require(width <= widest, constraint, width=width, gradient=gradient)
     require_weight(weight, width, x_MHD)
 
 

@@ -13,7 +13,7 @@
     linear_cross_entropy(h, weight, target)                 loss of a projection never held in full
 
 What they compute stands in reference.py, and backend="torch" runs just that, for any input (the
-loss in the chunks of loss.py). backend="triton" runs a kernel or raises `Unsupported` (../laws.py)
+loss in the chunks of loss.py). backend="triton" runs a kernel or raises `Unsupported` (../requirements.py)
 before it launches anything. None picks by device: triton for CUDA tensors, torch for all others.
 Every operator but the step has gradients; all take meta tensors, no rows at all included.
 """
@@ -145,7 +145,7 @@ def short_conv(
     segment_ids: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
-    """`documents` int32 [B, T], nondecreasing along T: inputs of another document count as zero."""
+    """`segment_ids` int32 [B, T], nondecreasing along T: inputs of another document count as zero."""
     settings = {"activation": activation, "tail_BWN": tail_BWN, "segment_ids": segment_ids}
     if chosen(backend, x_BTN) == "torch":
         return reference.short_conv(x_BTN, weight_NW, bias_N, **settings)

@@ -169,8 +169,8 @@ def rope(
     require_device(x_BTHD)
     require_float(x_BTHD, "x")
     widest = min(width, WIDEST)
-    law = f"rotated must be even, > 0 and <= {widest}"
-    require(rotated % 2 == 0 and 0 < rotated <= widest, law, rotated=rotated)
+    constraint = f"rotated must be even, > 0 and <= {widest}"
+    require(rotated % 2 == 0 and 0 < rotated <= widest, constraint, rotated=rotated)
     require(not needs_gradient(cos, sin), "the tables of rope have no gradient", requires_grad=True)
     for name, table in (("cos", cos), ("sin", sin)):
         shapes = (tokens, rotated // 2), (batch, tokens, rotated // 2)

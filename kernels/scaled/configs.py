@@ -26,6 +26,6 @@ TABLE = {
 
 def config_for(arch: str, kernel: str) -> Config:
     require_arch(arch)
-    law = f"e4m3 needs sm_{FIRST_WITH_E4M3} or newer, backend='torch' simulates it"
-    require((arch, kernel) in TABLE, law, arch=arch)
+    constraint = f"e4m3 needs sm_{FIRST_WITH_E4M3} or newer, backend='torch' simulates it"
+    require((arch, kernel) in TABLE, constraint, arch=arch)
     return TABLE[arch, kernel]

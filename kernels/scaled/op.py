@@ -5,7 +5,7 @@
     scaled_linear(x, weight, "blockwise")           a linear layer whose three products are in FP8
 
 What they compute stands in reference.py, and backend="torch" runs just that, for any input, on any
-device: FP8 as arithmetic. backend="triton" runs kernels, or raises `Unsupported` (../laws.py) before
+device: FP8 as arithmetic. backend="triton" runs kernels, or raises `Unsupported` (../requirements.py) before
 it launches anything; it needs tensor cores for e4m3, so sm_89 or newer. None picks by device: triton
 for CUDA tensors, torch for all others. quantize gives the same bits everywhere; scaled_linear alone
 has gradients.

@@ -164,7 +164,9 @@ def _quantize_outputs(x_MN: Tensor, rows: int | None, columns: int | None) -> tu
 def quantize(x_MN: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
     require_device(x_MN)
     require_float(x_MN, "x")
-    law = f"x must be a matrix with elements, the tile one of {', '.join(map(str, KERNELS))}"
+    constraint = f"x must be a matrix with elements, the tile one of {', '.join(map(str, KERNELS))}"
     shape = tuple(x_MN.shape)
-    require(x_MN.dim() == 2 and x_MN.numel() > 0 and tile in KERNELS, law, shape=shape, tile=tile)
+    require(
+        x_MN.dim() == 2 and x_MN.numel() > 0 and tile in KERNELS, constraint, shape=shape, tile=tile
+    )
     return quantize_op(x_MN, *tile)

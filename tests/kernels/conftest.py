@@ -28,7 +28,7 @@ def outputs_and_gradients(
     return named | {f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}
 
 
-def check_meaning(
+def check_against_reference(
     family: str, name: str, inputs: dict[str, Tensor], **settings: float | bool
 ) -> None:
     """The kernel behind a family's door against the family's reference.
@@ -53,10 +53,10 @@ def check_meaning(
 
 
 @pytest.fixture
-def assert_means() -> Callable[..., None]:
-    """assert_means(family, name, inputs, **settings): the door's kernel does what the reference means."""
+def assert_matches_reference() -> Callable[..., None]:
+    """assert_matches_reference(family, name, inputs, **settings): the door's kernel does what the reference means."""
     torch.manual_seed(0)
-    return check_meaning
+    return check_against_reference
 
 
 @pytest.fixture

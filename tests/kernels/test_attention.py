@@ -1,4 +1,4 @@
-"""The door to attention: its torch form, its cache, its laws."""
+"""The door to attention: its torch form, its cache, its constraints."""
 
 import subprocess
 import sys
@@ -12,20 +12,18 @@ from archfront.kernels.attention import cache, op, reference
 from archfront.kernels.attention.configs import HALF, TABLE, config_for
 from archfront.kernels.requirements import Unsupported
 
-# texts of 300 tokens take three blocks of the torch form, the last of them cut
+# sequences of 300 tokens take three blocks of the torch form, the last of them cut
 B, T, H, G = 2, 300, 4, 2
-USE_SEGMENT_IDS = torch.tensor(
-    [[0] * 10 + [3] * 200 + [4] * 90, [1] * 299 + [2]], dtype=torch.int32
-)
+SEGMENT_IDS = torch.tensor([[0] * 10 + [3] * 200 + [4] * 90, [1] * 299 + [2]], dtype=torch.int32)
 RULES = {
     "causal": {},
     "all": {"causal": False},
     "narrow window": {"window": 20},
     "window": {"window": 100},
     "wide window": {"window": 1000},
-    "segment_ids": {"segment_ids": USE_SEGMENT_IDS},
-    "documents in a window": {"segment_ids": USE_SEGMENT_IDS, "window": 20},
-    "whole documents": {"segment_ids": USE_SEGMENT_IDS, "causal": False},
+    "segment_ids": {"segment_ids": SEGMENT_IDS},
+    "documents in a window": {"segment_ids": SEGMENT_IDS, "window": 20},
+    "whole documents": {"segment_ids": SEGMENT_IDS, "causal": False},
     "soft cap": {"softcap": 2.0, "scale": 0.5},
 }
 
@@ -70,7 +68,7 @@ def test_the_output_alone_means_the_reference(rule, widths):
     torch.testing.assert_close(ours, truth)
 
 
-@pytest.mark.parametrize("segment_ids", [None, USE_SEGMENT_IDS])
+@pytest.mark.parametrize("segment_ids", [None, SEGMENT_IDS])
 @pytest.mark.parametrize("block", [16, 128])
 def test_the_torch_form_of_blocks_means_the_reference(block, segment_ids):
     inputs = heads(dtype=torch.float64)
@@ -203,51 +201,51 @@ def test_a_meta_tensor_asks_for_shapes(backend):
             assert v.grad.shape == v.shape
 
 
-def text(q=(2, 9, 4, 32), k=(2, 9, 2, 32), v=(2, 9, 2, 16), dtype=torch.float32):
+def sequence(q=(2, 9, 4, 32), k=(2, 9, 2, 32), v=(2, 9, 2, 16), dtype=torch.float32):
     return meta(*q, dtype=dtype), meta(*k, dtype=dtype), meta(*v, dtype=dtype)
 
 
-REFUSED = {
+UNSUPPORTED = {
     "needs a CUDA tensor.*device=cpu": lambda: (heads(), {}),
-    "q must be float32, bfloat16 or float16.*float64": lambda: (text(dtype=torch.float64), {}),
+    "q must be float32, bfloat16 or float16.*float64": lambda: (sequence(dtype=torch.float64), {}),
     "heads must divide the query heads, got heads=3, kv_heads=2": lambda: (
-        text(q=(2, 9, 3, 32)),
+        sequence(q=(2, 9, 3, 32)),
         {},
     ),
     r"\[B, T, G, V\], none of them 0, got .*v=\(2, 8, 2, 16\)": lambda: (
-        text(v=(2, 8, 2, 16)),
+        sequence(v=(2, 8, 2, 16)),
         {},
     ),
     r"none of them 0, got q=\(2, 0, 4, 32\)": lambda: (
-        text(q=(2, 0, 4, 32), k=(2, 0, 2, 32), v=(2, 0, 2, 16)),
+        sequence(q=(2, 0, 4, 32), k=(2, 0, 2, 32), v=(2, 0, 2, 16)),
         {},
     ),
-    "k must have q's dtype": lambda: ((text()[0], *text(dtype=torch.float16)[1:]), {}),
+    "k must have q's dtype": lambda: ((sequence()[0], *sequence(dtype=torch.float16)[1:]), {}),
     "last dimension of v must be contiguous": lambda: (
-        (*text()[:2], meta(2, 9, 16, 2).transpose(2, 3)),
+        (*sequence()[:2], meta(2, 9, 16, 2).transpose(2, 3)),
         {},
     ),
-    r"documents must be \(2, 9\) torch.int32": lambda: (text(), {"segment_ids": meta(2, 9)}),
-    "scale must be > 0": lambda: (text(), {"scale": -1.0}),
-    "softcap must be > 0": lambda: (text(), {"softcap": 0.0}),
+    r"segment_ids must be \(2, 9\) torch.int32": lambda: (sequence(), {"segment_ids": meta(2, 9)}),
+    "scale must be > 0": lambda: (sequence(), {"scale": -1.0}),
+    "softcap must be > 0": lambda: (sequence(), {"softcap": 0.0}),
 }
 
 
-@pytest.mark.parametrize("law", REFUSED)
-def test_attention_refuses_by_its_law(law):
-    inputs, rule = REFUSED[law]()
-    with pytest.raises(Unsupported, match=law):
+@pytest.mark.parametrize("constraint", UNSUPPORTED)
+def test_attention_refuses_by_its_law(constraint):
+    inputs, rule = UNSUPPORTED[constraint]()
+    with pytest.raises(Unsupported, match=constraint):
         op.attend(*inputs, **rule, backend="triton")
 
 
 def test_blocks_refuse_by_their_law():
     blocks = meta(2, 2, 9, 3, dtype=torch.int32)
-    for law, inputs, listed, block in (
-        ("power of two >= 16, got block=48", text(), blocks, 48),
-        (r"blocks must be \[2, 2, 9, N\] torch.int32", text(), blocks.long(), 16),
-        ("at most 32 query heads", text(q=(2, 9, 66, 32)), blocks, 16),
+    for constraint, inputs, listed, block in (
+        ("power of two >= 16, got block=48", sequence(), blocks, 48),
+        (r"blocks must be \[2, 2, 9, N\] torch.int32", sequence(), blocks.long(), 16),
+        ("at most 32 query heads", sequence(q=(2, 9, 66, 32)), blocks, 16),
     ):
-        with pytest.raises(Unsupported, match=law):
+        with pytest.raises(Unsupported, match=constraint):
             op.attend_blocks(*inputs, listed, block=block, backend="triton")
 
 
@@ -255,13 +253,13 @@ def test_a_cache_refuses_by_its_law():
     held = cache.allocate(
         batch=2, tokens=9, kv_heads=2, k_dim=32, v_dim=16, dtype=torch.float32, device="meta"
     )
-    for law, q in (
+    for constraint, q in (
         ("read without gradients", meta(2, 1, 4, 32).requires_grad_()),
         ("pages must be of q's dtype", meta(2, 1, 4, 32, dtype=torch.bfloat16)),
         (r"k_pages must be contiguous, \(2, 64, 2, 24\)", meta(2, 1, 4, 24)),
         (r"page_table must be contiguous, \(3, 1\)", meta(3, 1, 4, 32)),
     ):
-        with pytest.raises(Unsupported, match=law):
+        with pytest.raises(Unsupported, match=constraint):
             op.attend_cached(q, held, backend="triton")
 
 

@@ -123,7 +123,7 @@ def mixed(x=(40, 16), share=(40, 2), up=(4, 32, 16), down=(4, 16, 32), gated=Tru
     )
 
 
-REFUSED = {
+UNSUPPORTED = {
     r"x must be \[N, D\].*down=\(4, 32, 16\)": lambda: mixed(down=(4, 32, 16)),
     r"share \[N, K\].*share=\(41, 2\)": lambda: mixed(share=(41, 2)),
     "must be relu2 without a gate.*activation=silu, gate=False": lambda: mixed(gated=False),
@@ -149,7 +149,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("law", REFUSED)
-def test_the_kernels_refuse_by_their_law(law):
-    with pytest.raises(Unsupported, match=law):
-        REFUSED[law]()
+@pytest.mark.parametrize("constraint", UNSUPPORTED)
+def test_the_kernels_refuse_by_their_law(constraint):
+    with pytest.raises(Unsupported, match=constraint):
+        UNSUPPORTED[constraint]()

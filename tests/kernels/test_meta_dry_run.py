@@ -33,6 +33,6 @@ def test_a_gpus_tables_answer_forward_and_backward():
 
 
 def test_an_unknown_gpu_is_refused():
-    law = r"the architecture must be one of sm_80, .* got sm_70"
-    with pytest.raises(Unsupported, match=law), on_absent("sm_70"):
+    constraint = r"the architecture must be one of sm_80, .* got sm_70"
+    with pytest.raises(Unsupported, match=constraint), on_absent("sm_70"):
         pass

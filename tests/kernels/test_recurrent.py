@@ -1,4 +1,4 @@
-"""The door to the recurrences: its torch form, its steps, its laws."""
+"""The door to the recurrences: its torch form, its steps, its constraints."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from archfront.kernels.requirements import Unsupported
 
 # 150 tokens are three chunks, the last of them cut; documents end in a chunk and with one
 B, T, G, H, K, V = 2, 150, 2, 4, 6, 5
-USE_SEGMENT_IDS = torch.tensor(
+SEGMENT_IDS = torch.tensor(
     [[0] * 64 + [1] + [4] * 85, [0] * 10 + [1] * 118 + [2] * 22], dtype=torch.int32
 )
 # decay: none, one for all time, one for a token, one for each of its channels; and the delta rule
@@ -71,29 +71,29 @@ def with_gradients(function, inputs, **settings):
     return *outputs, *torch.autograd.grad(outputs, asked, cotangents)
 
 
-def assert_means(form, tokens=T, segment_ids=None, **settings):
+def assert_matches_reference(form, tokens=T, segment_ids=None, **settings):
     name, inputs = given(form, tokens)
     ours = with_gradients(getattr(op, name), inputs, segment_ids=segment_ids, **settings)
     meant = with_gradients(getattr(reference, name), inputs, segment_ids=segment_ids)
     torch.testing.assert_close(ours, meant)
 
 
-@pytest.mark.parametrize("segment_ids", [None, USE_SEGMENT_IDS])
+@pytest.mark.parametrize("segment_ids", [None, SEGMENT_IDS])
 @pytest.mark.parametrize("form", RECURRENCES)
 def test_the_torch_form_means_the_reference(form, segment_ids):
-    assert_means(form, segment_ids=segment_ids)
+    assert_matches_reference(form, segment_ids=segment_ids)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
 @pytest.mark.parametrize("form", RECURRENCES)
 def test_a_short_text_means_the_reference(form, tokens):
-    assert_means(form, tokens)
+    assert_matches_reference(form, tokens)
 
 
 @pytest.mark.parametrize("chunk", [16, 32])
 @pytest.mark.parametrize("form", ["gated deltanet", "kda", "rwkv-7"])
 def test_the_chunk_does_not_matter(form, chunk):
-    assert_means(form, tokens=70, chunk=chunk)
+    assert_matches_reference(form, tokens=70, chunk=chunk)
 
 
 @pytest.mark.parametrize("form", RECURRENCES)
@@ -168,43 +168,50 @@ def test_a_meta_tensor_asks_for_shapes(backend):
     assert (y.shape, last.shape) == ((2, 9, 5), (2, 5))
 
 
-def text(q=(2, 9, 2, 16), v=(2, 9, 4, 32), dtype=torch.float32):
+def sequence(q=(2, 9, 2, 16), v=(2, 9, 4, 32), dtype=torch.float32):
     return meta(*q, dtype=dtype), meta(*q, dtype=dtype), meta(*v, dtype=dtype)
 
 
-REFUSED = {
+UNSUPPORTED = {
     "needs a CUDA tensor.*device=cpu": lambda: (torch.ones(2, 9, 4, 16),) * 3,
-    "key heads must divide the value heads, got G=3, H=4": lambda: text(q=(2, 9, 3, 16)),
-    "keys must be at most 256 wide, got K=300": lambda: text(q=(2, 9, 2, 300)),
-    "v must be float32 or bfloat16, got dtype=torch.float16": lambda: text(dtype=torch.float16),
+    "key heads must divide the value heads, got G=3, H=4": lambda: sequence(q=(2, 9, 3, 16)),
+    "keys must be at most 256 wide, got K=300": lambda: sequence(q=(2, 9, 2, 300)),
+    "v must be float32 or bfloat16, got dtype=torch.float16": lambda: sequence(dtype=torch.float16),
     "k must have the dtype of v": lambda: (
-        text()[0],
+        sequence()[0],
         meta(2, 9, 2, 16, dtype=torch.bfloat16),
-        text()[2],
+        sequence()[2],
     ),
-    r"v must be of shape \(2, 0, 4, 32\), not empty": lambda: text((2, 0, 2, 16), (2, 0, 4, 32)),
-    "a row of v must lie together": lambda: (*text()[:2], meta(2, 9, 32, 4).mT),
-    "decay must have a shape of": lambda: (*text(), meta(2, 9, 3)),
-    r"beta must be of shape \(2, 9, 4\)": lambda: (*text(), None, meta(2, 9, 2)),
-    r"state must be contiguous, torch.float32": lambda: (*text(), None, None, meta(2, 4, 16, 16)),
+    r"v must be of shape \(2, 0, 4, 32\), not empty": lambda: sequence(
+        (2, 0, 2, 16), (2, 0, 4, 32)
+    ),
+    "a row of v must lie together": lambda: (*sequence()[:2], meta(2, 9, 32, 4).mT),
+    "decay must have a shape of": lambda: (*sequence(), meta(2, 9, 3)),
+    r"beta must be of shape \(2, 9, 4\)": lambda: (*sequence(), None, meta(2, 9, 2)),
+    r"state must be contiguous, torch.float32": lambda: (
+        *sequence(),
+        None,
+        None,
+        meta(2, 4, 16, 16),
+    ),
 }
 
 
-@pytest.mark.parametrize("law", REFUSED)
-def test_a_recurrence_refuses_by_its_law(law):
-    with pytest.raises(Unsupported, match=law):
-        op.linear_recurrence(*REFUSED[law](), backend="triton")
+@pytest.mark.parametrize("constraint", UNSUPPORTED)
+def test_a_recurrence_refuses_by_its_law(constraint):
+    with pytest.raises(Unsupported, match=constraint):
+        op.linear_recurrence(*UNSUPPORTED[constraint](), backend="triton")
 
 
 def test_a_chunk_is_one_of_three():
     with pytest.raises(Unsupported, match=r"chunk must be one of \(16, 32, 64\), got chunk=48"):
-        op.linear_recurrence(*text(), chunk=48, backend="triton")
+        op.linear_recurrence(*sequence(), chunk=48, backend="triton")
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_wide_keys_need_warp_groups_and_bfloat16(arch):
     for dtype in (torch.bfloat16, torch.float32):
-        rule = ("scan", "head", dtype, 256, 128)
+        rule = ("fwd_state", "head", dtype, 256, 128)
         if dtype == torch.bfloat16 and arch in configs.WITH_WARP_GROUPS:
             assert configs.config_for(arch, *rule).tiles["BK"] == 256
             continue

@@ -154,7 +154,7 @@ def test_a_meta_tensor_asks_for_shapes(backend):
     assert (x.grad.shape, weight.grad.dtype) == (x.shape, torch.float32)
 
 
-REFUSED = {
+UNSUPPORTED = {
     "needs a CUDA tensor.*device=cpu": lambda: (torch.empty(2, 60), torch.empty(60)),
     "x must be float32, bfloat16 or float16.*float64": lambda: (
         meta(2, 60, dtype=torch.float64),
@@ -183,14 +183,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("law", REFUSED)
-def test_the_norm_refuses_by_its_law(law):
-    with pytest.raises(Unsupported, match=law):
-        op.rms_norm(*REFUSED[law](), EPS, backend="triton")
+@pytest.mark.parametrize("constraint", UNSUPPORTED)
+def test_the_norm_refuses_by_its_law(constraint):
+    with pytest.raises(Unsupported, match=constraint):
+        op.rms_norm(*UNSUPPORTED[constraint](), EPS, backend="triton")
 
 
 X = meta(2, 5, 60)
-OTHERS_REFUSED = {
+OTHERS_UNSUPPORTED = {
     "residual must have the first input's shape": lambda: op.add_rms_norm(
         X, X.half(), meta(60), EPS, backend="triton"
     ),
@@ -228,7 +228,7 @@ OTHERS_REFUSED = {
     "the tail has no gradient": lambda: op.short_conv(
         X, meta(60, 4), activation=None, tail_BWN=meta(2, 3, 60).requires_grad_(), backend="triton"
     ),
-    r"documents must be contiguous, int32, of shape \(2, 5\)": lambda: op.short_conv(
+    r"segment_ids must be contiguous, int32, of shape \(2, 5\)": lambda: op.short_conv(
         X, meta(60, 4), activation="silu", segment_ids=meta(2, 5), backend="triton"
     ),
     "a step has no gradient": lambda: op.short_conv_step(
@@ -243,10 +243,10 @@ OTHERS_REFUSED = {
 }
 
 
-@pytest.mark.parametrize("law", OTHERS_REFUSED)
-def test_each_operator_refuses_by_its_law(law):
-    with pytest.raises(Unsupported, match=law):
-        OTHERS_REFUSED[law]()
+@pytest.mark.parametrize("constraint", OTHERS_UNSUPPORTED)
+def test_each_operator_refuses_by_its_law(constraint):
+    with pytest.raises(Unsupported, match=constraint):
+        OTHERS_UNSUPPORTED[constraint]()
 
 
 def test_the_door_does_not_import_triton():

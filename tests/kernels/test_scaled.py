@@ -104,7 +104,7 @@ def product(a=(17, 256), b=(40, 256), of_a=(17, 2), of_b=(1, 2), dtype=torch.flo
     return op.scaled_matmul(a, a_scales, b, b_scales, out_dtype=torch.bfloat16, backend="triton")
 
 
-REFUSED = {
+UNSUPPORTED = {
     r"the tile one of \(1, 128\).*tile=\(2, 128\)": lambda: op.quantize(
         meta(4, 8), (2, 128), backend="triton"
     ),
@@ -124,10 +124,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("law", REFUSED)
-def test_the_kernels_refuse_by_their_law(law):
-    with pytest.raises(Unsupported, match=law):
-        REFUSED[law]()
+@pytest.mark.parametrize("constraint", UNSUPPORTED)
+def test_the_kernels_refuse_by_their_law(constraint):
+    with pytest.raises(Unsupported, match=constraint):
+        UNSUPPORTED[constraint]()
 
 
 def test_an_architecture_without_e4m3_is_refused_with_the_way_out():

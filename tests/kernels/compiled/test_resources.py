@@ -66,13 +66,21 @@ def squares(kernel, size, warps, dtype=torch.bfloat16):
 
 def test_a_transposed_accumulator_is_found_on_hopper_alone():
     launch = squares(transposed_accumulator, 64, 4)
-    assert any("transposed" in law for law in violations(compile_for(launch, "sm_90"), "sm_90"))
-    assert not any("transposed" in law for law in violations(compile_for(launch, "sm_80"), "sm_80"))
+    assert any(
+        "transposed" in constraint
+        for constraint in violations(compile_for(launch, "sm_90"), "sm_90")
+    )
+    assert not any(
+        "transposed" in constraint
+        for constraint in violations(compile_for(launch, "sm_80"), "sm_80")
+    )
 
 
 def test_a_spill_is_found():
     launch = squares(crowded, 32_768, 4, torch.float32)
-    assert any("spill" in law for law in violations(compile_for(launch, "sm_90"), "sm_90"))
+    assert any(
+        "spill" in constraint for constraint in violations(compile_for(launch, "sm_90"), "sm_90")
+    )
 
 
 def test_shared_memory_is_held_to_the_targets_limit():
@@ -88,7 +96,7 @@ def test_a_dot_off_the_tensor_cores_is_found():
     ]
 
 
-def test_the_launchers_own_specialisation_is_compiled():
+def test_the_launchers_own_specialization_is_compiled():
     x = torch.empty(4096, dtype=torch.bfloat16, device="meta")
     arguments = {"x_ptr": x, "y_ptr": x, "SIZE": 4096}
     even, odd = (

@@ -51,7 +51,7 @@ def a_mixture(N, K, E, D, F, dtype, gated=True):
 
 
 @pytest.fixture
-def assert_mixes(assert_means, monkeypatch):
+def assert_mixes(assert_matches_reference, monkeypatch):
     """assert_mixes(shape, dtype, activation): the contract, of what has a gradient."""
 
     def check(shape, dtype, activation="silu"):
@@ -67,7 +67,7 @@ def assert_mixes(assert_means, monkeypatch):
         for module in (reference, op):
             monkeypatch.setattr(module, "mixture", of_inputs(module.mixture))
         inputs = a_mixture(*shape, dtype, gated)
-        assert_means("experts", "mixture", inputs, activation=activation)
+        assert_matches_reference("experts", "mixture", inputs, activation=activation)
 
     return check
 
@@ -88,14 +88,16 @@ def test_every_activation_means_its_reference(assert_mixes, activation, dtype):
     ("rows", "experts", "wide", "long"), [(1, 2, 16, 16), (70, 4, 60, 33), (5000, 8, 1024, 1536)]
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_grouped_linear_means_its_reference(assert_means, rows, experts, wide, long, dtype):
+def test_a_grouped_linear_means_its_reference(
+    assert_matches_reference, rows, experts, wide, long, dtype
+):
     groups = op.group((torch.arange(rows) + 1) % (experts + 1) - 1, experts)
     inputs = {
         "x": torch.randn(rows, wide, dtype=dtype),
         "weight": scaled(experts, long, wide, dtype=dtype),
         "bias": torch.randn(experts, long, dtype=dtype),
     }
-    assert_means("experts", "grouped_linear", inputs, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, groups=groups)
 
 
 @pytest.mark.parametrize("rows", [40, 4000])  # both classes of tiles

@@ -24,8 +24,8 @@ FORMS = {
     "gla": ("channel", False),
     "kda": ("channel", True),
 }
-# texts, tokens, key heads, value heads, key width, value width
-TEXTS = [(1, 1, 1, 1, 16, 16), (2, 17, 2, 4, 40, 24), (2, 1000, 2, 8, 128, 128)]
+# sequences, tokens, key heads, value heads, key width, value width
+SEQUENCES = [(1, 1, 1, 1, 16, 16), (2, 17, 2, 4, 40, 24), (2, 1000, 2, 8, 128, 128)]
 WIDE_TEXTS = [(1, 500, 1, 16, 128, 64), (1, 500, 3, 3, 96, 192), (3, 500, 2, 2, 64, 256)]
 
 
@@ -90,7 +90,7 @@ def results(function, inputs, **settings):
     )
 
 
-def assert_means(name, inputs, scale=1.0, chunk=64, **settings):
+def assert_matches_reference(name, inputs, scale=1.0, chunk=64, **settings):
     """float32 as everywhere; bfloat16 products of a chunk err by a few roundings."""
     bound = 1e-5 if inputs["v_BTHV"].dtype == torch.float32 else 1e-2
     wide = {key: x.double() for key, x in inputs.items()}
@@ -102,23 +102,23 @@ def assert_means(name, inputs, scale=1.0, chunk=64, **settings):
     assert max(found.values()) < bound, found
 
 
-@pytest.mark.parametrize("shape", TEXTS)
+@pytest.mark.parametrize("shape", SEQUENCES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_form_means_its_reference(form, shape, dtype):
-    assert_means("linear_recurrence", given(form, shape, dtype), scale=shape[4] ** -0.5)
+    assert_matches_reference("linear_recurrence", given(form, shape, dtype), scale=shape[4] ** -0.5)
 
 
 @pytest.mark.parametrize("shape", WIDE_TEXTS)
 @pytest.mark.parametrize("form", ["mamba-2", "gated deltanet", "kda"])
 def test_heads_of_public_models_mean_their_reference(form, shape):
-    assert_means("linear_recurrence", given(form, shape, BF16), scale=shape[4] ** -0.5)
+    assert_matches_reference("linear_recurrence", given(form, shape, BF16), scale=shape[4] ** -0.5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_documents_do_not_meet(form):
     shape = (2, 1000, 2, 4, 64, 64)
-    assert_means(
+    assert_matches_reference(
         "linear_recurrence", given(form, shape, BF16), segment_ids=segment_ids_of(*shape[:2])
     )
 
@@ -126,34 +126,40 @@ def test_documents_do_not_meet(form):
 @pytest.mark.parametrize("chunk", configs.CHUNKS)
 @pytest.mark.parametrize("form", ["gated deltanet", "kda"])
 def test_the_chunk_does_not_matter(form, chunk):
-    assert_means("linear_recurrence", given(form, (1, 300, 2, 2, 64, 64), BF16), chunk=chunk)
+    assert_matches_reference(
+        "linear_recurrence", given(form, (1, 300, 2, 2, 64, 64), BF16), chunk=chunk
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 16, 16), (2, 500, 4, 4, 64, 64)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rwkv7_means_its_reference(shape, dtype):
     inputs = given_rwkv7(shape, dtype)
-    assert_means("rwkv7_recurrence", inputs)
-    assert_means("rwkv7_recurrence", inputs, segment_ids=segment_ids_of(*shape[:2]))
+    assert_matches_reference("rwkv7_recurrence", inputs)
+    assert_matches_reference("rwkv7_recurrence", inputs, segment_ids=segment_ids_of(*shape[:2]))
 
 
 @pytest.mark.parametrize("form", ["mamba-2", "kda"])
 def test_keys_of_256_run_where_there_are_warp_groups(form):
     if arch_of(torch.device("cuda", 0)) not in configs.WITH_WARP_GROUPS:
         pytest.skip("no warp groups on this device")
-    assert_means("linear_recurrence", given(form, (1, 300, 1, 2, 256, 64), BF16), scale=1 / 16)
+    assert_matches_reference(
+        "linear_recurrence", given(form, (1, 300, 1, 2, 256, 64), BF16), scale=1 / 16
+    )
 
 
-# texts, tokens, channels, states
+# sequences, tokens, channels, states
 SCANS = [(1, 1, 3, 1), (2, 17, 100, 5), (2, 1000, 1024, 16)]
 
 
-@pytest.mark.parametrize(("texts", "tokens", "channels", "states"), SCANS)
+@pytest.mark.parametrize(("sequences", "tokens", "channels", "states"), SCANS)
 @pytest.mark.parametrize("segment_ids", [None, segment_ids_of])
-def test_the_scans_of_channels_mean_their_reference(texts, tokens, channels, states, segment_ids):
-    segment_ids = segment_ids and segment_ids(texts, tokens)
-    x, gate = torch.randn(2, texts, tokens, channels)
-    of_states = torch.randn(2, texts, tokens, states)
+def test_the_scans_of_channels_mean_their_reference(
+    sequences, tokens, channels, states, segment_ids
+):
+    segment_ids = segment_ids and segment_ids(sequences, tokens)
+    x, gate = torch.randn(2, sequences, tokens, channels)
+    of_states = torch.randn(2, sequences, tokens, states)
     calls = {
         "channel_scan": {"x_BTN": x, "decay_BTN": -gate.abs(), "state_BN": x[:, 0]},
         "selective_scan": {
@@ -163,7 +169,7 @@ def test_the_scans_of_channels_mean_their_reference(texts, tokens, channels, sta
             "B_BTS": of_states[0],
             "C_BTS": of_states[1],
             "D_N": torch.randn(channels),
-            "state_BNS": torch.randn(texts, channels, states),
+            "state_BNS": torch.randn(sequences, channels, states),
         },
     }
     for name, inputs in calls.items():
@@ -240,4 +246,6 @@ def test_the_door_compiles_into_one_graph(monkeypatch):
     monkeypatch.setattr(
         op, "linear_recurrence", torch.compile(op.linear_recurrence, fullgraph=True)
     )
-    assert_means("linear_recurrence", given("gated deltanet", (2, 300, 2, 4, 64, 64), BF16))
+    assert_matches_reference(
+        "linear_recurrence", given("gated deltanet", (2, 300, 2, 4, 64, 64), BF16)
+    )

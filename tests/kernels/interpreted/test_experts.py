@@ -16,7 +16,7 @@ def scaled(*shape, dtype):
 
 
 @pytest.fixture
-def assert_mixes(assert_means, monkeypatch):
+def assert_mixes(assert_matches_reference, monkeypatch):
     """assert_mixes(chosen, D, F, experts, activation): the contract, of what has a gradient."""
 
     def of_inputs(means, chosen, gated):
@@ -37,7 +37,7 @@ def assert_mixes(assert_means, monkeypatch):
             inputs["gate"] = scaled(experts, F, D, dtype=dtype)
         inputs["up"] = scaled(experts, F, D, dtype=dtype)
         inputs["down"] = scaled(experts, D, F, dtype=dtype)
-        assert_means("experts", "mixture", inputs, activation=activation, limit=limit)
+        assert_matches_reference("experts", "mixture", inputs, activation=activation, limit=limit)
 
     return check
 
@@ -73,29 +73,31 @@ def test_bfloat16_errs_no_more_than_its_rounding(assert_mixes, activation, token
 
 @pytest.mark.parametrize(("rows", "experts", "wide", "long"), [(1, 2, 16, 16), (70, 4, 60, 33)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_grouped_linear_means_its_reference(assert_means, rows, experts, wide, long, dtype):
+def test_a_grouped_linear_means_its_reference(
+    assert_matches_reference, rows, experts, wide, long, dtype
+):
     groups = op.group(torch.arange(rows) % 3 * 2 % experts, experts)
     inputs = {
         "x": torch.randn(rows, wide, dtype=dtype),
         "weight": scaled(experts, long, wide, dtype=dtype),
     }
-    assert_means("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
     inputs["bias"] = torch.randn(experts, long, dtype=dtype)
-    assert_means("experts", "grouped_linear", inputs, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, groups=groups)
 
 
-def test_a_row_of_no_expert_gives_zero(assert_means):
+def test_a_row_of_no_expert_gives_zero(assert_matches_reference):
     groups = op.group(torch.tensor([1, -1, 0, -1, -1] * 4), 2)
     inputs = {"x": torch.randn(20, 16), "weight": torch.randn(2, 32, 16)}
-    assert_means("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
     y = op.grouped_linear(*inputs.values(), None, groups, backend="triton")
     assert torch.equal(y[8:], torch.zeros(12, 32))
 
 
-def test_slices_are_read_where_they_lie(assert_means):
+def test_slices_are_read_where_they_lie(assert_matches_reference):
     groups = op.group(torch.tensor([0, 1, 1]), 2)
     inputs = {"x": torch.randn(3, 40)[:, :16], "weight": torch.randn(2, 8, 16)}
-    assert_means("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
 
 
 def test_no_tokens_give_no_tokens_and_zero_gradients():

@@ -8,23 +8,23 @@ ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "oai"]
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 60), (33, 128), (7, 1500)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_glu_means_its_reference(assert_means, shape, activation):
+def test_glu_means_its_reference(assert_matches_reference, shape, activation):
     gate, up = torch.randn(2, *shape)
-    assert_means("rows", "glu", {"gate": gate, "up": up}, activation=activation)
+    assert_matches_reference("rows", "glu", {"gate": gate, "up": up}, activation=activation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_short_dtype_errs_no_more_than_its_rounding(assert_means, activation, dtype):
+def test_a_short_dtype_errs_no_more_than_its_rounding(assert_matches_reference, activation, dtype):
     gate, up = torch.randn(2, 33, 128, dtype=dtype)
-    assert_means("rows", "glu", {"gate": gate, "up": up}, activation=activation)
+    assert_matches_reference("rows", "glu", {"gate": gate, "up": up}, activation=activation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_beyond_the_limit_nothing_passes_and_at_it_all_does(assert_means, activation):
+def test_beyond_the_limit_nothing_passes_and_at_it_all_does(assert_matches_reference, activation):
     gate, up = torch.randint(-12, 13, (2, 33, 100)) / 4
     settings = {"activation": activation, "limit": 1.5}
-    assert_means("rows", "glu", {"gate": gate, "up": up}, **settings)
+    assert_matches_reference("rows", "glu", {"gate": gate, "up": up}, **settings)
 
 
 def test_oai_clamps_at_seven_unless_told_otherwise():
@@ -35,15 +35,15 @@ def test_oai_clamps_at_seven_unless_told_otherwise():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_swiglu_and_relu2_mean_their_references(assert_means, dtype):
+def test_swiglu_and_relu2_mean_their_references(assert_matches_reference, dtype):
     gate, up = torch.randn(2, 33, 100, dtype=dtype)
-    assert_means("rows", "swiglu", {"gate": gate, "up": up})
-    assert_means("rows", "relu2", {"up": up})
+    assert_matches_reference("rows", "swiglu", {"gate": gate, "up": up})
+    assert_matches_reference("rows", "relu2", {"up": up})
 
 
-def test_the_halves_of_one_projection_are_read_where_they_lie(assert_means):
+def test_the_halves_of_one_projection_are_read_where_they_lie(assert_matches_reference):
     gate, up = torch.randn(2, 3, 120).chunk(2, dim=-1)
-    assert_means("rows", "swiglu", {"gate": gate, "up": up})
+    assert_matches_reference("rows", "swiglu", {"gate": gate, "up": up})
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # numpy's voice, not a GPU's
@@ -67,8 +67,8 @@ def test_the_operators_keep_torchs_own_rules():
     torch.library.opcheck(glu.glu_op, (gate.requires_grad_(), up.requires_grad_(), "oai", 7.0))
 
 
-def test_the_door_compiles_into_one_graph(assert_means, monkeypatch):
+def test_the_door_compiles_into_one_graph(assert_matches_reference, monkeypatch):
     compiled = torch.compile(op.swiglu, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(op, "swiglu", compiled)
     gate, up = torch.randn(2, 3, 120).chunk(2, dim=-1)
-    assert_means("rows", "swiglu", {"gate": gate, "up": up})
+    assert_matches_reference("rows", "swiglu", {"gate": gate, "up": up})

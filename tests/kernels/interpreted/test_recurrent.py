@@ -63,8 +63,8 @@ def float32_takes_the_chunk_it_is_asked(monkeypatch):
 
 
 @pytest.fixture
-def assert_mix(assert_means, monkeypatch):
-    """assert_mix(inputs, **settings): the contract, where some inputs are left out."""
+def assert_matches_recurrence(assert_matches_reference, monkeypatch):
+    """assert_matches_recurrence(inputs, **settings): the contract, where some inputs are left out."""
 
     def check(given, chunk=32, **settings):
         name = "rwkv7_recurrence" if "r_BTHK" in given else "linear_recurrence"
@@ -75,7 +75,7 @@ def assert_mix(assert_means, monkeypatch):
         monkeypatch.setattr(reference, "given", by_name(getattr(reference, name)), raising=False)
         ours = by_name(getattr(op, name), chunk=chunk)
         monkeypatch.setattr(op, "given", ours, raising=False)
-        assert_means("recurrent", "given", given, **settings)
+        assert_matches_reference("recurrent", "given", given, **settings)
 
     return check
 
@@ -100,39 +100,39 @@ def errors(given, **settings):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_means_its_reference(assert_mix, form):
-    assert_mix(inputs(form), scale=0.3)
+def test_each_form_means_its_reference(assert_matches_recurrence, form):
+    assert_matches_recurrence(inputs(form), scale=0.3)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_documents_do_not_meet(assert_mix, form):
-    assert_mix(inputs(form, G=1), segment_ids=segment_ids_of(1, 70))
+def test_documents_do_not_meet(assert_matches_recurrence, form):
+    assert_matches_recurrence(inputs(form, G=1), segment_ids=segment_ids_of(1, 70))
 
 
 @pytest.mark.parametrize("tokens", [1, 17, 64, 100])
 @pytest.mark.parametrize("form", ["gated deltanet", "kda"])
-def test_any_number_of_tokens_will_do(assert_mix, form, tokens):
-    assert_mix(inputs(form, T=tokens))
+def test_any_number_of_tokens_will_do(assert_matches_recurrence, form, tokens):
+    assert_matches_recurrence(inputs(form, T=tokens))
 
 
 @pytest.mark.parametrize("chunk", configs.CHUNKS)
 @pytest.mark.parametrize("form", ["mamba-2", "kda"])
-def test_the_chunk_does_not_matter(assert_mix, form, chunk):
-    assert_mix(inputs(form), chunk=chunk)
+def test_the_chunk_does_not_matter(assert_matches_recurrence, form, chunk):
+    assert_matches_recurrence(inputs(form), chunk=chunk)
 
 
 @pytest.mark.parametrize(("K", "V"), [(16, 64), (64, 16), (48, 40), (130, 16)])
 @pytest.mark.parametrize("form", ["gated deltanet", "kda"])
-def test_keys_and_values_of_any_width(assert_mix, form, K, V, monkeypatch):
+def test_keys_and_values_of_any_width(assert_matches_recurrence, form, K, V, monkeypatch):
     monkeypatch.setattr(configs, "WIDEST_KEY_ANYWHERE", configs.WIDEST_KEY)
-    assert_mix(inputs(form, T=33, H=1, G=1, K=K, V=V))
+    assert_matches_recurrence(inputs(form, T=33, H=1, G=1, K=K, V=V))
 
 
 # heads_of(6) = 6 in one part, heads_of(12) = 6 in two
 @pytest.mark.parametrize(("G", "H"), [(1, 6), (1, 12), (2, 4)])
 @pytest.mark.parametrize("form", ["retention", "gated deltanet", "gla"])
-def test_value_heads_share_key_heads(assert_mix, form, G, H):
-    assert_mix(inputs(form, T=10, G=G, H=H), chunk=16)
+def test_value_heads_share_key_heads(assert_matches_recurrence, form, G, H):
+    assert_matches_recurrence(inputs(form, T=10, G=G, H=H), chunk=16)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -143,18 +143,18 @@ def test_bfloat16_errs_by_a_few_roundings(form):
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.0])
-def test_the_ends_of_the_delta_rule(assert_mix, beta):
+def test_the_ends_of_the_delta_rule(assert_matches_recurrence, beta):
     given = inputs("deltanet")
     given["beta"] = torch.full_like(given["beta"], beta)
     given["beta"][:, ::3] = 0
-    assert_mix(given)
+    assert_matches_recurrence(given)
 
 
-def test_like_keys_cost_no_precision(assert_mix):
+def test_like_keys_cost_no_precision(assert_matches_recurrence):
     given = inputs("deltanet", T=64)
     k = given["k_BTGK"]
     given["k_BTGK"] = F.normalize(k[:, :1] + 0.1 * k, dim=-1)
-    assert_mix(given, chunk=64)
+    assert_matches_recurrence(given, chunk=64)
 
 
 @pytest.mark.filterwarnings("ignore:.* encountered in")  # numpy's voice, not a GPU's
@@ -169,11 +169,11 @@ def test_extreme_decays_cost_no_precision(form):
     assert max(found.values()) < 1e-4, found
 
 
-def test_inputs_are_read_where_they_lie(assert_mix):
+def test_inputs_are_read_where_they_lie(assert_matches_recurrence):
     given = inputs("gated deltanet", B=2, K=16, V=16)
     qkv = torch.randn(2, 70, 6, 16)
     q, k, v = qkv.split(2, dim=2)
-    assert_mix(given | {"q_BTGK": q, "k_BTGK": k, "v_BTHV": v})
+    assert_matches_recurrence(given | {"q_BTGK": q, "k_BTGK": k, "v_BTHV": v})
 
 
 def test_a_token_of_each_text_is_read_where_it_lies():
@@ -185,10 +185,10 @@ def test_a_token_of_each_text_is_read_where_it_lies():
 
 
 @pytest.mark.parametrize("form", ["mamba-2", "gated deltanet", "kda"])
-def test_a_state_that_is_left_out_is_zero(assert_mix, form):
+def test_a_state_that_is_left_out_is_zero(assert_matches_recurrence, form):
     given = inputs(form, T=20)
     del given["state_BHKV"]
-    assert_mix(given)
+    assert_matches_recurrence(given)
 
 
 def test_one_output_may_go_unused():
@@ -212,15 +212,15 @@ def test_a_call_without_gradients_keeps_nothing():
 
 class TestRwkv7:
     @pytest.mark.parametrize("tokens", [1, 17, 64, 100])
-    def test_it_means_its_reference(self, assert_mix, tokens):
-        assert_mix(inputs_rwkv7(T=tokens))
+    def test_it_means_its_reference(self, assert_matches_recurrence, tokens):
+        assert_matches_recurrence(inputs_rwkv7(T=tokens))
 
-    def test_documents_do_not_meet(self, assert_mix):
-        assert_mix(inputs_rwkv7(H=1), segment_ids=segment_ids_of(1, 70))
+    def test_documents_do_not_meet(self, assert_matches_recurrence):
+        assert_matches_recurrence(inputs_rwkv7(H=1), segment_ids=segment_ids_of(1, 70))
 
     @pytest.mark.parametrize(("K", "V"), [(16, 64), (48, 40)])
-    def test_heads_of_any_width(self, assert_mix, K, V):
-        assert_mix(inputs_rwkv7(T=33, H=1, K=K, V=V))
+    def test_heads_of_any_width(self, assert_matches_recurrence, K, V):
+        assert_matches_recurrence(inputs_rwkv7(T=33, H=1, K=K, V=V))
 
     def test_bfloat16_errs_by_a_few_roundings(self):
         torch.manual_seed(0)
@@ -252,7 +252,7 @@ def test_the_operators_keep_torchs_own_rules(form):
     torch.library.opcheck(chunks.linear_recurrence_op, (*leaves, 1.0, 16, True))
 
 
-def test_the_door_compiles_into_one_graph(assert_mix, monkeypatch):
+def test_the_door_compiles_into_one_graph(assert_matches_recurrence, monkeypatch):
     compiled = torch.compile(op.linear_recurrence, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(op, "linear_recurrence", compiled)
-    assert_mix(inputs("kda", T=20))
+    assert_matches_recurrence(inputs("kda", T=20))

@@ -85,8 +85,8 @@ def test_steps_walk_the_text_that_mix_takes_at_once(form):
         tokens = [(*token(), -torch.rand(B, H), torch.rand(B, H)) for _ in range(T)]
         recurrence, step = op.linear_recurrence, op.linear_recurrence_step
     reads = [step(*inputs, state, backend="triton") for inputs in tokens]
-    text = [torch.stack(x, 1) for x in zip(*tokens, strict=True)]
-    o, last = recurrence(*text, backend="triton")
+    sequence = [torch.stack(x, 1) for x in zip(*tokens, strict=True)]
+    o, last = recurrence(*sequence, backend="triton")
     torch.testing.assert_close(torch.stack(reads, 1), o, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-4)
 

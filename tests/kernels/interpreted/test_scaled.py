@@ -65,9 +65,9 @@ def test_a_product_of_integers_is_exact():
 
 @pytest.mark.parametrize("recipe", TILES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_linear_layer_means_its_reference(assert_means, recipe, dtype):
+def test_a_linear_layer_means_its_reference(assert_matches_reference, recipe, dtype):
     inputs = {"x": torch.randn(33, 100, dtype=dtype), "weight": torch.randn(60, 100, dtype=dtype)}
-    assert_means("scaled", "scaled_linear", inputs, recipe=recipe)
+    assert_matches_reference("scaled", "scaled_linear", inputs, recipe=recipe)
 
 
 def test_leading_dimensions_are_rows():
@@ -87,8 +87,8 @@ def test_the_operators_keep_torchs_own_rules():
 
 
 @pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated")  # torch's own tracer
-def test_the_door_compiles_into_one_graph(assert_means, monkeypatch):
+def test_the_door_compiles_into_one_graph(assert_matches_reference, monkeypatch):
     compiled = torch.compile(op.scaled_linear, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(op, "scaled_linear", compiled)
     inputs = {"x": torch.randn(3, 20), "weight": torch.randn(16, 20)}
-    assert_means("scaled", "scaled_linear", inputs, recipe="blockwise")
+    assert_matches_reference("scaled", "scaled_linear", inputs, recipe="blockwise")
