@@ -77,7 +77,7 @@ def compile_for(launch: Launch, arch: str) -> Resources:
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, sequence=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def violations(resources: Resources, arch: str) -> list[str]:

@@ -49,7 +49,7 @@ META_ARCH: ContextVar[str | None] = ContextVar("META_ARCH", default=None)
 
 
 @contextmanager
-def standing_for(arch: str) -> Iterator[None]:
+def meta_tensors_as(arch: str) -> Iterator[None]:
     """Inside, meta tensors stand for those of a GPU of `arch`: its kernels and its tables answer."""
     require_arch(arch)
     before = META_ARCH.set(arch)

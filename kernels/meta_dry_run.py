@@ -10,7 +10,7 @@ from torch._library.custom_ops import _maybe_get_opdef
 from torch.fx.experimental import _config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .configs import standing_for
+from .configs import meta_tensors_as
 
 aten = torch.ops.aten
 
@@ -21,7 +21,7 @@ def on_absent(arch: str) -> Iterator[None]:
     choose them, constraints hold, tables give tiles. What one of them cannot run raises `Unsupported`.
     """
     patched = _config.patch(meta_nonzero_assume_all_nonzero=True)  # pyright: ignore[reportAttributeAccessIssue]  # torch installs it
-    with standing_for(arch), patched, _Bodies():
+    with meta_tensors_as(arch), patched, _Bodies():
         yield
 
 

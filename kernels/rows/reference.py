@@ -70,9 +70,9 @@ def l2_norm(x: Tensor, eps: float) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension."""
     wide = _wide(x)
-    centerd = wide - wide.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(centerd.square().mean(-1, keepdim=True) + eps)
-    y = centerd * rstd * weight.to(wide.dtype)
+    centered = wide - wide.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
+    y = centered * rstd * weight.to(wide.dtype)
     return (y if bias is None else y + bias.to(wide.dtype)).to(x.dtype)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from archfront.kernels.backend import chosen
+from archfront.kernels.backend import choose_backend
 from archfront.kernels.meta_dry_run import on_absent
 from archfront.kernels.recurrent import op
 from archfront.kernels.requirements import Unsupported
@@ -17,9 +17,9 @@ def keys_and_values(K):
 def test_a_meta_tensor_has_kernels_only_where_it_stands_for_a_gpu():
     x = torch.empty(1, device="meta")
     with on_absent("sm_90"):
-        assert chosen(None, x) == "triton"
-        assert chosen(None, torch.empty(1)) == "torch"
-    assert chosen(None, x) == "torch"
+        assert choose_backend(None, x) == "triton"
+        assert choose_backend(None, torch.empty(1)) == "torch"
+    assert choose_backend(None, x) == "torch"
 
 
 def test_a_gpus_tables_answer_forward_and_backward():
