@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...kernels.recurrent.configs import MIN_LOG_DECAY_PER_CHANNEL
 from ...kernels.rows import op as rows
 from ...search_space.blocks import kda as record
 from ..body import Pass
 from ..caches import StateCache
 from ..parts import Parts
-from .recurrent import STRONGEST_CHANNEL_DECAY, Recurrent, ShortConvolution, started_slow, unit
+from .recurrent import Recurrent, ShortConvolution, started_slow, unit
 
 
 class KDA(Recurrent):
@@ -69,7 +70,7 @@ class KDA(Recurrent):
         raw_BTHK, rate_H1 = raw.unflatten(-1, (self.block.heads, -1)), self.A_log.exp()[:, None]
         if self.block.gate_lower_bound is not None:
             return self.block.gate_lower_bound * (rate_H1 * raw_BTHK).sigmoid()
-        return (-rate_H1 * F.softplus(raw_BTHK)).clamp(min=STRONGEST_CHANNEL_DECAY)
+        return (-rate_H1 * F.softplus(raw_BTHK)).clamp(min=MIN_LOG_DECAY_PER_CHANNEL)
 
     def _gate(self, x_BTD: Tensor) -> Tensor:
         if self.block.full_rank_gate:

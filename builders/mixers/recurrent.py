@@ -17,8 +17,6 @@ from ..caches import StateCache, last_inputs
 from ..parts import Parts, inverse_softplus_of_exp
 
 UNIT_EPS = 1e-6  # inside the root of a length
-# A channel forgets by at most e^-9.5 a token: what the kernels' exponents hold, see kernels.recurrent
-STRONGEST_CHANNEL_DECAY = -9.5
 
 
 class Recurrent(Body):

@@ -1,4 +1,4 @@
-"""What the launches of this family have in common: who sees whom, scores, strides, widths."""
+"""Kernel arguments that the attention launches share: masks, scores, strides, widths; input checks."""
 
 from dataclasses import dataclass
 from math import e, log2
@@ -11,16 +11,16 @@ from triton import next_power_of_2
 from ..launch import require_device
 from ..requirements import require, require_float
 
-SMALLEST_TILE = 16  # of a tensor core's operand
-SMALLEST_CUT = 128  # a narrower key is not worth two dots
+SMALLEST_TILE = 16  # operand of tl.dot
+SMALLEST_SPLIT = 128  # a narrower key is not worth two dots
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRules:
-    """Which keys a query sees, and what its scores are: the keywords of `attend`."""
+    """Mask and score options of a call: the keywords of `attend`, segments as bounds."""
 
-    start_BT: Tensor | None  # the first token of each token's document, int32; None: one document
-    end_BT: Tensor | None  # the first token behind it
+    start_BT: Tensor | None  # first token of each token's segment, int32; None: one segment
+    end_BT: Tensor | None  # first token after it
     causal: bool
     window: int | None
     scale: float
@@ -28,7 +28,7 @@ class ScoreRules:
 
     @property
     def extra_masking(self) -> bool:
-        """A walk masks at both of its ends, or caps: see configs.py."""
+        """Whether a window, segments or a soft cap need registers of their own: see configs.py."""
         return not (self.window is self.start_BT is self.softcap is None)
 
     @property
@@ -45,7 +45,7 @@ class ScoreRules:
 
 
 def score_arguments(scale: float, softcap: float | None) -> dict[str, Any]:
-    """A score in base 2 is factor * q k^T, or factor * tanh(q k^T * softcap_scale / (2 log2(e)))."""
+    """Arguments of a base-2 score: factor q k^T, or factor tanh(q k^T softcap_scale / (2 log2 e))."""
     if softcap is None:
         return {"softcap_scale": 0.0, "factor": scale * log2(e), "SOFTCAP": False}
     softcap_scale = 2 * log2(e) * scale / softcap
@@ -53,7 +53,7 @@ def score_arguments(scale: float, softcap: float | None) -> dict[str, Any]:
 
 
 def inputs(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor) -> dict[str, Any]:
-    """What every kernel over a sequence is told of queries, keys and values: where, and how wide."""
+    """Arguments for queries, keys and values of a kernel over sequences: pointers, strides, widths."""
     return {
         "q_ptr": q_BTHK,
         "k_ptr": k_BTGK,
@@ -77,24 +77,24 @@ def tile_width(width: int) -> int:
 
 
 def widths(K: int, V: int) -> dict[str, int]:
-    """A key is cut in two powers of two where they are less than one: 192 = 128 + 64, not 256."""
+    """Tile widths; K is split in two powers of two where that is narrower: 192 = 128 + 64, not 256."""
     whole = tile_width(K)
     main = whole // 2
     rest = tile_width(K - main)
-    cut = main >= SMALLEST_CUT and main + rest < whole
+    cut = main >= SMALLEST_SPLIT and main + rest < whole
     tiles = {"K_MAIN": main, "K_REST": rest} if cut else {"K_MAIN": whole, "K_REST": 0}
     return {"K": K, **tiles, "V": V, "V_TILE": tile_width(V)}
 
 
-def document_bounds(segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(start_BT, end_BT): the first token of each token's document, and the first one behind it."""
+def segment_bounds(segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(start_BT, end_BT): the first token of each token's segment, and the first one after it."""
     segment_ids_BT = segment_ids_BT.contiguous()
     start_BT = torch.searchsorted(segment_ids_BT, segment_ids_BT, out_int32=True)
     return start_BT, torch.searchsorted(segment_ids_BT, segment_ids_BT, right=True, out_int32=True)
 
 
 def require_scores(scale: float, softcap: float | None) -> None:
-    require(scale > 0, "scale must be > 0: it is taken out of a maximum", scale=scale)
+    require(scale > 0, "scale must be > 0: it is factored out of a maximum", scale=scale)
     require(softcap is None or softcap > 0, "softcap must be > 0", softcap=softcap)
 
 
@@ -104,7 +104,7 @@ def require_heads(
     require_device(q_BTHK)
     require_float(q_BTHK, "q")
     shapes = {n: tuple(x.shape) for n, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGV))}
-    constraint = "q, k and v must be [B, T, H, K], [B, T, G, K] and [B, T, G, V], none of them 0"
+    constraint = "q, k and v must be [B, T, H, K], [B, T, G, K] and [B, T, G, V], no size 0"
     require(all(len(s) == 4 and 0 not in s for s in shapes.values()), constraint, **shapes)
     (B, T, H, K), G = q_BTHK.shape, k_BTGK.shape[2]
     require(shapes["k"] == (B, T, G, K) and shapes["v"][:3] == (B, T, G), constraint, **shapes)

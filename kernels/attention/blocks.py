@@ -1,7 +1,7 @@
-"""Attention over listed blocks of keys: its kernels' launches, the operator made of them."""
+"""Attention over listed blocks of keys: launches of its kernels, and the custom operator."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a token's list, J blocks of keys, L = T * N blocks listed by all tokens
+# N blocks per token, J blocks of keys, L = T * N blocks listed by all tokens
 
 from typing import Any
 
@@ -206,7 +206,7 @@ def attend_blocks_backward_op(
     heads, rows = (arch, q_BTHK, k_BTGK, v_BTGV), (start_BT, do_BTHV, lse_BHT, delta_BHT)
     run(queries_launch(*heads, blocks_BGTN, *rows, dq, block, scale), q_BTHK)
     run(
-        keys_launch(*heads, *inverted(blocks_BGTN, block), *rows, dk, dv, block, scale),
+        keys_launch(*heads, *invert_lists(blocks_BGTN, block), *rows, dk, dv, block, scale),
         q_BTHK,
     )
     return dq, dk, dv
@@ -227,8 +227,11 @@ def _attend_blocks_gradients(
     return dq, dk, dv
 
 
-def inverted(blocks_BGTN: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """(asker_BGL, offset_BGJ): block j is listed by the tokens asker[offset[j] : offset[j + 1]]."""
+def invert_lists(blocks_BGTN: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """(asker_BGL, offset_BGJ): block j is listed by the tokens asker[offset[j] : offset[j + 1]].
+
+    The inverse of the lists, by a sort; int32.
+    """
     T, N = blocks_BGTN.shape[2:]
     num_blocks = -(-T // block)
     listed_BGL = blocks_BGTN.flatten(2)
@@ -248,7 +251,7 @@ def _save_attend_blocks(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 def _backward_attend_blocks(
     ctx: Any, do_BTHV: Tensor, dlse_BHT: Tensor
 ) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient; the kernels' are contiguous
+    # autograd may pass an expanded gradient; the kernels' are contiguous
     gradients = attend_blocks_backward_op(
         do_BTHV.contiguous(), dlse_BHT.contiguous(), *ctx.saved_tensors, ctx.block, ctx.scale
     )

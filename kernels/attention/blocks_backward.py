@@ -1,14 +1,13 @@
-"""Attention over listed blocks of keys, backward, in Triton: the gradients of backward.py.
+"""Block-sparse attention, backward (Triton), without atomics; gradients as in backward.py.
 
-dq walks the token's list again. dk and dv walk the inverted index, the tokens that list a block:
-no atomics, so the same bits on every run.
+dq loops over the token's list again; dk and dv over the inverted lists, the tokens of each block.
 """
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a token's list, J blocks of keys
+# N blocks per token, J blocks of keys
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range or a sum that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range or a sum that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -52,7 +51,7 @@ def blocks_backward_queries(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """dq of one token and one group of heads, over the same tiles as the forward.
+    """Block-sparse attention, backward: dq of one token and one group of heads, tiles of the forward.
 
     FLOPs: M (4 K + 2 V) for each key listed, padding included.
     """
@@ -143,7 +142,7 @@ def blocks_backward_keys(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """dk and dv of N keys, over the tokens that list their block: the inverted index.
+    """Block-sparse attention, backward: dk and dv of N keys, over the tokens that list their block.
 
     Block j is listed by the tokens asker[offset[j]] .. asker[offset[j + 1] - 1]. A tile of M rows
     holds M / HEADS of them, each with all heads of the group, padded to HEADS.

@@ -1,7 +1,7 @@
-"""The attention kernels at the shapes that are compiled for every target."""
+"""Launches of the attention kernels that are compiled for every architecture."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a token's list
+# N blocks per token
 
 from collections.abc import Iterator
 
@@ -12,6 +12,7 @@ from ..launch import Launch
 from . import blocks, cached, dense
 from .arguments import ScoreRules
 from .cache import allocate
+from .configs import KIND, TABLE
 
 # key width, value width, query heads, key/value heads, window
 SEQUENCES = (
@@ -43,7 +44,7 @@ def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
         for kernel, launch in _sequence(arch, K, V, H, G, window):
             yield kernel, f"{K}/{V} {name}", launch
     for K, V, H, G, dtype in CACHES:
-        if dtype != torch.float8_e4m3fn or arch != "sm_80":  # which knows no such number
+        if ("decode_split", KIND[dtype]) in TABLE[arch]:  # sm_80 does not convert e4m3
             for kernel, launch in _cached(arch, K, V, H, G, dtype):
                 yield kernel, f"{K}/{V} {str(dtype).removeprefix('torch.')}", launch
     for K, V, H, G, block in SELECTIONS:

@@ -1,7 +1,7 @@
-"""How the attention kernels are launched: tiles for each architecture, dtype and width of head.
+"""Launch configurations of the attention kernels, per architecture, dtype and head width.
 
-M and N are queries and keys of a tile, the other way round in a walk over queries. All were chosen
-by what compiles without a spill and fits; none was timed.
+M and N are the queries and keys of a tile, swapped in kernels that loop over queries. All were
+chosen by what compiles without spills and fits; none was timed.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ KIND = {
     torch.int8: INT8,
     torch.float8_e4m3fn: FLOAT8,
 }
-Classes = Mapping[int, Config]  # the widest head -> its tiles, narrowest first
+Classes = Mapping[int, Config]  # widest head -> its configuration, narrowest first
 Tables = Mapping[tuple[str, str], Classes]  # (kernel, kind of dtype)
 
 
@@ -139,13 +139,12 @@ BLACKWELL: Tables = HOPPER | {
 }
 TABLE: Mapping[str, Tables] = {
     "sm_80": AMPERE,
-    "sm_86": SMALL,
     "sm_89": SMALL | EIGHT_BITS,
     "sm_90": HOPPER,
     "sm_100": BLACKWELL,
     "sm_120": SMALL | EIGHT_BITS,
 }
-# masks at both ends of a walk, or a soft cap, take registers that these leave
+# smaller tiles for calls with a window, segments or a soft cap, which take registers
 EXTRA_MASKING: Mapping[tuple[str, str, str], Classes] = {
     ("sm_90", "forward", HALF): {128: _tiles(128, 64, 8, 3)},
     ("sm_90", "backward_queries", HALF): {64: _tiles(128, 64, 8, 3)},
@@ -157,7 +156,10 @@ EXTRA_MASKING: Mapping[tuple[str, str, str], Classes] = {
 def config_for(
     arch: str, kernel: str, dtype: torch.dtype, K: int, V: int, *, extra_masking: bool = False
 ) -> Config:
-    """The tiles of the narrowest class that holds keys of width K and values of width V."""
+    """The configuration of the narrowest class that holds keys of width K and values of width V.
+
+    Raises Unsupported for an unknown `arch`, and where the kernel has no class for these there.
+    """
     require_arch(arch)
     kind = KIND[dtype]
     classes = TABLE[arch].get((kernel, kind), {})

@@ -1,10 +1,10 @@
-"""Attention of the newest tokens over a paged cache, in Triton: split over keys, then combined."""
+"""Flash-Decoding over a paged cache (Triton): partial softmax per split of the keys, then combined."""
 
 # B rows (sequences), Q new tokens, H query heads, G key/value heads, K key width, V value width,
 # S splits, P pages in all
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range or a sum that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range or a sum that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -48,12 +48,14 @@ def decode_split(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """m = max(s), l = sum(2^(s - m)), acc = 2^(s - m) v over a split of a row's keys, s in base 2.
+    """Decode attention, split: partial softmax over a part of a row's keys.
+
+    m = max(s), l = sum(2^(s - m)), acc = 2^(s - m) v, with s in base 2.
 
     The queries of all heads that share a key head, times the Q new tokens, are the rows of a tile
     of M; new token i stands at lengths - Q + i. A quantized key's scale multiplies its column of s,
     a value's its column of p: never the tile. With SHARED, the value is the key's first V numbers.
-    Bytes per key, b to an element: b (K + V), with SHARED b K. FLOPs: 2 (K + V) per row and key.
+    Bytes per key, b per element: b (K + V), with SHARED b K. FLOPs: 2 (K + V) per row and key.
     """
     num_tiles = tl.cdiv(group * num_queries, M)
     tile = tl.program_id(0) % num_tiles
@@ -136,7 +138,9 @@ def decode_combine(
     SPLITS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """o = sum(w acc) / sum(w l) and lse = log(sum(w l)) + max(m), w = 2^(m - max(m)), over splits.
+    """Decode attention, combine: o = sum(w acc) / sum(w l) and lse over the splits.
+
+    lse = log(sum(w l)) + max(m), w = 2^(m - max(m)).
 
     A program takes COLS numbers of one row. Bytes per row: 4 S (V + 2).
     """

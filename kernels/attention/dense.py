@@ -1,4 +1,4 @@
-"""Attention over a sequence: its kernels' launches, and the differentiable operator made of them."""
+"""Dense attention over sequences: launches of its kernels, and the differentiable custom operator."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width
 
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, run
-from .arguments import ScoreRules, document_bounds, inputs, require_heads, require_scores
+from .arguments import ScoreRules, inputs, require_heads, require_scores, segment_bounds
 from .backward import backward_delta, backward_keys, backward_queries
 from .configs import config_for
 from .forward import forward
 
-WIDEST_TOGETHER = 128  # registers for dk and for dv; in a wider head each has a launch of its own
+WIDEST_TOGETHER = (
+    128  # dk and dv in the registers of one program; wider heads take a launch for each
+)
 
 
 def forward_launch(
@@ -221,7 +223,7 @@ def _save_attend(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 
 def _backward_attend(ctx: Any, do_BTHV: Tensor, dlse_BHT: Tensor) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient; the kernels' are contiguous
+    # autograd may pass an expanded gradient; the kernels' are contiguous
     gradients = attend_backward_op(
         do_BTHV.contiguous(),
         dlse_BHT.contiguous(),
@@ -250,5 +252,5 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     require_heads(q_BTHK, k_BTGK, v_BTGV, segment_ids)
     require_scores(scale, softcap)
-    bounds = (None, None) if segment_ids is None else document_bounds(segment_ids)
+    bounds = (None, None) if segment_ids is None else segment_bounds(segment_ids)
     return attend_op(q_BTHK, k_BTGK, v_BTGV, *bounds, causal, window, scale, softcap)

@@ -1,8 +1,8 @@
-"""The gradient through an expert's activation and the share of its result, in Triton."""
+"""Gradient of the experts' activation and of the routing weights (Triton)."""
 
-# M choices sorted by expert, N tokens, K choices of a token, F hidden width of an expert
+# M choices sorted by expert, N tokens, K choices per token, F hidden width per expert
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import triton
@@ -36,11 +36,12 @@ def bwd_activation(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """u is the gradient of hidden for a share of one. With the row's share s:
+    """Mixture of experts, backward of activation and share, from u = dhidden at a share of one.
 
-    dshare = sum of u hidden, dgate and dup by dhidden = s u, and for the gradient of the matrix
-    behind it s hidden, from gate and up anew. Row r's share is that of place[r]; a row of no expert
-    has dshare = 0. dup may take the place of u. A program takes ROWS rows. Bytes per row, b to an element: 6 b F, relu2 4 b F.
+    With the row's share s: dshare = sum(u hidden), dgate and dup from dhidden = s u, and s hidden
+    for the down matrix's gradient; hidden is recomputed from gate and up. Row r's share is that of
+    place[r]; a row of no expert has dshare = 0. dup may overwrite u. A program takes ROWS rows.
+    Bytes per row, b per element: 6 b F, relu2 4 b F.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mine = row < tl.load(offset_ptr + num_experts)

@@ -1,6 +1,6 @@
-"""The expert kernels at the shapes that are compiled for every target."""
+"""Launches of the expert kernels that are compiled for every architecture."""
 
-# N tokens, K choices of a token, E experts, D model width, F hidden width of an expert
+# N tokens, K choices per token, E experts, D model width, F hidden width per expert
 
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +21,7 @@ QWEN = (8, 128, 2048, 768, "silu", None)  # K, E, D, F, activation, limit
 MIXTRAL = (2, 8, 4096, 14_336, "silu", None)
 NEMOTRON = (6, 128, 2688, 1856, "relu2", None)  # no gate
 GPT_OSS = (4, 32, 2880, 2880, "oai", 7.0)
-UNEVEN = (4, 32, 1000, 100, "silu", 10.0)  # widths that divide nothing
+UNEVEN = (4, 32, 1000, 100, "silu", 10.0)  # widths that are no multiple of a tile
 
 ALL = (
     "gate_up",
@@ -39,7 +39,7 @@ ALL = (
 )
 EPILOGUES = ("gate_up and keep", "bwd_activation")
 PRODUCTS = ("gate_up and keep", "project down", "project dhidden", "outer dup", "project dx")
-# tokens, the experts, dtype, which kernels; 64 tokens, as in decoding, are few rows an expert
+# tokens, experts, dtype, kernels; 64 tokens, as in decoding, are few rows per expert
 SHAPES = (
     (8192, QWEN, torch.bfloat16, ALL),
     (64, QWEN, torch.bfloat16, PRODUCTS),

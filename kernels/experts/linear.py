@@ -1,4 +1,4 @@
-"""`grouped_linear` as one differentiable operator of Triton kernels."""
+"""`grouped_linear` as a differentiable custom operator of Triton kernels."""
 
 # M rows sorted by expert, I features in, O features out, E experts
 
@@ -50,7 +50,7 @@ def grouped_linear_backward_op(
 def _grouped_linear_gradients(
     dy_MO: Tensor, x_MI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor, biased: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The third is empty without a bias."""
+    """(dx, dweight, dbias), the last empty without a bias."""
     E, O, I = weight_EOI.shape
     dbias_EO = weight_EOI.new_empty(E if biased else 0, O)
     return x_MI.new_empty(len(x_MI), I), torch.empty_like(weight_EOI), dbias_EO
@@ -63,7 +63,7 @@ def _save_grouped_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 
 def _backward_grouped_linear(ctx: Any, dy_MO: Tensor) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient
+    # autograd may pass an expanded gradient
     dx_MI, dweight_EOI, dbias_EO = grouped_linear_backward_op(
         dy_MO.contiguous(), *ctx.saved_tensors, ctx.biased
     )

@@ -1,7 +1,7 @@
-"""`mixture` as one differentiable operator of Triton kernels: three launches forward, seven backward."""
+"""`mixture` as a differentiable custom operator: three launches forward, seven backward."""
 
-# M choices sorted by expert, N tokens, K choices of a token, E experts, D model width,
-# F hidden width of an expert
+# M choices sorted by expert, N tokens, K choices per token, E experts, D model width,
+# F hidden width per expert
 
 from typing import Any
 
@@ -79,7 +79,7 @@ def _mixture_outputs(
     limit: float | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, gate, up), the last two sorted by expert; empty where they are not kept.
+    """(y, gate, up), the last two sorted by expert, or empty if not saved for the backward.
 
     Their rows of no expert are never written.
     """
@@ -115,7 +115,7 @@ def mixture_backward_op(
         arch, dy_ND, down_EDF, None, offsets_E1, dup_MF, **places, x_by_token=True
     )
     back = bwd_activation_launch(
-        dup_MF,  # what it reads is overwritten
+        dup_MF,  # read, then overwritten
         share_NK,
         order_M,
         offsets_E1,
@@ -160,7 +160,7 @@ def _mixture_gradients(
     down_EDF: Tensor,
     *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gate's gradient is empty without a gate."""
+    """Empty gradients of x, share, gate, up and down; the gate's has no elements without a gate."""
     return (
         x_ND.new_empty(x_ND.shape),
         torch.empty_like(share_NK),
@@ -176,7 +176,7 @@ def _save_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def _backward_mixture(ctx: Any, dy_ND: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient
+    # autograd may pass an expanded gradient
     dx_ND, dshare_NK, dgate_EFD, dup_EFD, ddown_EDF = mixture_backward_op(
         dy_ND.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.limit
     )

@@ -11,8 +11,8 @@ anything is launched. None chooses by device: "triton" for CUDA tensors, "torch"
 are deterministic: equal inputs give equal bits.
 """
 
-# M rows sorted by expert, I features in, O features out, N tokens, K choices of a token, E experts,
-# D model width, F hidden width of an expert
+# M rows sorted by expert, I features in, O features out, N tokens, K choices per token, E experts,
+# D model width, F hidden width per expert
 
 from torch import Tensor
 

@@ -1,10 +1,10 @@
-"""The gradients of queries, keys, decays and beta in Triton: all chunks at once."""
+"""Gradients of queries, keys and decays, all chunks in parallel (Triton)."""
 
-# B batch, T tokens, N chunks, C tokens of a chunk, G key heads, H value heads, K key width, V value width,
+# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width, V value width,
 # R = H / G value heads of a key head
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -58,18 +58,20 @@ def bwd_inputs(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """From dA and dP of `bwd_intra`, dO, Y, and the states S before and dS after each chunk:
+    """Linear recurrence, backward of the inputs: dq, dk, de and the decays' gradient dg.
+
+    From dA and dP of `bwd_intra`, dO, Y, and the states S before and dS after each chunk:
 
     dq = scale e^G dO S^T + dA k        de = -e^G Y S^T + dP k
     dk = e^{G_C - G} W dS^T + dA^T q + dP^T e       dG = q dq + e de - k dk
     dg_t = the sum of dG_i over i >= t of the chunk, and <S, dS> at its end
 
-    With DELTA 1 e is k and takes both gradients. With DELTA 2 e has the sum before its token, in
-    its weight and in its part of dg. The SECOND write has b and U for k and W; it adds to what the
-    first has left in dq, de and dg, and leaves out the terms of the state that were counted there.
-    What a token reads of its own write would cancel in dG but for rounding: it is left out there.
+    For the delta rule e is k, and dk is the sum of both. For RWKV-7 e is weighted by the sum before
+    its token, in de and in dg. A SECOND launch takes RWKV-7's b and U for k and W: it adds to dq,
+    de and dg of the first, without the terms of the state that are counted there.
+    The diagonal of A cancels in dG but for rounding, and is left out there.
     A program takes one chunk, BK channels and HEADS value heads of one key head.
-    FLOPs per chunk and head: 4 C^2 K + 4 C K V, with DELTA 8 C^2 K + 6 C K V.
+    FLOPs per chunk and head: 4 C^2 K + 4 C K V, with dP 8 C^2 K + 6 C K V.
     """
     chunks = tl.cdiv(tokens, C)
     chunk = tl.program_id(0).to(tl.int64)
@@ -110,7 +112,7 @@ def bwd_inputs(
         dq = tl.zeros([C, BK], tl.float32)
         de = tl.zeros([C, BK], tl.float32)
         dk = tl.zeros([C, BK], tl.float32)
-        last = tl.zeros([1, BK], tl.float32)  # a row: triton 3.6 fails to reduce what is reduced
+        last = tl.zeros([1, BK], tl.float32)  # a row: triton 3.6 fails to reduce a reduced tensor
         for f0 in range(0, V, BV):
             f = f0 + tl.arange(0, BV)
             in_values = in_sequence[:, None] & (f[None, :] < V)

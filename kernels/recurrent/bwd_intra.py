@@ -1,9 +1,9 @@
-"""The gradients of what the tokens of a chunk have to do with each other, in Triton."""
+"""Gradients of the attention matrices within chunks, and of beta (Triton)."""
 
-# B batch, T tokens, C tokens of a chunk, H value heads, V value width
+# B batch, T tokens, C tokens per chunk, H value heads, V value width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -37,12 +37,13 @@ def bwd_intra(
     C: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """dA = scale lower(dO W^T . D), with DELTA also dP = -strictly lower(Y W^T . D).
+    """Linear recurrence, backward within chunks: dA, dP and dbeta.
 
-    With DELTA 1 W comes without its factor beta, as U of `fwd_state`, and dbeta = rowsum(Y * U) / beta.
-    D is that of `fwd_intra`; where each channel has a decay of its own it is left to `bwd_inputs`.
-    A program takes one chunk of one head. FLOPs: 2 C^2 V, with DELTA 4 C^2 V. Bytes per token and
-    head, b to an element: 2 V b read and C b written, with DELTA 3 V b and 2 C b.
+    dA = scale lower(dO W^T . D), and for the delta rule and RWKV-7 dP = -strictly lower(Y W^T . D).
+    The delta rule passes U of `fwd_state` as W, without its factor beta: dbeta = rowsum(Y U) / beta.
+    D is that of `fwd_intra`; a decay per channel is weighted in `bwd_inputs`.
+    A program takes one chunk of one head. FLOPs: 2 C^2 V, with dP 4 C^2 V. Bytes per token and
+    head, b per element: 2 V b read and C b written, with dP 3 V b and 2 C b.
     """
     chunks = tl.cdiv(tokens, C)
     chunk = tl.program_id(0).to(tl.int64)

@@ -1,9 +1,9 @@
-"""The gradient of the state from chunk to chunk in Triton, backwards, and those of the values."""
+"""Gradients of the states, from the last chunk to the first, and of the values (Triton)."""
 
-# B batch, T tokens, N chunks, C tokens of a chunk, G key heads, H value heads, K key width, V value width
+# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width, V value width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -50,14 +50,16 @@ def bwd_state(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """The adjoint of `fwd_state`, which needs its inverse and none of its results. With dS the gradient of
-    the state after the chunk and dW = A^T dO + k_ dS:
+    """Linear recurrence, backward over chunk states: dV, and dS after each chunk.
 
-    dV = dW, or with DELTA 1 dV = Y = (I + P beta)^{-T} beta dW
-    dS <- e^{G_C} dS + q^^T dO, with DELTA less e^^T Y
-    DELTA 2: Y = (I + P_b)^{-T} (A_b^T dO + b_ dS) and dV = dW - P^T Y
+    The adjoint of `fwd_state`; it needs that one's inverse, none of its results. With
+    dW = A^T dO + k_ dS:
 
-    A program takes BV values of one head. Keeps Y with DELTA 2, and each dS. FLOPs and bytes are
+    dV = dW, or for the delta rule dV = Y = (I + P beta)^{-T} beta dW
+    dS <- e^{G_C} dS + q^^T dO, with the delta rule or RWKV-7 less e^^T Y
+    RWKV-7: Y = (I + P_b)^{-T} (A_b^T dO + b_ dS) and dV = dW - P^T Y
+
+    Stores each dS, and Y for RWKV-7. A program takes BV values of one head. FLOPs and bytes are
     those of `fwd_state`.
     """
     head = tl.program_id(0).to(tl.int64)

@@ -1,7 +1,7 @@
-"""`linear_recurrence` and `rwkv7_recurrence` from their kernels: what is launched, and what one launch leaves the next."""
+"""`linear_recurrence` and `rwkv7_recurrence` as custom operators over the chunk kernels."""
 
-# B batch, T tokens, N chunks, C tokens of a chunk, G key heads, H value heads, K key width, V value
-# width, P parts of the value heads of a key head, D parts of the keys
+# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width, V value
+# width, P groups of the value heads of a key head, D blocks of the keys
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from .fwd_state import fwd_state
 from .gate import channel_gate, head_gate
 from .requirements import require_rows, require_short, require_whole, row_stride
 
-SMALLEST_BETA = 1e-12  # the gradient of beta is found as a share of it
+SMALLEST_BETA = 1e-12  # beta is raised to it: its gradient is found by a division by beta
 KERNELS = {
     "head_gate": head_gate,
     "channel_gate": channel_gate,
@@ -44,12 +44,12 @@ KERNELS = {
     "bwd_inputs": bwd_inputs,
 }
 
-Arguments = Mapping[str, Any]  # tensors, numbers and strings by the kernels' names
+Arguments = Mapping[str, Any]  # by the kernels' argument names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """One call: beta belongs to the delta rule, e = -a and b to RWKV-7."""
+    """The inputs of one call: beta for the delta rule, or e = -a and b for RWKV-7."""
 
     q_BTGK: Tensor
     k_BTGK: Tensor
@@ -78,7 +78,7 @@ class Inputs:
 
     @property
     def has_delta_rule(self) -> bool:
-        """RWKV-7 included: it corrects what the state holds before it writes."""
+        """Whether a write is corrected by what the state holds: RWKV-7's too."""
         return self.beta_BTH is not None or self.is_rwkv7
 
     @property
@@ -91,7 +91,7 @@ class Inputs:
 
 
 class Saved(NamedTuple):
-    """What the forward leaves to the backward, empty where there is no such thing."""
+    """Tensors saved by the forward for the backward; those that a case does not have are empty."""
 
     A_BTHC: Tensor
     A_b_BTHC: Tensor
@@ -102,7 +102,7 @@ class Saved(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of q, k, v, decay, beta, e, b and the initial state, empty where there is none."""
+    """Gradients of the inputs; those that a case does not have are empty."""
 
     dq_BTGPK: Tensor
     dk_BTGPK: Tensor
@@ -155,7 +155,7 @@ def new_gradients(arch: str, inputs: Inputs) -> Gradients:
 
 
 def heads_of(sharing: int) -> int:
-    """How many of the value heads that share a key head one program of `bwd_inputs` takes."""
+    """Value heads per program of `bwd_inputs`, of the `sharing` ones that have one key head."""
     return max(heads for heads in range(1, MOST_HEADS + 1) if sharing % heads == 0)
 
 
@@ -248,7 +248,7 @@ def backward_launches(
     )
 
     def add_gradient_launches(name: str, k: Tensor, W: Tensor, dk: Tensor, second: bool) -> None:
-        """The gradients that come through one write: keys k with values W."""
+        """Launches for the write of values W at keys k."""
         ours = {
             **arguments,
             **_keys(inputs),
@@ -283,7 +283,7 @@ def backward_launches(
 
 
 def _gate(arch: str, inputs: Inputs) -> tuple[dict[str, Launch], Arguments]:
-    """The launch that sums up the decays, and what `fwd_state` and `bwd_state` then read."""
+    """The launch that sums the decays, and the keys that `fwd_state` and `bwd_state` read."""
     B, T, N, _, H, K, _ = inputs.sizes
     keys = _keys(inputs)
     if inputs.decay is None:
@@ -510,7 +510,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, do_BTHV: Tensor, dfinal_BHKV: Tensor, *_: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    # autograd may hand over an expanded gradient; the kernels' are contiguous
+    # autograd may pass an expanded gradient; the kernels' are contiguous
     gradients = linear_recurrence_backward_op(
         do_BTHV.contiguous(), dfinal_BHKV.contiguous(), *saved, ctx.scale, ctx.chunk
     )
@@ -599,7 +599,7 @@ def _run(
 def _require(
     q_BTGK: Tensor, v_BTHV: Tensor, state: Tensor | None, chunk: int, segment_ids: Tensor | None
 ) -> int:
-    """Asks what every call needs of v and what goes with it; gives the width of the keys."""
+    """Check what both recurrences require of q, v, state and segment_ids; return K."""
     require_device(v_BTHV)
     constraint = "q and v must be of shape [B, T, heads, width]"
     require(v_BTHV.dim() == q_BTGK.dim() == 4, constraint, q=q_BTGK.shape, v=v_BTHV.shape)

@@ -1,4 +1,4 @@
-"""The recurrent kernels at the shapes that are compiled for every target."""
+"""Launches of the recurrent kernels that are compiled for every architecture."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from . import channels, chunks, one_token, selective
 from .configs import chunk_of
 
 TOKENS = 8192
-CHANNELS = (4096, 16)  # of Mamba-1, and the states of each
+CHANNELS = (4096, 16)  # of Mamba-1, and states per channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,9 @@ class Shape:
     H: int
     K: int
     V: int
-    decay: int  # how many axes stand behind [B, T]: none, the heads, the heads and their channels
+    decay: int  # axes after [B, T]: 0 no decay, 1 per head, 2 per head and channel
     delta: int  # 0, 1 the delta rule, 2 RWKV-7
-    kernels: tuple[str, ...]  # those that the shapes above it do not stand for
+    kernels: tuple[str, ...]  # those that no shape above covers
     segment_ids: bool = False
     dtype: torch.dtype = torch.bfloat16
 
@@ -106,7 +106,7 @@ SHAPES = (
 
 
 def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
-    """(kernel, shape, launch): each kernel in each of its forms, at the widths of public models."""
+    """(kernel, shape, launch): each kernel in each of its variants, at widths of public models."""
     for shape in SHAPES:
         of_shape = _sequence_launches(arch, shape) | {"step": _step_launch(arch, shape)}
         for kernel in shape.kernels:

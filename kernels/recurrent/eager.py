@@ -1,4 +1,4 @@
-"""The recurrences of reference.py in plain torch, many tokens at once: how they train on a CPU.
+"""Torch implementation of the recurrences over chunks of tokens: backend="torch".
 
 Inside a chunk of C tokens, with G_i = g_1 + ... + g_i and S the state before it,
 
@@ -7,14 +7,14 @@ Inside a chunk of C tokens, with G_i = g_1 + ... + g_i and S the state before it
     A_ij = sum_k q_ik k_jk e^{G_ik - G_jk}  P_ij the same of k_i and k_j
     Q^ = Q e^G     K^ = K e^G               K_ = K e^{G_C - G}
 
-(arXiv 2405.21060, section 6; 2412.06464, section 3.3). With one decay for a head, A is a product of
-matrices with a factor for each element; with one for each channel `_products` forms it. RWKV-7
-writes twice, V and what it erases: P = (I - strictly lower(A_ab))^{-1} (a^ S + strictly lower(A_ak) V).
+(arXiv 2405.21060, section 6; 2412.06464, section 3.3). With a decay per head, A is a product of
+matrices with a factor per element; with one per channel `_products` forms it. RWKV-7 writes V and a
+correction P = (I - strictly lower(A_ab))^{-1} (a^ S + strictly lower(A_ak) V).
 """
 
-# B batch, T tokens, C tokens of a chunk, G key heads, H value heads, K key width, V value width,
+# B batch, T tokens, C tokens per chunk, G key heads, H value heads, K key width, V value width,
 # R = H / G value heads of a key head: key head g serves the value heads g R ... g R + R - 1,
-# X kinds of rows, Y kinds of columns, N channels, S states of a channel
+# X kinds of rows, Y kinds of columns, N channels, S states per channel
 
 import math
 from collections.abc import Iterator
@@ -30,16 +30,16 @@ from torch.nn import functional as F
 from .configs import MIN_LOG_DECAY_PER_CHANNEL, MIN_LOG_DECAY_PER_HEAD
 
 BLOCK = 8
-LARGEST_CHUNK = 32  # beyond, products of C x C cost more than fewer turns save
+LARGEST_CHUNK = 32  # beyond, products of C x C cost more than fewer iterations save
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentMasks:
-    """What the tokens of a chunk do not meet, where a row holds several segment_ids."""
+    """Boolean masks of the tokens of a chunk, for rows that hold several segments."""
 
-    different_segment_B1CC: Tensor  # each other: they belong to different documents
-    after_first_segment_B1C1: Tensor  # the state before the chunk
-    before_last_segment_B1C1: Tensor  # the state after it
+    different_segment_B1CC: Tensor  # pairs of tokens in different segments
+    after_first_segment_B1C1: Tensor  # tokens that do not see the state before the chunk
+    before_last_segment_B1C1: Tensor  # tokens that do not write to the state after it
 
 
 def linear_recurrence(
@@ -180,7 +180,7 @@ def channel_scan(
     *,
     segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """About sqrt(T) blocks of sqrt(T) tokens: all blocks from zero at once, then what each receives."""
+    """In about sqrt(T) blocks of sqrt(T) tokens: all from zero in parallel, then their initial states."""
     wide, (B, T, N) = _wide(x_BTN), x_BTN.shape
     size = math.isqrt(T - 1) + 1
     keep = decay_BTN.to(wide).exp()
@@ -225,7 +225,7 @@ def selective_scan(
 
 
 class Selective(torch.autograd.Function):
-    """(y_BTN, state_BNS), BLOCK tokens at a time; the backward forms their states again.
+    """(y_BTN, state_BNS), BLOCK tokens at a time; the backward recomputes their states.
 
     With a_t = e^{dt_t A}, u = dt x and dh_t = C_t dy_t^T + a_{t+1} dh_{t+1},
 
@@ -280,7 +280,7 @@ class Selective(torch.autograd.Function):
 
 
 def _blocks(*inputs_BT: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """BLOCK tokens of each after the other, tokens first; None stays None."""
+    """Each input in blocks of BLOCK tokens [C, B, ...], one tuple per block; None stays None."""
     parts = (
         repeat(None) if x is None else x.transpose(0, 1).contiguous().split(BLOCK)
         for x in inputs_BT
@@ -296,7 +296,7 @@ def _states(
     begins_CB: Tensor | None,
     state_BSN: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(what is kept, the states) of each token, [C, B, S, N]: few states, many channels."""
+    """(decay factors, states) of each token, [C, B, S, N]: few states, many channels."""
     kept = (dt_CBN[:, :, None] * (math.log2(math.e) * A_SN)).exp2_()  # a third of exp's time
     if begins_CB is not None:
         kept.masked_fill_(begins_CB[..., None, None], 0)
@@ -310,9 +310,9 @@ def _states(
 def _products(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
     """A[x, y]_ij = sum_k rows[x]_ik columns[y]_jk e^{G_ik - G_jk} for j <= i, else 0, with G = `sums`.
 
-    rows [X, ..., C, K], columns [Y, ..., C, K]. Blocks on the diagonal take their exponents from
-    their middle; then blocks are joined two by two, the square between them taking its own from
-    the end of the first: so no exponent there is above zero.
+    rows [X, ..., C, K], columns [Y, ..., C, K]. Exponents of the BLOCK-sized blocks on the diagonal
+    are relative to their middle; then blocks are joined two by two, the square between them
+    relative to the end of the first, so that no exponent there is positive.
     """
     size = BLOCK
     blocks_of_sums = sums.unflatten(-2, (-1, size))
@@ -335,7 +335,7 @@ def _products(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
 def _even(
     tokens: list[Tensor], segment_ids: Tensor | None, chunk: int
 ) -> tuple[list[Tensor], Tensor | None, int]:
-    """Whole chunks of 2^n tokens, as `_products` wants them: zeros neither decay nor write a state."""
+    """Inputs padded with zeros, which neither decay nor write, to whole chunks of 2^n tokens."""
     T = tokens[0].shape[1]
     chunk = min(chunk, max(BLOCK, 1 << (T - 1).bit_length()))
     extra = -T % chunk
@@ -362,7 +362,7 @@ def _segment_masks(segment_ids: Tensor | None, T: int, chunk: int) -> Iterator[S
 
 
 def _begins(segment_ids: Tensor) -> Tensor:
-    """Whether a token begins a document and finds another's state."""
+    """Whether a token starts a segment, other than the first of its row."""
     return segment_ids != torch.cat([segment_ids[:, :1], segment_ids[:, :-1]], 1)
 
 
@@ -382,7 +382,7 @@ def _to_end(sums: Tensor, masks: SegmentMasks | None) -> Tensor:
 
 
 def _next_row(x: Tensor) -> Tensor:
-    """Row i takes what stood in row i - 1; the first is zero."""
+    """x shifted down by one row; the first is zero."""
     return F.pad(x[..., :-1, :], (0, 0, 1, 0))
 
 

@@ -1,9 +1,9 @@
-"""What the tokens of a chunk have to do with each other, in Triton: all chunks at once."""
+"""Attention matrix within each chunk, and the inverse of the delta rule (Triton)."""
 
-# B batch, T tokens, C tokens of a chunk, G key heads, H value heads, K key width
+# B batch, T tokens, C tokens per chunk, G key heads, H value heads, K key width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -42,14 +42,16 @@ def fwd_intra(
     C: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """A = scale lower(q k^T . D), and with DELTA P = strictly lower(e k^T . D), or INVERTed: its unit
-    lower inverse, (I + P beta)^{-1} with DELTA 1, where e = k, and (I + P)^{-1} with DELTA 2.
+    """Linear recurrence, forward within chunks: attention matrix A, and P of the delta rule.
 
-    D_ij = e^{G_i - G_j}, for the rows e of DELTA 2 e^{G_i - g_i - G_j}; with a decay for each channel
-    it stands inside the product (`level`).
-    A program takes one chunk of one head. FLOPs: 2 C^2 K, with DELTA twice that, 20 C^3 / 3 more to
-    invert; with a decay for each channel LEVELS times the products. Bytes per token and head, b to
-    an element: 2 K b, 4 for each decay, and 2 C b written.
+    A = scale lower(q k^T . D) and P = strictly lower(e k^T . D), e being k for the delta rule and -a
+    for RWKV-7. With INVERT P is replaced by its unit lower inverse: (I + P beta)^{-1} for the delta
+    rule, (I + P)^{-1} for RWKV-7 (the WY form of arXiv 2406.06484, section 3.2).
+    D_ij = e^{G_i - G_j}, for RWKV-7's rows e e^{G_i - g_i - G_j}; a decay per channel is weighted
+    inside the product (`level`).
+    A program takes one chunk of one head. FLOPs: 2 C^2 K, twice that with P, 20 C^3 / 3 more to
+    invert; with a decay per channel LEVELS times the products. Bytes per token and head, b per
+    element: 2 K b, 4 per decay, and 2 C b written.
     """
     chunks = tl.cdiv(tokens, C)
     chunk = tl.program_id(0).to(tl.int64)

@@ -1,9 +1,9 @@
-"""The state from chunk to chunk in Triton: what it gives back and what it takes in."""
+"""State passing from chunk to chunk, and the outputs (Triton)."""
 
-# B batch, T tokens, N chunks, C tokens of a chunk, G key heads, H value heads, K key width, V value width
+# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width, V value width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -53,19 +53,19 @@ def fwd_state(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """Chunk after chunk of one head and BV of its values, S being the state before the chunk:
+    """Linear recurrence, forward over chunks: outputs O and states S (S before the chunk).
 
-    O = q^ S + A W and S <- e^{G_C} S + k_^T W, where W is V, or with DELTA 1 beta U, where
-    U = (I + P beta)^{-1} (V - e^ S), e = k: what the state does not yet give back of V.
-    DELTA 2 writes V and U: O = q^ S + A V + A_b U and S <- e^{G_C} S + k_^T V + b_^T U, where
+    O = q^ S + A W and S <- e^{G_C} S + k_^T W, with W = V, or for the delta rule W = beta U and
+    U = (I + P beta)^{-1} (V - k^ S), the part of V that the state does not hold yet.
+    RWKV-7: O = q^ S + A V + A_b U and S <- e^{G_C} S + k_^T V + b_^T U, with
     U = -(I + P_b)^{-1} (P V + e^ S).
 
-    With a decay for each channel q, e, k and b come weighted (`channel_gate`), else the weights are
-    applied here. Without DELTA and with at most one decay for a head A is formed here.
-    SAVE keeps U and each S that a chunk begins with.
-    FLOPs per chunk and head: 4 C K V + 2 C^2 (K + V); with DELTA 1 6 C K V + 4 C^2 V; with DELTA 2
-    8 C K V + 8 C^2 V. Bytes per token and head, b to an element: 2 V b + 2 K b, the latter again
-    for each block of values; with DELTA 1 2 C b more, with DELTA 2 4 C b + 2 K b.
+    With a decay per channel q, e, k and b come weighted (`channel_gate`), else they are weighted
+    here. Without delta rule, and with at most a scalar decay, A is formed here.
+    SAVE stores U and the state before each chunk. A program takes BV values of one head.
+    FLOPs per chunk and head: 4 C K V + 2 C^2 (K + V); delta rule 6 C K V + 4 C^2 V; RWKV-7
+    8 C K V + 8 C^2 V. Bytes per token and head, b per element: 2 V b + 2 K b, the latter again per
+    block of values; delta rule 2 C b more, RWKV-7 4 C b + 2 K b.
     """
     head = tl.program_id(0).to(tl.int64)
     b = head // heads

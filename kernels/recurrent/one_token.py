@@ -1,8 +1,8 @@
-"""One token of the recurrences in Triton; the meaning is `step` and `rwkv7_recurrence_step` in reference.py."""
+"""One-token steps of the recurrences for decoding (Triton); defined in reference.py."""
 
 # B batch, G key heads, H value heads, K key width, V value width
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false, reportArgumentType=false
 
 import torch
@@ -44,9 +44,10 @@ def linear_recurrence_step_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """S <- e^g S; v' = v, or beta (v - S^T k); S <- S + k v'^T; o = scale S^T q.
+    """Linear recurrence, one token: S <- e^g S; v' = v, or for the delta rule beta (v - S^T k);
+    S <- S + k v'^T; o = scale S^T q.
 
-    A program takes BV values of one head. Bytes per head, s to an element of the state: 2 s K V.
+    A program takes BV values of one head. Bytes per head, s per element of the state: 2 s K V.
     """
     head = tl.program_id(0).to(tl.int64)
     b = head // heads
@@ -97,9 +98,9 @@ def rwkv7_recurrence_step_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """S <- e^w S + b (a^T S) + k v^T; o = S^T r.
+    """RWKV-7, one token: S <- e^w S + b (a^T S) + k v^T; o = S^T r.
 
-    A program takes BV values of one head. Bytes per head, s to an element of the state: 2 s K V.
+    A program takes BV values of one head. Bytes per head, s per element of the state: 2 s K V.
     """
     head = tl.program_id(0).to(tl.int64)
     batch = head // heads
@@ -218,7 +219,7 @@ def linear_recurrence_step_op(
 
 
 @linear_recurrence_step_op.register_fake
-def _read(
+def _fake_step(
     q_BGK: Tensor,
     k_BGK: Tensor,
     v_BHV: Tensor,
@@ -247,7 +248,7 @@ def rwkv7_recurrence_step_op(
 
 
 @rwkv7_recurrence_step_op.register_fake
-def _read_rwkv7(
+def _fake_rwkv7_step(
     r_BHK: Tensor,
     w_BHK: Tensor,
     k_BHK: Tensor,
@@ -299,7 +300,7 @@ def rwkv7_recurrence_step(
 
 
 def _require(q_BGK: Tensor, v_BHV: Tensor, state_BHKV: Tensor) -> tuple[int, int, int]:
-    """Asks what every step needs; gives B, H and K."""
+    """Check what both steps require of q, v and state; return B, H and K."""
     require_device(v_BHV)
     constraint = "q and v must be of shape [B, heads, width]"
     require(v_BHV.dim() == q_BGK.dim() == 3, constraint, q=q_BGK.shape, v=v_BHV.shape)

@@ -1,15 +1,16 @@
-"""What each recurrence means, token by token: the specification that every fast form is held against.
+"""Reference of the recurrences, token by token: the specification that all implementations match.
 
-Arithmetic and states are float32, or float64 where the values are float64; what a token reads is
-rounded once, to the dtype of the values. Autograd of these lines is the meaning of every gradient.
+Arithmetic and states are float32, or float64 where the values are float64; outputs are rounded once,
+to the dtype of the values. Autograd of these lines defines every gradient. Arguments, shapes and
+results are those of op.py.
 
-`segment_ids` numbers the document of each token, nondecreasing along a row: the first token of a
-document finds an empty state. A state that is given belongs to the first document of its row, the
-one that is returned to the last.
+`segment_ids` numbers the packed sequence of each token, nondecreasing along a row: the first token
+of a segment starts from a zero state. The initial state belongs to the first segment of its row, the
+returned one to the last.
 """
 
 # B batch, T tokens, G key heads, H value heads (key head g serves the H / G value heads from
-# g H / G on), K key width, V value width, N channels, S states of a channel
+# g H / G on), K key width, V value width, N channels, S states per channel
 
 import torch
 from torch import Tensor
@@ -28,11 +29,11 @@ def linear_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, state_BHKV) with S_t = e^{g_t} S_{t-1} + k_t v'_t^T and o_t = scale S_t^T q_t.
 
-    v'_t is v_t, or with `beta` beta_t (v_t - (e^{g_t} S_{t-1})^T k_t): the delta rule, which
-    writes what the state does not yet give back. g_t is `decay`, the natural logarithm, at most 0:
-    None, one for a head [H], for a head and token [B, T, H], or also for each of the K rows of the
-    state [B, T, H, K]. So it is linear attention, retention (arXiv 2307.08621), Mamba-2 (2405.21060),
-    GLA (2312.06635), DeltaNet (2406.06484), gated DeltaNet (2412.06464) and KDA (2510.26692).
+    v'_t is v_t, or with `beta` beta_t (v_t - (e^{g_t} S_{t-1})^T k_t): the delta rule. g_t is
+    `decay`, a natural logarithm, at most 0: None, per head [H], per token and head [B, T, H], or per
+    token, head and row of the state [B, T, H, K]. Covers linear attention, retention (arXiv
+    2307.08621), Mamba-2 (2405.21060), GLA (2312.06635), DeltaNet (2406.06484), Gated DeltaNet
+    (2412.06464) and KDA (2510.26692).
     """
     B, T, H, V = v_BTHV.shape
     wide = _wide(v_BTHV)
@@ -86,9 +87,9 @@ def linear_recurrence_step(
     *,
     scale: float = 1.0,
 ) -> Tensor:
-    """o_BHV: `linear_recurrence` of one token, without gradients; renews the state where it lies.
+    """o_BHV: `linear_recurrence` of one token, without gradients; updates the state in place.
 
-    The state is float32, float64 or bfloat16; only then is it rounded. `decay` is None, [H],
+    The state is float32, float64 or bfloat16, rounded when it is stored. `decay` is None, [H],
     [B, H] or [B, H, K].
     """
     wide, H = _wide(v_BHV), v_BHV.shape[1]
@@ -111,7 +112,7 @@ def rwkv7_recurrence_step(
     b_BHK: Tensor,
     state_BHKV: Tensor,
 ) -> Tensor:
-    """o_BHV: `rwkv7_recurrence` of one token, without gradients; renews the state where it lies."""
+    """o_BHV: `rwkv7_recurrence` of one token, without gradients; updates the state in place."""
     inputs = (r_BHK, w_BHK, k_BHK, v_BHV, a_BHK, b_BHK, state_BHKV)
     r, w, k, v, a, b, state = (x.to(_wide(v_BHV)) for x in inputs)
     o_BHV, state = _rwkv7_step(r, w, k, v, a, b, state)
@@ -198,7 +199,7 @@ def _rwkv7_step(
 
 
 def _by_channel(decay: Tensor | None, v: Tensor) -> Tensor:
-    """The decay of each value head for each channel of its keys, or one for them all."""
+    """The decay as [..., H, K], or [..., H, 1] where it is one per head."""
     if decay is None:
         return v.new_zeros(1, dtype=_wide(v)).expand(*v.shape[:-1], 1)
     decay = decay.to(_wide(v))

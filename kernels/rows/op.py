@@ -40,7 +40,7 @@ def rms_norm(
 ) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467).
 
-    `x` [..., D] with rows at one distance, `weight` [D]; `zero_centered` takes 1 + weight as the
+    `x` [..., D] with evenly spaced rows, `weight` [D]; `zero_centered` takes 1 + weight as the
     factor (Gemma). Returns x's shape and dtype. Raises Unsupported.
     """
     if choose_backend(backend, x) == "torch":

@@ -1,4 +1,4 @@
-"""Our recurrences are those of flash-linear-attention: its naive forms, token by token, in float32."""
+"""The recurrences against the naive implementations of flash-linear-attention, in float32."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""The door: which backend runs, what it refuses, and what it costs to import."""
+"""Row operators through their public API: torch implementation, input checks, imports."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def test_the_convolution_agrees_with_torchs_own():
     torch.testing.assert_close(reference.short_conv(x, weight, activation=None), torchs)
 
 
-def test_a_tail_continues_a_sequence_and_a_document_begins_anew():
+def test_a_tail_continues_a_sequence_and_a_segment_starts_anew():
     x, weight = torch.randn(2, 17, 60, dtype=torch.float64), torch.randn(60, 4, dtype=torch.float64)
     whole = op.short_conv(x, weight, activation="silu")
     rest = op.short_conv(x[:, 5:], weight, activation="silu", tail_BWN=x[:, 2:5])
@@ -110,7 +110,7 @@ def test_the_reference_loss_agrees_with_torchs_own():
     torch.testing.assert_close(ours, F.cross_entropy(h @ weight.T, target))
 
 
-def test_the_loss_holds_a_tenth_of_the_plain_forms_memory():
+def test_the_loss_holds_a_tenth_of_the_plain_implementations_memory():
     h, weight = torch.randn(8192, 16), torch.randn(1024, 16)
     target = torch.randint(1024, (8192,))
     with LargestTensor() as chunked:
@@ -136,7 +136,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", None])
-def test_a_meta_tensor_asks_for_shapes(backend):
+def test_a_meta_tensor_gives_shapes(backend):
     x, weight = meta(2, 3, 60, dtype=torch.bfloat16), meta(60).requires_grad_()
     normed, summed = op.add_rms_norm(x.requires_grad_(), x, weight, EPS, backend=backend)
     y = op.swiglu(normed, summed, backend=backend)
@@ -174,7 +174,7 @@ UNSUPPORTED = {
         meta(60, 2).T,
         meta(60),
     ),
-    "rows of x must lie at one distance": lambda: (
+    "rows of x must be evenly spaced": lambda: (
         meta(4, 3, 2, 60).transpose(0, 1),
         meta(60),
     ),
@@ -184,7 +184,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("constraint", UNSUPPORTED)
-def test_the_norm_refuses_by_its_law(constraint):
+def test_the_norm_rejects_unsupported_inputs(constraint):
     with pytest.raises(Unsupported, match=constraint):
         op.rms_norm(*UNSUPPORTED[constraint](), EPS, backend="triton")
 
@@ -244,11 +244,11 @@ OTHERS_UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("constraint", OTHERS_UNSUPPORTED)
-def test_each_operator_refuses_by_its_law(constraint):
+def test_each_operator_rejects_unsupported_inputs(constraint):
     with pytest.raises(Unsupported, match=constraint):
         OTHERS_UNSUPPORTED[constraint]()
 
 
-def test_the_door_does_not_import_triton():
+def test_the_public_api_does_not_import_triton():
     code = "import sys; from archfront.kernels.rows import op; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""FP8's door on the CPU: what the torch forms mean, and what the kernels refuse."""
+"""FP8 operators on the CPU: torch implementation, input checks of the kernels."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_rounding_costs_a_linear_layer_a_few_percent(recipe):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", None])
-def test_a_meta_tensor_asks_for_shapes(backend):
+def test_a_meta_tensor_gives_shapes(backend):
     x, weight = meta(2, 9, 200).requires_grad_(), meta(60, 200).requires_grad_()
     y = op.scaled_linear(x, weight, "blockwise", backend=backend)
     y.sum().backward()
@@ -125,11 +125,11 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("constraint", UNSUPPORTED)
-def test_the_kernels_refuse_by_their_law(constraint):
+def test_the_kernels_reject_unsupported_inputs(constraint):
     with pytest.raises(Unsupported, match=constraint):
         UNSUPPORTED[constraint]()
 
 
-def test_an_architecture_without_e4m3_is_refused_with_the_way_out():
+def test_an_architecture_without_e4m3_is_unsupported_with_an_alternative():
     with pytest.raises(Unsupported, match=r"sm_89 or newer, backend='torch' simulates it.*sm_80"):
         config_for("sm_80", "matmul")

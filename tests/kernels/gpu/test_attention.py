@@ -36,7 +36,7 @@ RULES = {
 
 @pytest.fixture(autouse=True)
 def on_the_gpu():
-    """Poisoned as in conftest.py, but cuBLAS may run the reference without its variable."""
+    """NaN-filled as in conftest.py, but cuBLAS may run the reference without its variable."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     with torch.device("cuda"):
         yield
@@ -49,31 +49,31 @@ def heads(B, T, H, G, K, V, dtype=BF16):
 
 
 def segment_ids_of(batch, tokens, length=237):
-    document = torch.arange(tokens, dtype=torch.int32) // length
-    return document.expand(batch, tokens).contiguous()
+    segment = torch.arange(tokens, dtype=torch.int32) // length
+    return segment.expand(batch, tokens).contiguous()
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", SEQUENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16])
-def test_attention_means_its_reference(assert_matches_reference, shape, dtype, rule):
+def test_attention_matches_its_reference(assert_matches_reference, shape, dtype, rule):
     assert_matches_reference("attention", "attend", heads(*shape, dtype), **RULES[rule])
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", WIDE_TEXTS)
-def test_wide_heads_mean_their_reference(assert_matches_reference, shape, rule):
+def test_wide_heads_match_their_reference(assert_matches_reference, shape, rule):
     assert_matches_reference("attention", "attend", heads(*shape), **RULES[rule])
 
 
 @pytest.mark.parametrize("rule", [{}, {"window": 100}, {"causal": False}])
 @pytest.mark.parametrize("shape", [*SEQUENCES[2:], *WIDE_TEXTS])
-def test_documents_do_not_see_each_other(assert_matches_reference, shape, rule):
+def test_segments_do_not_see_each_other(assert_matches_reference, shape, rule):
     segment_ids = segment_ids_of(*shape[:2])
     assert_matches_reference("attention", "attend", heads(*shape), segment_ids=segment_ids, **rule)
 
 
-def test_slices_of_a_projection_are_read_where_they_lie(assert_matches_reference):
+def test_slices_of_a_projection_are_read_in_place(assert_matches_reference):
     q, k, v = torch.randn(2, 1000, 12, 128, dtype=BF16).split([8, 2, 2], dim=2)
     assert_matches_reference("attention", "attend", {"q": q, "k": k, "v": v})
 
@@ -119,7 +119,7 @@ def test_elements_past_two_to_the_31_are_reached():
     torch.testing.assert_close(lse[..., -100:], lse_truth[..., -100:], rtol=1e-4, atol=1e-4)
 
 
-def test_the_door_compiles_into_one_graph(assert_matches_reference, monkeypatch):
+def test_the_public_api_compiles_into_one_graph(assert_matches_reference, monkeypatch):
     monkeypatch.setattr(op, "attend", torch.compile(op.attend, fullgraph=True))
     inputs = heads(2, 1000, 8, 2, 64, 64)
     assert_matches_reference("attention", "attend", inputs, segment_ids=segment_ids_of(2, 1000))
@@ -139,7 +139,7 @@ LENGTHS = (4, 63, 1000, 5000)
 @pytest.mark.parametrize("rule", [{}, {"window": 300}])
 @pytest.mark.parametrize("sizes", CACHES)
 @pytest.mark.parametrize("pages", [BF16, torch.int8, torch.float8_e4m3fn])
-def test_a_cache_means_its_reference(sizes, pages, rule):
+def test_a_cache_matches_its_reference(sizes, pages, rule):
     Q, H, G, K, V, shared = sizes
     if pages == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no float8 on this device")
@@ -179,7 +179,7 @@ SELECTIONS = [
 
 @pytest.mark.parametrize("segment_ids", [None, segment_ids_of])
 @pytest.mark.parametrize("sizes", SELECTIONS)
-def test_listed_blocks_mean_the_reference(assert_matches_reference, sizes, segment_ids):
+def test_listed_blocks_match_the_reference(assert_matches_reference, sizes, segment_ids):
     H, G, K, V, block, n = sizes
     B, T = 2, 1000
     own = (torch.arange(T) // block).int()

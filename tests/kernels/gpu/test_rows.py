@@ -8,7 +8,7 @@ from archfront.kernels.rows import op, reference
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.usefixtures("poison"),
+    pytest.mark.usefixtures("nan_filled_empty"),
 ]
 EPS = 0.1
 SHAPES = [(1, 60), (7, 60), (33, 100), (2, 1000), (5000, 128), (1000, 4096), (600, 8192)]
@@ -36,7 +36,7 @@ def segment_ids_of(batch, tokens):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rms_norm_means_its_reference(assert_matches_reference, shape, dtype):
+def test_rms_norm_matches_its_reference(assert_matches_reference, shape, dtype):
     x, residual = torch.randn(2, *shape, dtype=dtype)
     weight = torch.randn(shape[1], dtype=dtype)
     for zero_centered in (False, True):
@@ -50,7 +50,7 @@ def test_rms_norm_means_its_reference(assert_matches_reference, shape, dtype):
 @pytest.mark.parametrize("gate_first", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_gated_norm_means_its_reference(assert_matches_reference, shape, dtype, gate_first):
+def test_the_gated_norm_matches_its_reference(assert_matches_reference, shape, dtype, gate_first):
     x, gate = torch.randn(2, *shape, dtype=dtype)
     inputs = {"x": x, "gate": gate, "weight": torch.randn(shape[1], dtype=dtype)}
     for activation, groups in (("silu", 1), ("sigmoid", 4)):
@@ -60,14 +60,14 @@ def test_the_gated_norm_means_its_reference(assert_matches_reference, shape, dty
 
 @pytest.mark.parametrize("shape", [(7, 60), (2, 1000), (2, 1000, 16, 128)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_l2_norm_means_its_reference(assert_matches_reference, shape, dtype):
+def test_l2_norm_matches_its_reference(assert_matches_reference, shape, dtype):
     assert_matches_reference("rows", "l2_norm", {"x": torch.randn(shape, dtype=dtype)}, eps=EPS)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "oai"])
 @pytest.mark.parametrize("shape", [*SHAPES, (100, 14_336)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_glu_means_its_reference(assert_matches_reference, shape, dtype, activation):
+def test_glu_matches_its_reference(assert_matches_reference, shape, dtype, activation):
     gate, up = torch.randn(2, *shape, dtype=dtype)
     for limit in (None, 1.0):
         settings = {"activation": activation, "limit": limit}
@@ -76,7 +76,7 @@ def test_glu_means_its_reference(assert_matches_reference, shape, dtype, activat
 
 @pytest.mark.parametrize("shape", [*SHAPES, (100, 14_336)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_relu2_means_its_reference(assert_matches_reference, shape, dtype):
+def test_relu2_matches_its_reference(assert_matches_reference, shape, dtype):
     assert_matches_reference("rows", "relu2", {"up": torch.randn(shape, dtype=dtype)})
 
 
@@ -84,7 +84,7 @@ def test_relu2_means_its_reference(assert_matches_reference, shape, dtype):
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("batch", "tokens", "heads", "width", "rotated"), ROPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rope_means_its_reference(
+def test_rope_matches_its_reference(
     assert_matches_reference, batch, tokens, heads, width, rotated, interleaved, last, dtype
 ):
     x = torch.randn(batch, tokens, heads, width, dtype=dtype)
@@ -95,7 +95,7 @@ def test_rope_means_its_reference(
 
 @pytest.mark.parametrize(("batch", "tokens", "channels", "taps"), CONVOLUTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_convolution_means_its_reference(
+def test_the_convolution_matches_its_reference(
     assert_matches_reference, batch, tokens, channels, taps, dtype
 ):
     inputs = {
@@ -121,7 +121,7 @@ def test_token_by_token_equals_all_at_once(dtype):
     assert torch.equal(tail, x[:, -3:])
 
 
-def test_slices_of_a_projection_are_read_where_they_lie(assert_matches_reference):
+def test_slices_of_a_projection_are_read_in_place(assert_matches_reference):
     gate, up = torch.randn(2, 33, 2000, dtype=torch.bfloat16).chunk(2, dim=-1)
     weight = torch.randn(1000, dtype=torch.bfloat16)
     assert_matches_reference("rows", "swiglu", {"gate": gate, "up": up})
@@ -194,7 +194,7 @@ def test_no_rows_give_no_rows():
     assert torch.equal(weight.grad, torch.zeros(60))
 
 
-def test_the_door_compiles_into_one_graph(assert_matches_reference, monkeypatch):
+def test_the_public_api_compiles_into_one_graph(assert_matches_reference, monkeypatch):
     compiled = torch.compile(op.add_rms_norm, fullgraph=True)
     monkeypatch.setattr(op, "add_rms_norm", compiled)
     x, residual = torch.randn(2, 33, 1000)

@@ -13,7 +13,7 @@ def heads(B, T, H, G, K, V, dtype=torch.float32):
 
 @pytest.mark.parametrize("tokens", [1, 17, 64, 100])
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_means_its_reference(assert_matches_reference, tokens, causal):
+def test_attention_matches_its_reference(assert_matches_reference, tokens, causal):
     assert_matches_reference("attention", "attend", heads(1, tokens, 2, 1, 20, 12), causal=causal)
 
 
@@ -28,7 +28,7 @@ def test_a_window_holds_the_last_tokens(assert_matches_reference, window):
 
 
 @pytest.mark.parametrize("rule", [{}, {"window": 9}, {"causal": False}])
-def test_documents_do_not_see_each_other(assert_matches_reference, rule):
+def test_segments_do_not_see_each_other(assert_matches_reference, rule):
     assert_matches_reference(
         "attention", "attend", heads(2, 64, 1, 1, 16, 16), segment_ids=SEGMENT_IDS, **rule
     )
@@ -43,7 +43,7 @@ def test_a_soft_cap_bends_the_scores(assert_matches_reference, softcap):
 # a whole tile and its parts: 128 queries or keys of it
 @pytest.mark.parametrize("tokens", [100, 300])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_short_dtype_errs_no_more_than_its_rounding(assert_matches_reference, tokens, dtype):
+def test_a_16_bit_dtype_errs_no_more_than_its_rounding(assert_matches_reference, tokens, dtype):
     assert_matches_reference("attention", "attend", heads(1, tokens, 2, 1, 64, 48, dtype))
 
 
@@ -60,7 +60,7 @@ def test_a_wide_head_is_cut(assert_matches_reference, K, V):
     assert_matches_reference("attention", "attend", heads(1, 140, 2, 1, K, V, torch.bfloat16))
 
 
-def test_slices_of_a_projection_are_read_where_they_lie(assert_matches_reference):
+def test_slices_of_a_projection_are_read_in_place(assert_matches_reference):
     q, k, v = torch.randn(2, 17, 8, 20).split([4, 2, 2], dim=2)
     assert_matches_reference("attention", "attend", {"q": q, "k": k, "v": v[..., :12]})
 
@@ -92,9 +92,9 @@ def test_integers_come_out_exact():
     torch.testing.assert_close(lse[0, 0], count.log())
 
 
-def test_the_operators_keep_torchs_own_rules():
+def test_the_operators_pass_torchs_opcheck():
     q, k, v = heads(1, 7, 2, 1, 16, 16).values()
-    bounds = dense.document_bounds(SEGMENT_IDS[:1, :7])
+    bounds = dense.segment_bounds(SEGMENT_IDS[:1, :7])
     rule = True, 5, 0.3, None
     o, lse = dense.attend_op(q, k, v, *bounds, *rule)
     gradients = torch.randn_like(o), torch.randn_like(lse)
@@ -103,7 +103,7 @@ def test_the_operators_keep_torchs_own_rules():
     torch.library.opcheck(dense.attend_op, (*leaves, *bounds, *rule))
 
 
-def test_the_door_compiles_into_one_graph(assert_matches_reference, monkeypatch):
+def test_the_public_api_compiles_into_one_graph(assert_matches_reference, monkeypatch):
     compiled = torch.compile(op.attend, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(op, "attend", compiled)
     inputs = heads(2, 64, 2, 1, 16, 16)

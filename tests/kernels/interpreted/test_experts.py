@@ -19,9 +19,9 @@ def scaled(*shape, dtype):
 def assert_mixes(assert_matches_reference, monkeypatch):
     """assert_mixes(chosen, D, F, experts, activation): the contract, of what has a gradient."""
 
-    def of_inputs(means, chosen, gated):
+    def of_inputs(function, chosen, gated):
         def with_inputs(x, share, *weights, **settings):
-            return means(x, chosen, share, *([] if gated else [None]), *weights, **settings)
+            return function(x, chosen, share, *([] if gated else [None]), *weights, **settings)
 
         return with_inputs
 
@@ -43,7 +43,7 @@ def assert_mixes(assert_matches_reference, monkeypatch):
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "oai", "relu2"])
-def test_a_mixture_means_its_reference(assert_mixes, activation):
+def test_a_mixture_matches_its_reference(assert_mixes, activation):
     assert_mixes(choices(9, 2, 3), 20, 36, 3, activation)
 
 
@@ -52,13 +52,13 @@ def test_what_a_limit_clamps_has_no_gradient(assert_mixes, activation):
     assert_mixes(choices(9, 2, 3), 20, 36, 3, activation, limit=0.5)
 
 
-def test_dropped_choices_and_idle_experts_mean_their_reference(assert_mixes):
+def test_dropped_choices_and_idle_experts_match_their_reference(assert_mixes):
     chosen = choices(17, 2, 3, dropped=0.4)
     chosen[chosen == 1] = 4
     assert_mixes(chosen, 16, 16, 6)
 
 
-def test_a_single_token_means_its_reference(assert_mixes):
+def test_a_single_token_matches_its_reference(assert_mixes):
     assert_mixes(torch.tensor([[2]]), 1, 1, 4)
 
 
@@ -73,7 +73,7 @@ def test_bfloat16_errs_no_more_than_its_rounding(assert_mixes, activation, token
 
 @pytest.mark.parametrize(("rows", "experts", "wide", "long"), [(1, 2, 16, 16), (70, 4, 60, 33)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_grouped_linear_means_its_reference(
+def test_a_grouped_linear_matches_its_reference(
     assert_matches_reference, rows, experts, wide, long, dtype
 ):
     groups = op.group(torch.arange(rows) % 3 * 2 % experts, experts)
@@ -94,7 +94,7 @@ def test_a_row_of_no_expert_gives_zero(assert_matches_reference):
     assert torch.equal(y[8:], torch.zeros(12, 32))
 
 
-def test_slices_are_read_where_they_lie(assert_matches_reference):
+def test_slices_are_read_in_place(assert_matches_reference):
     groups = op.group(torch.tensor([0, 1, 1]), 2)
     inputs = {"x": torch.randn(3, 40)[:, :16], "weight": torch.randn(2, 8, 16)}
     assert_matches_reference("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
@@ -119,7 +119,7 @@ def test_without_gradients_nothing_is_kept():
         assert len(gate) == len(up_rows) == rows
 
 
-def test_the_operators_keep_torchs_own_rules():
+def test_the_operators_pass_torchs_opcheck():
     groups = op.group(torch.tensor([0, 1, 1, 0]), 2)
     order, offsets = groups.order_M, groups.offsets_E1
     x, up, down = torch.randn(4, 16), torch.randn(2, 8, 16), torch.randn(2, 16, 8)
@@ -130,7 +130,7 @@ def test_the_operators_keep_torchs_own_rules():
     torch.library.opcheck(mixture.mixture_op, (x, share, up, up.detach(), down, *settings))
 
 
-def test_the_door_compiles_into_one_graph():
+def test_the_public_api_compiles_into_one_graph():
     chosen, share = choices(4, 2, 3), torch.rand(4, 2)
     x, up, down = torch.randn(4, 16), torch.randn(3, 8, 16), torch.randn(3, 16, 8)
     inputs = x, chosen, share, up, up, down, "silu"

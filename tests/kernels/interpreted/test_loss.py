@@ -15,14 +15,16 @@ def problem(rows, width, vocabulary, *, dtype=torch.float32, ignored=0.2):
 
 @pytest.mark.parametrize("settings", KINDS)
 @pytest.mark.parametrize(("rows", "width", "vocabulary"), [(1, 16, 3), (17, 20, 100), (7, 8, 9000)])
-def test_the_loss_means_its_reference(assert_matches_reference, rows, width, vocabulary, settings):
+def test_the_loss_matches_its_reference(
+    assert_matches_reference, rows, width, vocabulary, settings
+):
     inputs, target = problem(rows, width, vocabulary, ignored=0.2 if rows > 1 else 0)
     assert_matches_reference("rows", "linear_cross_entropy", inputs, target=target, **settings)
 
 
 @pytest.mark.parametrize("settings", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_short_dtype_errs_no_more_than_its_rounding(assert_matches_reference, dtype, settings):
+def test_a_16_bit_dtype_errs_no_more_than_its_rounding(assert_matches_reference, dtype, settings):
     inputs, target = problem(100, 32, 300, dtype=dtype)
     assert_matches_reference("rows", "linear_cross_entropy", inputs, target=target, **settings)
 
@@ -74,7 +76,7 @@ def test_without_a_target_there_is_no_loss_and_no_gradient():
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_the_operator_keeps_torchs_own_rules(backend):
+def test_the_operator_passes_torchs_opcheck(backend):
     inputs, target = problem(7, 16, 60)
     h, weight = (x.requires_grad_() for x in inputs.values())
     bias = torch.randn(60, requires_grad=True)
