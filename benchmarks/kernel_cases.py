@@ -1,4 +1,4 @@
-"""What benchmarks/kernels.py measures: operators at a shape, each beside its peers, with its goal."""
+"""Cases of benchmarks/kernels.py: operators at a shape, beside their peers, with a goal."""
 
 # B batch, T tokens, H heads, G key/value heads, K key width, V value width, M, N, K of a product,
 # E experts, D model width, F hidden width of an expert

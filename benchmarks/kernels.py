@@ -2,9 +2,9 @@
 
     python benchmarks/kernels.py [OPERATOR ...]
 
-writes benchmarks/results/kernels_DEVICE_COMMIT.json. What is measured stands in kernel_cases.py: the
-peers are torch's own operators, the reference under torch.compile, and liger-kernel and fla-core
-where they are installed. A peer that does not run is reported with its reason; ours must run.
+writes benchmarks/results/kernels_DEVICE_COMMIT.json. kernel_cases.py lists the cases: the peers are
+torch's own operators, the reference under torch.compile, and liger-kernel and fla-core where they
+are installed. A peer that does not run is reported with its reason; ours must run.
 """
 
 import json
@@ -58,7 +58,7 @@ def prepared(implementation: Implementation, direction: str) -> Callable[[], tup
 
 
 def measure(case: Case) -> dict[str, dict[str, Any]]:
-    """By implementation its timing, its value and how far its first result is from ours; or its fault."""
+    """Per implementation: timing, value, and distance of its first result to ours; or its error."""
     found: dict[str, dict[str, Any]] = {}
     ours = None
     for name, implementation in case.implementations.items():

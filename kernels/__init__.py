@@ -1,1 +1,1 @@
-"""Operators of hybrid language models: public API op.py, definition reference.py, torch and Triton."""
+"""Operators of hybrid language models: public API, reference, torch and Triton."""

@@ -43,7 +43,7 @@ INTERPRETER_ARCH = "sm_90"  # whose configurations the interpreter runs
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A launch: tile sizes by the kernel's argument names, warps, and stages of its pipelined loop."""
+    """A launch: tile sizes by the kernel's argument names, warps, stages of its pipelined loop."""
 
     tiles: Mapping[str, int]
     warps: int
@@ -74,7 +74,7 @@ def meta_tensors_as(arch: str) -> Iterator[None]:
 
 
 def gpu_arch(device: torch.device) -> str | None:
-    """The architecture of a CUDA device ("sm_90"), or the one that meta tensors count as; else None."""
+    """The architecture of a CUDA device ("sm_90"), or that meta tensors count as; else None."""
     if device.type == "cuda":
         return _capability(device)
     return META_ARCH.get() if device.type == "meta" else None

@@ -23,7 +23,10 @@ def on_absent(arch: str) -> Iterator[None]:
     Raises `requirements.Unsupported` where a kernel cannot run: here for an unknown `arch`, and
     inside for shapes or dtypes. Results have shapes and dtypes, no values.
     """
-    patched = _config.patch(meta_nonzero_assume_all_nonzero=True)  # pyright: ignore[reportAttributeAccessIssue]  # torch installs it
+    # torch installs `patch` at import
+    patched = _config.patch(  # pyright: ignore[reportAttributeAccessIssue]
+        meta_nonzero_assume_all_nonzero=True
+    )
     with meta_tensors_as(arch), patched, _RunOperatorBodies():
         yield
 

@@ -1,4 +1,4 @@
-"""Kernel arguments that the attention launches share: masks, scores, strides, widths; input checks."""
+"""Arguments that the attention kernels share (masks, scores, strides, widths), and input checks."""
 
 from dataclasses import dataclass
 from math import e, log2
@@ -45,7 +45,7 @@ class ScoreRules:
 
 
 def score_arguments(scale: float, softcap: float | None) -> dict[str, Any]:
-    """Arguments of a base-2 score: factor q k^T, or factor tanh(q k^T softcap_scale / (2 log2 e))."""
+    """Base-2 scores: factor * q k^T, or factor * tanh(q k^T * softcap_scale / (2 log2(e)))."""
     if softcap is None:
         return {"softcap_scale": 0.0, "factor": scale * log2(e), "SOFTCAP": False}
     softcap_scale = 2 * log2(e) * scale / softcap
@@ -53,7 +53,7 @@ def score_arguments(scale: float, softcap: float | None) -> dict[str, Any]:
 
 
 def inputs(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor) -> dict[str, Any]:
-    """Arguments for queries, keys and values of a kernel over sequences: pointers, strides, widths."""
+    """Pointers, strides and widths of the queries, keys and values of a sequence."""
     return {
         "q_ptr": q_BTHK,
         "k_ptr": k_BTGK,
@@ -77,7 +77,7 @@ def tile_width(width: int) -> int:
 
 
 def widths(K: int, V: int) -> dict[str, int]:
-    """Tile widths; K is split in two powers of two where that is narrower: 192 = 128 + 64, not 256."""
+    """Tile widths; K is split in two powers of two where that is narrower: 192 = 128 + 64."""
     whole = tile_width(K)
     main = whole // 2
     rest = tile_width(K - main)

@@ -91,7 +91,9 @@ def backward_keys(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """Flash attention, backward: dk and dv (or one of them) of N keys, over all heads that share them.
+    """Flash attention, backward: dk and dv of N keys, or one of the two.
+
+    A program loops over the queries of all heads that share the keys.
 
     s^T = k q^T is formed, so that p^T and ds^T need no transposed accumulator. Tiles and heads are
     one loop and every tile is masked: nested or separate loops would spill.

@@ -14,11 +14,11 @@ from ..launch import Launch, run
 from ..requirements import require
 from .arguments import (
     SMALLEST_TILE,
-    document_bounds,
     inputs,
     require_heads,
     require_scores,
     score_arguments,
+    segment_bounds,
     tile_width,
 )
 from .blocks_backward import blocks_backward_keys, blocks_backward_queries
@@ -294,7 +294,7 @@ def attend_blocks(
         dtype=blocks_BGTN.dtype,
         device=blocks_BGTN.device,
     )
-    start_BT = None if segment_ids is None else document_bounds(segment_ids)[0]
+    start_BT = None if segment_ids is None else segment_bounds(segment_ids)[0]
     return attend_blocks_op(
         q_BTHK, k_BTGK, v_BTGV, blocks_BGTN.contiguous(), start_BT, block, scale
     )

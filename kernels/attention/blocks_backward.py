@@ -51,7 +51,7 @@ def blocks_backward_queries(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """Block-sparse attention, backward: dq of one token and one group of heads, tiles of the forward.
+    """Block-sparse attention, backward: dq of one token and group of heads, tiles of the forward.
 
     FLOPs: M (4 K + 2 V) for each key listed, padding included.
     """

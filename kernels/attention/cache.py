@@ -44,7 +44,8 @@ def allocate(
     """An empty cache of `batch` rows with room for `tokens` tokens each, pages in order.
 
     kv_heads G, k_dim K and v_dim V are sizes per token; `page` tokens per page. `dtype` is a float
-    type, int8 or float8_e4m3fn (quantized, with scales). `value_in_key`: no v_pages, v_dim <= k_dim.
+    type, int8 or float8_e4m3fn (quantized, with scales). `value_in_key`: no v_pages, and
+    v_dim <= k_dim.
     """
     pages_per_row = -(-tokens // page)
     places = (batch * pages_per_row, page, kv_heads)
@@ -88,7 +89,7 @@ def _write(pages: Tensor, scale: Tensor | None, place: tuple[Tensor, Tensor], x:
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(values in `dtype`, float32 scale per row [...]) of x [..., width]: symmetric, scale = amax / max.
+    """(values in `dtype`, float32 scales [...]) of x [..., width], symmetric: scale = amax / max.
 
     `dtype` is int8 (max 127, rounded to nearest) or float8_e4m3fn (max 448).
     """

@@ -1,4 +1,4 @@
-"""Flash-Decoding over a paged cache (Triton): partial softmax per split of the keys, then combined."""
+"""Flash-Decoding over a paged cache (Triton): partial softmax per split of keys, then combined."""
 
 # B rows (sequences), Q new tokens, H query heads, G key/value heads, K key width, V value width,
 # S splits, P pages in all

@@ -1,4 +1,4 @@
-"""Dense attention over sequences: launches of its kernels, and the differentiable custom operator."""
+"""Dense attention over sequences: launches of its kernels, and the custom operator."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width
 

@@ -50,8 +50,9 @@ def forward(
 ):
     """Flash attention, forward: o = softmax(s) v and lse = log(sum(exp(s))), s = scale * q k^T.
 
-    A program takes M queries of a head and loops over their keys in tiles of N, the online softmax of
-    FlashAttention-2 (arXiv 2307.08691), in base 2: see score_arguments for `softcap_scale` and `factor`.
+    A program takes M queries of a head and loops over their keys in tiles of N, with the online
+    softmax of FlashAttention-2 (arXiv 2307.08691) in base 2; `softcap_scale` and `factor` are those
+    of arguments.score_arguments.
     FLOPs: 2 (K + V) per query, head and key seen.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first

@@ -1,8 +1,8 @@
 """Reference of the operators in plain torch: the specification that all implementations match.
 
 Arithmetic runs in float32, or in float64 where the query is float64. An output is rounded once, to
-the query's dtype; lse, the natural logarithm of the sum of exponentials, is not rounded. Autograd of
-these lines defines every gradient. A query that sees no key has o = 0 and lse = -inf.
+the query's dtype; lse, the natural logarithm of the sum of exponentials, is not. Autograd of these
+lines defines every gradient. A query that sees no key has o = 0 and lse = -inf.
 """
 
 # B batch, T query tokens, S key tokens, H query heads, G key/value heads,

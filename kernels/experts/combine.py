@@ -24,7 +24,7 @@ def combine(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Mixture of experts, combine: y_n = sum_k share_nk z_nk in order, or sum_k z_nk without shares.
+    """Mixture of experts, combine: y_n = sum_k share_nk z_nk, or sum_k z_nk without shares.
 
     A program takes a tile of ROWS x BLOCK. Bytes per token, b per element: b (K + 1) D.
     """

@@ -60,7 +60,7 @@ def config_for(
 
 
 def slots(num_rows: int, n_experts: int, height: int) -> int:
-    """Number of row tiles that cover the rows of all experts and of none (`rows_of` in tiles.py)."""
+    """Row tiles that cover the rows of all experts and of none (`rows_of` in tiles.py)."""
     return num_rows // height + n_experts + 1
 
 

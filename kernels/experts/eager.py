@@ -1,6 +1,7 @@
 """Torch implementation of a mixture: rows sorted once, one product per expert and matrix."""
 
-# M choices sorted by expert, N tokens, K choices per token, E experts, D model width, F hidden width
+# M choices sorted by expert, N tokens, K choices per token, E experts, D model width,
+# F hidden width
 
 import torch
 from torch import Tensor

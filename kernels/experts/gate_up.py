@@ -1,6 +1,7 @@
 """Gate and up projections of the experts, fused with the activation (Triton)."""
 
-# M choices sorted by expert, N tokens, K choices per token, E experts, D model width, F hidden width
+# M choices sorted by expert, N tokens, K choices per token, E experts, D model width,
+# F hidden width
 
 # Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false

@@ -56,8 +56,8 @@ def grouped_gemm(
 ):
     """Grouped GEMM: y = x w_e (+ x' w'_e) (+ b_e) for the rows of expert e, 0 for those of none.
 
-    X_BY_TOKEN reads row r of x at place[r] // K, Y_BY_PLACE writes row r of y at place[r]. A program
-    takes BM rows of one expert and BN columns. FLOPs: 2 depth width per row and product.
+    X_BY_TOKEN reads row r of x at place[r] // K, Y_BY_PLACE writes row r of y at place[r]. A
+    program takes BM rows of one expert and BN columns. FLOPs: 2 depth width per row and product.
     """
     slot, across = tile_of(tl.cdiv(width, BN), GROUP)
     expert, first, end = rows_of(slot, offset_ptr, num_rows, num_experts, BM, E)

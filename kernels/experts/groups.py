@@ -20,7 +20,7 @@ class Groups:
 
 
 def group(expert_M: Tensor, n_experts: int) -> Groups:
-    """Groups of rows with experts `expert_M` [M], an integer in 0 ... n_experts - 1; below 0 is none.
+    """Groups of rows by `expert_M` [M], integers in 0 ... n_experts - 1; below 0 is none.
 
     A stable sort: equal inputs give equal orders.
     """

@@ -1,8 +1,8 @@
 """Public API of the mixture-of-experts operators: one function each, on any device.
 
-    groups = group(expert_M, n_experts)             rows by expert, without a host sync
-    grouped_linear(x, weight, bias, groups)         rows sorted by expert times their expert's matrix
-    mixture(x, chosen, share, gate, up, down, "silu")       a whole routed feed-forward
+    groups = group(expert_M, n_experts)         rows by expert, without a host sync
+    grouped_linear(x, weight, bias, groups)     sorted rows times their expert's matrix
+    mixture(x, chosen, share, gate, up, down, "silu")   a whole routed feed-forward
 
 reference.py defines what they compute, gradients included. Routing is the caller's: its gradients
 flow through `share`. backend="torch" runs the torch implementation, for any input; it waits for the

@@ -43,7 +43,7 @@ def mixture(
 ) -> Tensor:
     """y_n = sum over k of share_nk * expert_e(x_n) with e = chosen_nk; none where that is below 0.
 
-    expert_e(x) = down_e glu(gate_e x, up_e x), or for relu2, which has no gate, down_e relu2(up_e x).
+    expert_e(x) = down_e glu(gate_e x, up_e x), or without a gate down_e relu2(up_e x).
     """
     y_ND = x_ND.new_zeros(x_ND.shape, dtype=torch.promote_types(x_ND.dtype, torch.float32))
     for e in range(len(up_EFD)):

@@ -15,8 +15,8 @@ def rows_of(slot, offset_ptr, num_rows, num_experts, BM: tl.constexpr, E: tl.con
     """(expert, first, end) of a slot: the BM rows from `first` on, of those before `end`.
 
     Expert e has the slots from offset[e] // BM + e on. These suffice, since
-    ceil((b - a) / BM) <= b // BM - a // BM + 1, and need no sum over the experts before it. The rows
-    of no expert are those of one more. A slot with first >= end is empty.
+    ceil((b - a) / BM) <= b // BM - a // BM + 1, and need no sum over the experts before it. The
+    rows of no expert are those of one more. A slot with first >= end is empty.
     """
     e = tl.arange(0, E)
     last = tl.load(offset_ptr + e + 1, mask=e < num_experts, other=BEYOND)

@@ -1,7 +1,7 @@
 """Gradients of queries, keys and decays, all chunks in parallel (Triton)."""
 
-# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width, V value width,
-# R = H / G value heads of a key head
+# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width,
+# V value width, R = H / G value heads of a key head
 
 # Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
 # branches, and a range that is for the device, are not valid outside of a kernel.

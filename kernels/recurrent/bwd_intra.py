@@ -40,7 +40,8 @@ def bwd_intra(
     """Linear recurrence, backward within chunks: dA, dP and dbeta.
 
     dA = scale lower(dO W^T . D), and for the delta rule and RWKV-7 dP = -strictly lower(Y W^T . D).
-    The delta rule passes U of `fwd_state` as W, without its factor beta: dbeta = rowsum(Y U) / beta.
+    The delta rule passes U of `fwd_state` as W, without its factor beta, and
+    dbeta = rowsum(Y U) / beta.
     D is that of `fwd_intra`; a decay per channel is weighted in `bwd_inputs`.
     A program takes one chunk of one head. FLOPs: 2 C^2 V, with dP 4 C^2 V. Bytes per token and
     head, b per element: 2 V b read and C b written, with dP 3 V b and 2 C b.

@@ -1,6 +1,7 @@
 """Gradients of the states, from the last chunk to the first, and of the values (Triton)."""
 
-# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width, V value width
+# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width,
+# V value width
 
 # Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
 # branches, and a range that is for the device, are not valid outside of a kernel.

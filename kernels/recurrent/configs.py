@@ -14,8 +14,8 @@ Kind = Literal["head", "channel", "rwkv7"]
 # beside anything float32 holds, and longer steps would cost the running sums their precision.
 MIN_LOG_DECAY_PER_HEAD = -64.0
 # e^-20 = 2e-9 is below float32's rounding, 6e-8. The kernels weight q and k by e^{G - R} and
-# e^{R - G}, R the sum in the middle of 8 tokens: 4 steps of -20 are e^80, and float32 (the exponents
-# of bfloat16 and tf32 too) ends at e^88.7. That leaves a factor of 6000 for the inputs themselves.
+# e^{R - G}, R the sum in the middle of 8 tokens: 4 steps of -20 are e^80, and float32 ends at
+# e^88.7 (bfloat16 and tf32 have its exponents). That leaves a factor of 6000 for the inputs.
 MIN_LOG_DECAY_PER_CHANNEL = -20.0
 
 CHUNKS = (16, 32, 64)
@@ -98,7 +98,8 @@ def config_for(arch: str, kernel: str, kind: Kind, dtype: torch.dtype, K: int, V
         held = dtype == torch.bfloat16 and arch in WITH_WARP_GROUPS
         if kernel in WIDE_KEYS and not held:
             raise Unsupported(
-                f"{kernel} needs keys at most {WIDEST_KEY_ANYWHERE} wide on {arch} in {dtype}, got K={K}"
+                f"{kernel} needs keys at most {WIDEST_KEY_ANYWHERE} wide on {arch} in {dtype}, "
+                f"got K={K}"
             )
         config = WIDE_KEYS.get(kernel, config)
     widths = {"BK": K, "BV": V}

@@ -180,7 +180,7 @@ def channel_scan(
     *,
     segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """In about sqrt(T) blocks of sqrt(T) tokens: all from zero in parallel, then their initial states."""
+    """About sqrt(T) blocks of sqrt(T) tokens, all from zero; then their initial states."""
     wide, (B, T, N) = _wide(x_BTN), x_BTN.shape
     size = math.isqrt(T - 1) + 1
     keep = decay_BTN.to(wide).exp()
@@ -308,7 +308,7 @@ def _states(
 
 
 def _products(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
-    """A[x, y]_ij = sum_k rows[x]_ik columns[y]_jk e^{G_ik - G_jk} for j <= i, else 0, with G = `sums`.
+    """A[x, y]_ij = sum_k rows[x]_ik columns[y]_jk e^{G_ik - G_jk} for j <= i, else 0; G is `sums`.
 
     rows [X, ..., C, K], columns [Y, ..., C, K]. Exponents of the BLOCK-sized blocks on the diagonal
     are relative to their middle; then blocks are joined two by two, the square between them

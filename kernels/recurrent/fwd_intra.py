@@ -44,9 +44,9 @@ def fwd_intra(
 ):
     """Linear recurrence, forward within chunks: attention matrix A, and P of the delta rule.
 
-    A = scale lower(q k^T . D) and P = strictly lower(e k^T . D), e being k for the delta rule and -a
-    for RWKV-7. With INVERT P is replaced by its unit lower inverse: (I + P beta)^{-1} for the delta
-    rule, (I + P)^{-1} for RWKV-7 (the WY form of arXiv 2406.06484, section 3.2).
+    A = scale lower(q k^T . D) and P = strictly lower(e k^T . D), e being k for the delta rule and
+    -a for RWKV-7. With INVERT P is replaced by its unit lower inverse: (I + P beta)^{-1} for the
+    delta rule, (I + P)^{-1} for RWKV-7 (the WY form of arXiv 2406.06484, section 3.2).
     D_ij = e^{G_i - G_j}, for RWKV-7's rows e e^{G_i - g_i - G_j}; a decay per channel is weighted
     inside the product (`level`).
     A program takes one chunk of one head. FLOPs: 2 C^2 K, twice that with P, 20 C^3 / 3 more to

@@ -57,9 +57,9 @@ def channel_gate(
 ):
     """Channel decay, cumulative sums G per channel, and the queries and keys weighted by them:
 
-    q^ = q e^G and k_ = k e^{G_C - G}; for the delta rule also k^ = k e^G; for RWKV-7 e^ = e e^{G - g}
-    (the sum before the token) and b_ = b e^{G_C - G}. `fwd_state` and `bwd_state` read these, once
-    per block of values.
+    q^ = q e^G and k_ = k e^{G_C - G}; for the delta rule also k^ = k e^G; for RWKV-7
+    e^ = e e^{G - g} (the sum before the token) and b_ = b e^{G_C - G}. `fwd_state` and `bwd_state`
+    read these, once per block of values.
     A program takes one chunk of BK channels of a head. Bytes per token and channel, b per element:
     8 + 4 b, delta rule 8 + 5 b, RWKV-7 8 + 8 b.
     """

@@ -1,12 +1,12 @@
 """Reference of the recurrences, token by token: the specification that all implementations match.
 
-Arithmetic and states are float32, or float64 where the values are float64; outputs are rounded once,
-to the dtype of the values. Autograd of these lines defines every gradient. Arguments, shapes and
-results are those of op.py.
+Arithmetic and states are float32, or float64 where the values are float64; outputs are rounded
+once, to the dtype of the values. Autograd of these lines defines every gradient. Arguments, shapes
+and results are those of op.py.
 
 `segment_ids` numbers the packed sequence of each token, nondecreasing along a row: the first token
-of a segment starts from a zero state. The initial state belongs to the first segment of its row, the
-returned one to the last.
+of a segment starts from a zero state. The initial state belongs to the first segment of its row,
+the returned one to the last.
 """
 
 # B batch, T tokens, G key heads, H value heads (key head g serves the H / G value heads from
@@ -30,8 +30,8 @@ def linear_recurrence(
     """(o_BTHV, state_BHKV) with S_t = e^{g_t} S_{t-1} + k_t v'_t^T and o_t = scale S_t^T q_t.
 
     v'_t is v_t, or with `beta` beta_t (v_t - (e^{g_t} S_{t-1})^T k_t): the delta rule. g_t is
-    `decay`, a natural logarithm, at most 0: None, per head [H], per token and head [B, T, H], or per
-    token, head and row of the state [B, T, H, K]. Covers linear attention, retention (arXiv
+    `decay`, a natural logarithm, at most 0: None, per head [H], per token and head [B, T, H], or
+    per token, head and row of the state [B, T, H, K]. Covers linear attention, retention (arXiv
     2307.08621), Mamba-2 (2405.21060), GLA (2312.06635), DeltaNet (2406.06484), Gated DeltaNet
     (2412.06464) and KDA (2510.26692).
     """
@@ -61,7 +61,8 @@ def rwkv7_recurrence(
     *,
     segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(o_BTHV, state_BHKV) with S_t = e^{w_t} S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T, o_t = S_t^T r_t.
+    """(o_BTHV, state_BHKV) with S_t = e^{w_t} S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T and
+    o_t = S_t^T r_t.
 
     w is the natural logarithm of the decay, at most 0 (RWKV-7, arXiv 2503.14456, whose state is
     this one transposed).

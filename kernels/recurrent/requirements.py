@@ -42,7 +42,8 @@ def require_whole(
         return
     require(
         x.shape == shape and x.dtype in dtypes and x.device == like.device and x.is_contiguous(),
-        f"{name} must be contiguous, {' or '.join(map(str, dtypes))}, of shape {shape}, on {like.device}",
+        f"{name} must be contiguous, {' or '.join(map(str, dtypes))}, of shape {shape}, "
+        f"on {like.device}",
         shape=tuple(x.shape),
         strides=x.stride(),
         dtype=x.dtype,
@@ -51,6 +52,6 @@ def require_whole(
 
 
 def require_short(name: str, x: Tensor) -> None:
-    """Raise Unsupported unless x is float32 or bfloat16: chunk states and weights exceed float16."""
+    """Raise Unsupported unless x is float32 or bfloat16: chunk states exceed float16."""
     dtypes = (torch.float32, torch.bfloat16)
     require(x.dtype in dtypes, f"{name} must be float32 or bfloat16", dtype=x.dtype)

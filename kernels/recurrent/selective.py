@@ -27,7 +27,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def renewed(h, x, dt, A, B, new, USE_SEGMENT_IDS: tl.constexpr):
-    """(h, decay factor) after a token: h = e^{dt A} h + dt x B^T; the factor is 0 at a segment start."""
+    """(e^{dt A} h + dt x B^T, e^{dt A}) for the next token; e^{dt A} is 0 at a segment start."""
     kept = tl.exp2(dt[:, None] * A * LOG2_E)
     if USE_SEGMENT_IDS:
         kept = tl.where(new, 0.0, kept)
@@ -143,7 +143,8 @@ def selective_backward(
     dx = D dy + dt sum_s(dh B)      dA = sum_t dt dh a h_{t-1}      dC_t = sum_n dy h
     ddt = sum_s dh (A a h_{t-1} + x B)      dB_t = sum_n dt x dh    dD = sum_t dy x
 
-    A program writes its own partial sums of dA, dD of its row, and of dB and dC of its channels. Bytes per
+    A program writes its own partial sums of dA and dD over its row, and of
+    dB and dC over its channels. Bytes per
     token and channel, b per element: 5 b + 4 S / UNROLL + 8 S / BN.
     """
     b = tl.program_id(0).to(tl.int64)

@@ -18,7 +18,7 @@ class RowConfig:
     warps: int
 
 
-# kernel -> one Config per width class, narrowest first. Eight to sixteen elements per thread keep the
+# kernel -> one Config per width class, narrowest first. Eight to sixteen elements per thread keep
 # loads at 16 bytes. The norm's backward holds four tiles at once and spills beyond 8192 columns,
 # with 8, 16 and 32 warps alike.
 NARROW = (

@@ -413,7 +413,8 @@ def short_conv(
             and segment_ids.dtype == torch.int32
             and segment_ids.device == x_BTN.device
             and segment_ids.is_contiguous(),
-            f"segment_ids must be contiguous, int32, of shape ({batch}, {tokens}), on {x_BTN.device}",
+            f"segment_ids must be contiguous, int32, of shape ({batch}, {tokens}), "
+            f"on {x_BTN.device}",
             shape=tuple(segment_ids.shape),
             dtype=segment_ids.dtype,
             device=segment_ids.device,

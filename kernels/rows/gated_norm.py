@@ -46,7 +46,8 @@ def gated_rms_norm_forward(
 ):
     """Gated RMS norm, forward: y = u r w a(z), r = 1 / sqrt(mean(u^2) + eps), u = x.
 
-    With GATE_FIRST y = u r w, u = x a(z). a is silu or sigmoid; a program takes one group of ROWS rows.
+    With GATE_FIRST y = u r w, u = x a(z). a is silu or sigmoid. A program takes one group of ROWS
+    rows.
     Bytes per row, b per element:
     3 b N.
     """

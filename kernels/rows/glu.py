@@ -67,7 +67,7 @@ def glu_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """GLU, forward: y = gate * s(gate) * up, for oai up + 1 in place of up; relu2: y = max(up, 0)^2.
+    """GLU, forward: y = gate * s(gate) * up, oai with up + 1 for up; relu2: y = max(up, 0)^2.
 
     With LIMITED gate <= limit and |up| <= limit first. A program takes a tile of ROWS x BLOCK.
     Bytes per row, b per element: 3 b F, for relu2 2 b F.

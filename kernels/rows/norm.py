@@ -93,7 +93,9 @@ def rms_norm_backward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """RMS norm, backward: dx = rstd (g - n mean(g n)), dw = sum over rows of dy n; n = x rstd, g = w dy.
+    """RMS norm, backward: dx = rstd (g - n mean(g n)), dw = sum over rows of dy n.
+
+    n = x rstd, g = w dy.
 
     With ADD, dx also takes dsummed, the gradient of the stored sum.
     A program loops over rows_per_program rows and writes its own partial dw: deterministic.

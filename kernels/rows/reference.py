@@ -124,9 +124,9 @@ def rope(
 ) -> Tensor:
     """Pair (a, b) of each head becomes (a cos - b sin, b cos + a sin) (arXiv 2104.09864).
 
-    The first `rotated` dimensions are rotated, with `last` the last ones; the others are copied. Pair p is
-    (p, p + rotated / 2), or with `interleaved` (2 p, 2 p + 1). The tables, [T, rotated / 2] or with
-    a row for each sequence [B, T, rotated / 2], have no gradient.
+    The first `rotated` dimensions are rotated, with `last` the last ones; the others are copied.
+    Pair p is (p, p + rotated / 2), or with `interleaved` (2 p, 2 p + 1). The tables,
+    [T, rotated / 2] or per row [B, T, rotated / 2], have no gradient.
     """
     wide = _wide(x_BTHD)
     still = x_BTHD.shape[-1] - rotated

@@ -148,7 +148,7 @@ def scaled_matmul(
             and x.stride(1) == 1
             and x.shape[1] == a_MK.shape[1]
             and x.device == a_MK.device,
-            "a and b must be matrices of float8_e4m3fn on one device, of contiguous rows of one length",
+            "a and b must be float8_e4m3fn matrices on one device, contiguous rows of one length",
             **{name: f"{tuple(x.shape)} {x.dtype} {x.device}, strides {x.stride()}"},
         )
         (size, depth), blocks = x.shape, triton.cdiv(x.shape[1], BLOCK)

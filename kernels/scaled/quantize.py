@@ -1,4 +1,4 @@
-"""Quantization to FP8 with a scale per tile (Triton), bit-identical to `quantize` of reference.py."""
+"""Quantization to FP8 with a scale per tile (Triton), to the bit as in reference.py."""
 
 # M rows, N columns
 

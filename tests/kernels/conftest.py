@@ -33,7 +33,7 @@ def check_against_reference(
 ) -> None:
     """A kernel, through the public API of its family, against the reference of its family.
 
-    float32: a relative error of at most 1e-5. 16 bits: at most twice that of the reference in 16 bits.
+    The relative error is at most 1e-5 in float32, and twice the reference's own in 16 bits.
     """
     reference, op = (import_module(f"archfront.kernels.{family}.{m}") for m in ("reference", "op"))
     definition = partial(getattr(reference, name), **settings)
@@ -56,7 +56,7 @@ def check_against_reference(
 
 @pytest.fixture
 def assert_matches_reference() -> Callable[..., None]:
-    """assert_matches_reference(family, name, inputs, **settings): the kernel against the reference."""
+    """assert_matches_reference(family, name, inputs, **settings): `check_against_reference`."""
     torch.manual_seed(0)
     return check_against_reference
 

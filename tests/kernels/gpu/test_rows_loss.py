@@ -1,4 +1,4 @@
-"""The chunked loss on a GPU. Without nan_filled_empty: under its mode cuBLAS wants an environment variable."""
+"""The chunked loss on a GPU. Without nan_filled_empty, which makes cuBLAS want a variable."""
 
 import pytest
 import torch

@@ -64,7 +64,7 @@ def float32_takes_the_chunk_it_is_asked(monkeypatch):
 
 @pytest.fixture
 def assert_matches_recurrence(assert_matches_reference, monkeypatch):
-    """assert_matches_recurrence(inputs, **settings): the contract, where some inputs are left out."""
+    """assert_matches_recurrence(inputs, **settings), where optional inputs may be left out."""
 
     def check(given, chunk=32, **settings):
         name = "rwkv7_recurrence" if "r_BTHK" in given else "linear_recurrence"
