@@ -120,7 +120,7 @@ def keys_launch(
     q_BTHK: Tensor,
     k_BTGK: Tensor,
     v_BTGV: Tensor,
-    asker_BGL: Tensor,
+    query_index_BGL: Tensor,
     offset_BGJ: Tensor,
     start_BT: Tensor | None,
     do_BTHV: Tensor,
@@ -140,7 +140,7 @@ def keys_launch(
         grid=(triton.cdiv(T, N), G, B),
         arguments={
             **_inputs(q_BTHK, k_BTGK, v_BTGV, start_BT, block, scale),
-            "asker_ptr": asker_BGL,
+            "query_index_ptr": query_index_BGL,
             "offset_ptr": offset_BGJ,
             "do_ptr": do_BTHV,
             "lse_ptr": lse_BHT,
@@ -148,7 +148,7 @@ def keys_launch(
             "dk_ptr": dk_BTGK,
             "dv_ptr": dv_BTGV,
             "num_tokens": T,
-            "num_listed": asker_BGL.shape[-1] // T,
+            "num_listed": query_index_BGL.shape[-1] // T,
             "num_blocks": offset_BGJ.shape[-1] - 1,
             "scale": scale,
             "HEADS": triton.next_power_of_2(group),
@@ -228,7 +228,7 @@ def _attend_blocks_gradients(
 
 
 def invert_lists(blocks_BGTN: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """(asker_BGL, offset_BGJ): block j is listed by the tokens asker[offset[j] : offset[j + 1]].
+    """(query_index_BGL, offset_BGJ): block j is listed by the tokens query_index[offset[j] : offset[j + 1]].
 
     The inverse of the lists, by a sort; int32.
     """

@@ -108,7 +108,7 @@ def blocks_backward_keys(
     q_ptr,
     k_ptr,
     v_ptr,
-    asker_ptr,
+    query_index_ptr,
     offset_ptr,
     start_ptr,
     do_ptr,
@@ -144,7 +144,7 @@ def blocks_backward_keys(
 ):
     """Block-sparse attention, backward: dk and dv of N keys, over the tokens that list their block.
 
-    Block j is listed by the tokens asker[offset[j]] .. asker[offset[j + 1] - 1]. A tile of M rows
+    Block j is listed by the tokens query_index[offset[j]] .. query_index[offset[j + 1] - 1]. A tile of M rows
     holds M / HEADS of them, each with all heads of the group, padded to HEADS.
     FLOPs: 4 HEADS (K + V) for each token and key.
     """
@@ -159,7 +159,7 @@ def blocks_backward_keys(
     q_ptr += b * q_batch
     k_ptr += b * k_batch + g * k_head
     v_ptr += b * v_batch + g * v_head
-    asker_ptr += (b * num_kv_heads + g) * num_tokens * num_listed
+    query_index_ptr += (b * num_kv_heads + g) * num_tokens * num_listed
     offset_ptr += (b * num_kv_heads + g) * (num_blocks + 1) + top // BLOCK
     begin = tl.load(offset_ptr)
     end = tl.load(offset_ptr + 1)
@@ -174,7 +174,7 @@ def blocks_backward_keys(
     for at in range(begin, end, M // HEADS):
         entry = at + r // HEADS
         inside = (entry < end) & (r % HEADS < group)
-        token = tl.load(asker_ptr + entry, mask=inside, other=0)
+        token = tl.load(query_index_ptr + entry, mask=inside, other=0)
         row = (b * num_heads + h) * num_tokens + token
         do_row = ((b * num_tokens + token) * num_heads + h) * V
         do = gather_rows(do_ptr, do_row, inside, V, V_TILE)

@@ -95,12 +95,12 @@ def _selected(
     q, k, v, o = (_meta(B, T, n, width) for n, width in ((H, K), (G, K), (G, V), (H, V)))
     lse = delta = _meta(B, H, T, dtype=torch.float32)
     lists = _meta(B, G, T, N, dtype=torch.int32)
-    asker, offset = (_meta(B, G, n, dtype=torch.int32) for n in (T * N, T // block + 1))
+    query_index, offset = (_meta(B, G, n, dtype=torch.int32) for n in (T * N, T // block + 1))
     heads, rows, rule = (arch, q, k, v), (None, o, lse), (block, SCALE)
     yield "blocks_forward", blocks.forward_launch(*heads, lists, *rows, *rule)
     launch = blocks.queries_launch(*heads, lists, *rows, delta, q, *rule)
     yield "blocks_backward_queries", launch
-    launch = blocks.keys_launch(*heads, asker, offset, *rows, delta, k, v, *rule)
+    launch = blocks.keys_launch(*heads, query_index, offset, *rows, delta, k, v, *rule)
     yield "blocks_backward_keys", launch
 
 

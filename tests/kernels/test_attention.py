@@ -43,7 +43,7 @@ def lists(tokens=T, block=16, n=3):
 
 
 def with_gradients(function, inputs):
-    """All outputs, and the gradients of a fixed weighting of them."""
+    """All outputs, and gradients for fixed cotangents."""
     outputs = function(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     cotangents = [torch.cos(torch.arange(y.numel()).view(y.shape) / 7).to(y) for y in outputs]

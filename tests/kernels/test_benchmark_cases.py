@@ -1,4 +1,4 @@
-"""The benchmark of the kernels: what it would run on a GPU runs up to the launches."""
+"""The cases of the kernel benchmark, as a dry run."""
 
 import warnings
 

@@ -63,7 +63,7 @@ def given(variant, tokens=T):
 
 
 def with_gradients(function, inputs, **settings):
-    """Both outputs, and the gradients of a fixed weighting of them."""
+    """Both outputs, and gradients for fixed cotangents."""
     leaves = [None if x is None else x.clone().requires_grad_() for x in inputs]
     outputs = function(*leaves, **settings)
     cotangents = [torch.cos(torch.arange(y.numel()).view(y.shape) / 7).to(y) for y in outputs]

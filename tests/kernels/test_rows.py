@@ -123,7 +123,7 @@ def test_the_loss_holds_a_tenth_of_the_plain_implementations_memory():
 
 
 class LargestTensor(TorchDispatchMode):
-    """How large a tensor was that any operation in its scope gave, in the backward too."""
+    """The size of the largest tensor that an operation returned within it, backward included."""
 
     bytes = 0
 

@@ -1,4 +1,4 @@
-"""The attention operators' contract on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
+"""Attention against its reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def test_slices_of_a_projection_are_read_in_place(assert_matches_reference):
 
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_integers_come_out_exact(width):
-    """Equal weights of 1/1024, and sums of integers: no step of the products has to round."""
+    """Weights of 1/1024 and sums of integers: no product has to round."""
     q = torch.zeros(1, 1024, 4, width, dtype=BF16)
     k, v, do = torch.randint(-8, 9, (3, 1, 1024, 4, width)).to(BF16)
     v.requires_grad_()

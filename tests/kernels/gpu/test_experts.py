@@ -1,4 +1,4 @@
-"""The experts' contract on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
+"""Experts against their reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch
@@ -51,8 +51,8 @@ def a_mixture(N, K, E, D, F, dtype, gated=True):
 
 
 @pytest.fixture
-def assert_mixes(assert_matches_reference, monkeypatch):
-    """assert_mixes(shape, dtype, activation): the contract, of what has a gradient."""
+def assert_matches_mixture(assert_matches_reference, monkeypatch):
+    """assert_matches_mixture(shape, dtype, activation): against the reference."""
 
     def check(shape, dtype, activation="silu"):
         gated = activation != "relu2"
@@ -74,14 +74,14 @@ def assert_mixes(assert_matches_reference, monkeypatch):
 
 @pytest.mark.parametrize("shape", MIXTURES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_mixture_matches_its_reference(assert_mixes, shape, dtype):
-    assert_mixes(shape, dtype)
+def test_a_mixture_matches_its_reference(assert_matches_mixture, shape, dtype):
+    assert_matches_mixture(shape, dtype)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "oai", "relu2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_activation_matches_its_reference(assert_mixes, activation, dtype):
-    assert_mixes((500, 2, 4, 256, 384), dtype, activation)
+def test_every_activation_matches_its_reference(assert_matches_mixture, activation, dtype):
+    assert_matches_mixture((500, 2, 4, 256, 384), dtype, activation)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_no_host_waits_for_the_device():
     chosen = choices(500, 2, 8)
     inputs = a_mixture(500, 2, 8, 256, 128, torch.bfloat16)
     x, share, *weights = (t.requires_grad_() for t in inputs.values())
-    op.mixture(x, chosen, share, *weights, "silu").sum().backward()  # compiles what it needs
+    op.mixture(x, chosen, share, *weights, "silu").sum().backward()  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
         op.mixture(x, chosen, share, *weights, "silu").sum().backward()

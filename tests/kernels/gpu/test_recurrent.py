@@ -1,4 +1,4 @@
-"""The recurrences' contract on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
+"""Recurrences against their reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def results(function, inputs, **settings):
 
 
 def assert_matches_reference(name, inputs, scale=1.0, chunk=64, **settings):
-    """float32 as everywhere; bfloat16 products of a chunk err by a few roundings."""
+    """Relative error of 1e-5 in float32, of a few roundings of products in bfloat16."""
     bound = 1e-5 if inputs["v_BTHV"].dtype == torch.float32 else 1e-2
     wide = {key: x.double() for key, x in inputs.items()}
     if name == "linear_recurrence":
@@ -206,7 +206,7 @@ def test_steps_equal_the_whole_sequence(variant):
 
 
 def test_integers_are_summed_exactly():
-    """Without decay all that is formed is a small whole number: only the results are rounded."""
+    """Without decay all intermediates are small integers: only the results are rounded."""
     whole = torch.randint(-1, 2, (4, 1, 200, 2, 64)).to(BF16)
 
     def run(module, dtype):
@@ -235,7 +235,7 @@ def test_three_runs_give_the_same_bits(variant):
 def test_elements_past_two_to_the_31_are_reached():
     B, T, H, K = 2, 70_000, 128, 128
     q, k, v = (torch.randn(B, T, H, K, dtype=BF16) for _ in range(3))
-    decay = torch.full((B, T, H), -1.0)  # 300 tokens on, nothing is left of the past
+    decay = torch.full((B, T, H), -1.0)  # after 300 tokens nothing of the state is left
     k /= K**0.5
     o, state = op.linear_recurrence(q, k, v, decay)
     tail = [x[-1:, -300:, -1:].double() for x in (q, k, v, decay)]

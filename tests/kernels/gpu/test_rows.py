@@ -1,4 +1,4 @@
-"""The row operators' contract on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
+"""Row operators against their reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch

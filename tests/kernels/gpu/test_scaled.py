@@ -1,4 +1,4 @@
-"""FP8's contract on a GPU that has it: run as `pytest -m gpu tests/kernels/gpu`."""
+"""FP8 operators against their reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch

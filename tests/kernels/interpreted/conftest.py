@@ -55,7 +55,7 @@ def dot(self, a, b, accumulator, precision, imprecise):
 
 
 def masked_load(self, pointers, mask, other, *policies):
-    """What a mask hides without `other` is undefined on a GPU, so here it is NaN.
+    """NaN where a mask hides an element and `other` is not given: undefined on a GPU.
 
     Tiles of one element are left alone: there the interpreter takes other=0 for no `other`.
     """
@@ -69,7 +69,7 @@ def masked_load(self, pointers, mask, other, *policies):
 
 
 def patch_tensor(tensor, *scope):
-    """A loop's bound in triton 3.6, which numpy >= 2.4 rejects: drop with that triton."""
+    """Loop bounds of triton 3.6 as numpy >= 2.4 takes them: drop with that triton."""
     stock_patch(tensor, *scope)
     tensor.__index__ = lambda self: self.handle.data.item()
 

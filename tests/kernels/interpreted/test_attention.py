@@ -54,7 +54,7 @@ def test_full_tiles_lie_between_masked_ones(assert_matches_reference, rule):
     assert_matches_reference("attention", "attend", inputs, segment_ids=segment_ids, **rule)
 
 
-# a key in two parts; a value so wide that dk and dv part; both at once
+# a key in two parts; a value so wide that dk and dv take two launches; both at once
 @pytest.mark.parametrize(("K", "V"), [(150, 40), (128, 130), (260, 260)])
 def test_a_wide_head_is_cut(assert_matches_reference, K, V):
     assert_matches_reference("attention", "attend", heads(1, 140, 2, 1, K, V, torch.bfloat16))
@@ -83,7 +83,7 @@ def test_the_output_alone_is_the_same_output():
 
 
 def test_integers_come_out_exact():
-    """Equal scores, values of small integers: each sum is a float32 and each mean a float32."""
+    """Equal scores and small integer values: sums and means are exact in float32."""
     q = torch.zeros(1, 128, 1, 16)
     v = torch.randint(-8, 8, (1, 128, 1, 16)).float()
     o, lse = op.attend(q, q, v, backend="triton")

@@ -10,7 +10,7 @@ def heads(B, T, H, G, K, V, dtype=torch.float32):
 
 
 def lists(B, G, T, *, block, n=3):
-    """Each token's own block first, then others, some of them behind it, some none."""
+    """Each token's own block first, then others: some later than the token, some -1."""
     own = (torch.arange(T) // block).int()
     others = torch.rand(B, G, T, -(-T // block)).topk(n).indices.int()
     others[(others == own[:, None]) | (torch.rand(others.shape) < 0.3)] = -1
@@ -64,9 +64,9 @@ def test_a_token_without_blocks_reads_zeros():
 
 def test_the_inverted_lists_hold_the_tokens_of_a_block():
     listed = torch.tensor([[[[0, -1], [0, 1], [1, 0], [-1, -1]]]], dtype=torch.int32)
-    asker, offset = blocks.invert_lists(listed, block=2)
+    query_index, offset = blocks.invert_lists(listed, block=2)
     assert offset.tolist() == [[[0, 3, 5]]]
-    assert asker[0, 0, :5].tolist() == [0, 1, 2, 1, 2]
+    assert query_index[0, 0, :5].tolist() == [0, 1, 2, 1, 2]
 
 
 def test_the_operators_pass_torchs_opcheck():

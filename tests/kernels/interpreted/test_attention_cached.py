@@ -30,7 +30,7 @@ def held(lengths, *, pages, G=2, K=32, V=16, shared=False, page=16, dtype=torch.
 
 
 def check(q, x, **rule):
-    """The bounds of the contract in conftest.py."""
+    """The error bounds of conftest.check_against_reference."""
     o, lse = op.attend_cached(q, x, **rule, backend="triton")
     truth, lse_truth = reference.attend_cached(q.double(), x, **rule)
     plain, _ = reference.attend_cached(q, x, **rule)

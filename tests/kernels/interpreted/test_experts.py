@@ -16,8 +16,8 @@ def scaled(*shape, dtype):
 
 
 @pytest.fixture
-def assert_mixes(assert_matches_reference, monkeypatch):
-    """assert_mixes(chosen, D, F, experts, activation): the contract, of what has a gradient."""
+def assert_matches_mixture(assert_matches_reference, monkeypatch):
+    """assert_matches_mixture(chosen, D, F, experts, activation): against the reference."""
 
     def of_inputs(function, chosen, gated):
         def with_inputs(x, share, *weights, **settings):
@@ -43,32 +43,36 @@ def assert_mixes(assert_matches_reference, monkeypatch):
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "oai", "relu2"])
-def test_a_mixture_matches_its_reference(assert_mixes, activation):
-    assert_mixes(choices(9, 2, 3), 20, 36, 3, activation)
+def test_a_mixture_matches_its_reference(assert_matches_mixture, activation):
+    assert_matches_mixture(choices(9, 2, 3), 20, 36, 3, activation)
 
 
 @pytest.mark.parametrize("activation", ["silu", "oai"])
-def test_what_a_limit_clamps_has_no_gradient(assert_mixes, activation):
-    assert_mixes(choices(9, 2, 3), 20, 36, 3, activation, limit=0.5)
+def test_what_a_limit_clamps_has_no_gradient(assert_matches_mixture, activation):
+    assert_matches_mixture(choices(9, 2, 3), 20, 36, 3, activation, limit=0.5)
 
 
-def test_dropped_choices_and_idle_experts_match_their_reference(assert_mixes):
+def test_dropped_choices_and_idle_experts_match_their_reference(assert_matches_mixture):
     chosen = choices(17, 2, 3, dropped=0.4)
     chosen[chosen == 1] = 4
-    assert_mixes(chosen, 16, 16, 6)
+    assert_matches_mixture(chosen, 16, 16, 6)
 
 
-def test_a_single_token_matches_its_reference(assert_mixes):
-    assert_mixes(torch.tensor([[2]]), 1, 1, 4)
+def test_a_single_token_matches_its_reference(assert_matches_mixture):
+    assert_matches_mixture(torch.tensor([[2]]), 1, 1, 4)
 
 
 @pytest.mark.parametrize("activation", ["silu", "relu2"])
 @pytest.mark.parametrize(("tokens", "experts"), [(17, 3), (70, 1)])
-def test_bfloat16_errs_no_more_than_its_rounding(assert_mixes, activation, tokens, experts):
+def test_bfloat16_errs_no_more_than_its_rounding(
+    assert_matches_mixture, activation, tokens, experts
+):
     top_k = min(2, experts)
     many = tokens * top_k > FEW * experts
     assert many == (experts == 1), "both classes of tiles are met"
-    assert_mixes(choices(tokens, top_k, experts), 48, 80, experts, activation, dtype=torch.bfloat16)
+    assert_matches_mixture(
+        choices(tokens, top_k, experts), 48, 80, experts, activation, dtype=torch.bfloat16
+    )
 
 
 @pytest.mark.parametrize(("rows", "experts", "wide", "long"), [(1, 2, 16, 16), (70, 4, 60, 33)])

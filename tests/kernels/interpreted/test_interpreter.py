@@ -1,4 +1,4 @@
-"""The repairs that the other tests of this folder stand on."""
+"""The repairs of the interpreter in conftest.py."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`linear_recurrence` and `rwkv7_recurrence` by their chunk kernels."""
+"""The chunk kernels of `linear_recurrence` and `rwkv7_recurrence`."""
 
 import pytest
 import torch

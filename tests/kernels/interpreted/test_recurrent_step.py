@@ -1,4 +1,4 @@
-"""One token at a time."""
+"""One-token steps of the recurrences."""
 
 import pytest
 import torch

@@ -79,7 +79,7 @@ def test_leading_dimensions_are_rows():
 
 def test_the_operators_pass_torchs_opcheck():
     x = torch.randn(17, 130)
-    for tile in TILE_NAMES.values():  # the schema's check multiplies, which e4m3 has not
+    for tile in TILE_NAMES.values():  # test_schema multiplies, which e4m3 cannot
         torch.library.opcheck(quantize_op, (x, *tile), test_utils=["test_faketensor"])
     factors = *quantize_op(x, *STRIP), *quantize_op(x, *SQUARE)
     arguments = *factors, torch.bfloat16
