@@ -228,9 +228,9 @@ def _attend_blocks_gradients(
 
 
 def invert_lists(blocks_BGTN: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """(query_index_BGL, offset_BGJ): block j is listed by the tokens query_index[offset[j] : offset[j + 1]].
+    """(query_index_BGL, offset_BGJ): the inverse of the lists, by a sort; int32.
 
-    The inverse of the lists, by a sort; int32.
+    Block j is listed by the tokens query_index[offset[j] : offset[j + 1]].
     """
     T, N = blocks_BGTN.shape[2:]
     num_blocks = -(-T // block)

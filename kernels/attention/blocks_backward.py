@@ -144,8 +144,8 @@ def blocks_backward_keys(
 ):
     """Block-sparse attention, backward: dk and dv of N keys, over the tokens that list their block.
 
-    Block j is listed by the tokens query_index[offset[j]] .. query_index[offset[j + 1] - 1]. A tile of M rows
-    holds M / HEADS of them, each with all heads of the group, padded to HEADS.
+    Block j is listed by the tokens query_index[offset[j]] .. query_index[offset[j + 1] - 1]. A tile
+    of M rows holds M / HEADS of them, each with all heads of the group, padded to HEADS.
     FLOPs: 4 HEADS (K + V) for each token and key.
     """
     top = tl.program_id(0) * N

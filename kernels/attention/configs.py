@@ -137,12 +137,20 @@ BLACKWELL: Tables = HOPPER | {
     },
     ("backward_queries", HALF): HOPPER["backward_queries", HALF] | {192: _tiles(128, 64, 8, 2)},
 }
+ADA: Tables = SMALL | EIGHT_BITS
+BLACKWELL_SM_120: Tables = ADA | {
+    ("backward_keys", HALF): {
+        128: _tiles(64, 64, 8, 2),
+        192: _tiles(32, 32, 4, 2),
+        256: _tiles(32, 32, 8, 2),
+    },
+}
 TABLE: Mapping[str, Tables] = {
     "sm_80": AMPERE,
-    "sm_89": SMALL | EIGHT_BITS,
+    "sm_89": ADA,
     "sm_90": HOPPER,
     "sm_100": BLACKWELL,
-    "sm_120": SMALL | EIGHT_BITS,
+    "sm_120": BLACKWELL_SM_120,
 }
 # smaller tiles for calls with a window, segments or a soft cap, which take registers
 EXTRA_MASKING: Mapping[tuple[str, str, str], Classes] = {

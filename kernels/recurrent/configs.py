@@ -43,13 +43,15 @@ CHANNEL = HEAD | {
 }
 RWKV7 = CHANNEL | {"bwd_inputs": Config(tiles={"BK": 16, "BV": 64}, warps=8, stages=1)}
 
+KINDS: dict[Kind, dict[str, Config]] = {"head": HEAD, "channel": CHANNEL, "rwkv7": RWKV7}
+
 WIDE_KEYS = {
     "fwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=8, stages=1),
     "bwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=8, stages=1),
 }
 WITH_WARP_GROUPS = ("sm_90", "sm_100")
-# mma.sync keeps the operands of a product in registers too
-WITHOUT = {
+# mma.sync, in place of warp-group MMA, keeps operands in registers too
+MMA_SYNC = {
     "fwd_intra": Config(tiles={"BK": 32}, warps=8, stages=1),
     "fwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=8),
     "bwd_state": Config(tiles={"BK": WIDEST_KEY, "BV": 32}, warps=8),
@@ -63,18 +65,30 @@ FLOAT32 = {
     "bwd_intra": Config(tiles={"BV": 32}, warps=4),
     "bwd_inputs": Config(tiles={"BK": 16, "BV": 32}, warps=4, stages=1),
 }
+# where BV = 32 spills
+NARROW_STATE = Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=8)
+NARROW_STATES: dict[tuple[str, Kind], dict[str, Config]] = {
+    ("sm_89", "rwkv7"): {"bwd_state": NARROW_STATE},
+    ("sm_120", "head"): {"fwd_state": NARROW_STATE},
+    ("sm_120", "channel"): {"fwd_state": NARROW_STATE},
+    ("sm_120", "rwkv7"): {"fwd_state": NARROW_STATE, "bwd_state": NARROW_STATE},
+}
 
 
-def _table(arch: str, kernels: dict[str, Config], dtype: torch.dtype) -> dict[str, Config]:
+def _table(
+    arch: str, kind: Kind, kernels: dict[str, Config], dtype: torch.dtype
+) -> dict[str, Config]:
     if dtype == torch.float32:
         return kernels | FLOAT32
-    return kernels if arch in WITH_WARP_GROUPS else kernels | WITHOUT
+    if arch in WITH_WARP_GROUPS:
+        return kernels
+    return kernels | MMA_SYNC | NARROW_STATES.get((arch, kind), {})
 
 
-TABLE = {
-    (arch, kind, dtype): _table(arch, kernels, dtype)
+TABLE: dict[tuple[str, Kind, torch.dtype], dict[str, Config]] = {
+    (arch, kind, dtype): _table(arch, kind, kernels, dtype)
     for arch in ARCHS
-    for kind, kernels in (("head", HEAD), ("channel", CHANNEL), ("rwkv7", RWKV7))
+    for kind, kernels in KINDS.items()
     for dtype in (torch.bfloat16, torch.float32)
 }
 
