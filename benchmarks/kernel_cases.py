@@ -103,7 +103,7 @@ def times_of(other: str, most: float) -> Goal:
 def implementations(
     inputs: Callable[[], list[Any]], amount: float, **named: Callable[..., Outputs]
 ) -> dict[str, Implementation]:
-    """Of the same inputs, and so of comparable outputs."""
+    """Implementations that take the same inputs, so that their outputs are comparable."""
     return {
         name: Implementation(run=run, inputs=inputs, amount=amount) for name, run in named.items()
     }
@@ -119,7 +119,7 @@ def peer(package: str, module: str, name: str) -> dict[str, Callable[..., Output
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Under torch.compile from the first call on: the compiler alone takes seconds to import."""
+    """Compiled at the first call: torch.compile takes seconds to import."""
     made = cache(lambda: torch.compile(function, dynamic=False))
     return lambda *inputs, **settings: made()(*inputs, **settings)
 
@@ -231,7 +231,7 @@ def flex(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor) -> Tensor:
 
 
 def recurrent_cases(T: int = 8192) -> Iterator[Case]:
-    """fla shares key heads in the gated delta rule alone: elsewhere it is given all of them."""
+    """fla shares key heads in the gated delta rule alone: elsewhere they are repeated."""
     delta_shape = {"T": T, "G": 16, "H": 64, "K": 128, "V": 128}
     yield Case(
         operator="gated deltanet",
@@ -253,7 +253,7 @@ def recurrent_cases(T: int = 8192) -> Iterator[Case]:
         unit="Mtoken/s",
         implementations={OURS: Implementation(run=our_recurrence, inputs=one_key, amount=4 * T)}
         | implementations(
-            lambda: spread(*one_key()), 4 * T, **fla("simple_gla", "chunk_simple_gla")
+            lambda: repeat_key_heads(*one_key()), 4 * T, **fla("simple_gla", "chunk_simple_gla")
         ),
         goal=at_least(40),
     )
@@ -286,8 +286,8 @@ def sequences(
     return [q, k, randn(B, T, H, V), decay, *([torch.rand(B, T, H)] if delta else [])]
 
 
-def spread(q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> list[Tensor]:
-    """As many key heads as value heads."""
+def repeat_key_heads(q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> list[Tensor]:
+    """The inputs with as many key heads as value heads."""
     q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
     return [q, k, v, *gates]
 
@@ -342,7 +342,7 @@ def decode_cases(
 
 
 def held(B: int, T: int, H: int, G: int, K: int, dtype: torch.dtype) -> list[Any]:
-    """A query, and a cache that is full."""
+    """A query and a full cache."""
     device = torch.get_default_device()
     cached = pages.allocate(
         batch=B, tokens=T, kv_heads=G, k_dim=K, v_dim=K, dtype=dtype, device=device
