@@ -1,7 +1,7 @@
 """Which choices of a space no kernel supports, and on which GPU: found on meta tensors."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,7 +10,6 @@ import torch
 
 from ..builders.body import Unbuilt
 from ..builders.model import build
-from ..kernels.configs import ARCHS
 from ..kernels.meta_dry_run import on_absent
 from ..kernels.requirements import Unsupported
 from ..search_space.architecture import Architecture
@@ -19,6 +18,7 @@ from ..search_space.pattern import branches
 from ..search_space.space import Rejected, SearchSpace
 from .timing.units import TimingUnit, pieces
 
+ARCHS = ("sm_80", "sm_90", "sm_100")
 ATTEMPTS = 64  # random draws for a value, before it counts as one that no candidate has
 TOKENS = 16
 
@@ -36,7 +36,7 @@ class Lack:
     constraints: Laws
 
 
-def lacks(space: SearchSpace, archs: Iterable[str] = ARCHS) -> list[Lack]:
+def lacks(space: SearchSpace, archs: Sequence[str] = ARCHS) -> list[Lack]:
     """Each value of each choice is in one of the draws that are tried. Where a block is refused,
     each choice is changed alone: those are at fault with whose change it runs.
     """

@@ -402,8 +402,8 @@ def linear_recurrence_op(
 
 @linear_recurrence_op.register_fake
 def _fake_outputs(*arguments: Any) -> tuple[Tensor, ...]:
-    *arguments, save = arguments
-    inputs = _inputs(*arguments)
+    *of_call, save = arguments
+    inputs = _inputs(*of_call)
     return *new_outputs(inputs), *new_saved(inputs, save)
 
 

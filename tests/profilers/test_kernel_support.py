@@ -54,7 +54,7 @@ def test_every_block_runs_on_hopper(piece):
 
 def test_the_choice_at_fault_is_named_for_each_gpu(tmp_path):
     found = lacks(space(tmp_path))
-    law = "scan needs keys at most 128 wide on sm_80 in torch.bfloat16, got K=256"
+    law = "fwd_state needs keys at most 128 wide on sm_80 in torch.bfloat16, got K=256"
     assert found[0] == Lack(
         choice="blocks.M.d_state",
         value=256,
