@@ -1,4 +1,4 @@
-"""What benchmarks/kernels.py measures: operators at a shape, each beside its peers, with its goal."""
+"""Cases of benchmarks/kernels.py: operators at a shape, beside their peers, with a goal."""
 
 # B batch, T tokens, H heads, G key/value heads, K key width, V value width, M, N, K of a product,
 # E experts, D model width, F hidden width of an expert
@@ -22,10 +22,10 @@ from archfront.kernels.attention import op as attention
 from archfront.kernels.experts import op as experts
 from archfront.kernels.recurrent import op as recurrent
 from archfront.kernels.rows import op as rows
-from archfront.kernels.rows import reference as meaning
+from archfront.kernels.rows import reference
 from archfront.kernels.scaled import op as scaled
 from archfront.kernels.scaled.reference import SQUARE, STRIP
-from archfront.kernels.scaled.reference import quantize as meaning_of_quantize
+from archfront.kernels.scaled.reference import quantize as reference_quantize
 
 OURS = "archfront"
 OWN = (OURS, "scalar decay", "bf16 pages", "int8 pages")  # these must run, a peer may not
@@ -38,8 +38,8 @@ Unit = Literal["GB/s", "TFLOP/s", "Mtoken/s", "ms"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """One implementation: `run(*inputs())`. Inputs are drawn anew for each, one seed for all."""
+class Implementation:
+    """One implementation: `run(*inputs())`. Inputs are drawn again for each, one seed for all."""
 
     run: Callable[..., Outputs]
     inputs: Callable[[], list[Any]]
@@ -48,23 +48,29 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    told: str
-    reached: Callable[[Mapping[str, float], float], bool]  # of all forms' values, the copy's GB/s
+    description: str
+    reached: Callable[
+        [Mapping[str, float], float], bool
+    ]  # of all implementations' values, the copy's GB/s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Forms run beside each other, ours first."""
+    """Implementations run beside each other, ours first."""
 
     operator: str
     direction: Literal["forward", "backward"]
     shape: str
     unit: Unit
-    forms: Mapping[str, Form]
+    implementations: Mapping[str, Implementation]
     goal: Goal
 
-    def value(self, form: Form, seconds: float) -> float:
-        return 1e3 * seconds if self.unit == "ms" else form.amount / seconds / PER_S[self.unit]
+    def value(self, implementation: Implementation, seconds: float) -> float:
+        return (
+            1e3 * seconds
+            if self.unit == "ms"
+            else implementation.amount / seconds / PER_S[self.unit]
+        )
 
 
 def cases() -> Iterator[Case]:
@@ -77,27 +83,30 @@ def cases() -> Iterator[Case]:
 
 
 def at_least(value: float) -> Goal:
-    return Goal(told=f">= {value:g}", reached=lambda values, _: values[OURS] >= value)
+    return Goal(description=f">= {value:g}", reached=lambda values, _: values[OURS] >= value)
 
 
 def share_of_copy(share: float) -> Goal:
     return Goal(
-        told=f">= {share:.0%} of copy", reached=lambda values, copy: values[OURS] >= share * copy
+        description=f">= {share:.0%} of copy",
+        reached=lambda values, copy: values[OURS] >= share * copy,
     )
 
 
 def times_of(other: str, most: float) -> Goal:
     return Goal(
-        told=f"<= {most:g} x {other}",
+        description=f"<= {most:g} x {other}",
         reached=lambda values, _: values[OURS] <= most * values[other],
     )
 
 
-def forms(
+def implementations(
     inputs: Callable[[], list[Any]], amount: float, **named: Callable[..., Outputs]
-) -> dict[str, Form]:
-    """Of the same inputs, and so of comparable outputs."""
-    return {name: Form(run=run, inputs=inputs, amount=amount) for name, run in named.items()}
+) -> dict[str, Implementation]:
+    """Implementations that take the same inputs, so that their outputs are comparable."""
+    return {
+        name: Implementation(run=run, inputs=inputs, amount=amount) for name, run in named.items()
+    }
 
 
 def peer(package: str, module: str, name: str) -> dict[str, Callable[..., Outputs]]:
@@ -110,7 +119,7 @@ def peer(package: str, module: str, name: str) -> dict[str, Callable[..., Output
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Under torch.compile from the first call on: the compiler alone takes seconds to import."""
+    """Compiled at the first call: torch.compile takes seconds to import."""
     made = cache(lambda: torch.compile(function, dynamic=False))
     return lambda *inputs, **settings: made()(*inputs, **settings)
 
@@ -132,7 +141,7 @@ ROWS = {
 def row_cases() -> Iterator[Case]:
     for operator, (shapes, matrices, moved) in ROWS.items():
         settings = {} if operator == "swiglu" else {"eps": EPS}
-        plain = partial(getattr(meaning, operator), **settings)
+        plain = partial(getattr(reference, operator), **settings)
         named = {
             OURS: partial(getattr(rows, operator), **settings, backend="triton"),
             "torch eager": plain,
@@ -155,7 +164,9 @@ def row_cases() -> Iterator[Case]:
                     direction=direction,
                     shape=f"{shape[0]} x {shape[1]}",
                     unit="GB/s",
-                    forms=forms(inputs, 2 * moved[direction] * prod(shape), **named),
+                    implementations=implementations(
+                        inputs, 2 * moved[direction] * prod(shape), **named
+                    ),
                     goal=share_of_copy(0.85),
                 )
 
@@ -192,7 +203,9 @@ def flash_cases(B: int = 4, T: int = 8192, H: int = 16, K: int = 128) -> Iterato
             direction=direction,
             shape=f"{B} x {T} x {H} x {K} causal",
             unit="TFLOP/s",
-            forms=forms(lambda: [randn(B, T, H, K) for _ in range(3)], amount, **named),
+            implementations=implementations(
+                lambda: [randn(B, T, H, K) for _ in range(3)], amount, **named
+            ),
             goal=at_least(goal),
         )
 
@@ -218,45 +231,53 @@ def flex(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor) -> Tensor:
 
 
 def recurrent_cases(T: int = 8192) -> Iterator[Case]:
-    """fla shares key heads in the gated delta rule alone: elsewhere it is given all of them."""
+    """fla shares key heads in the gated delta rule alone: elsewhere they are repeated."""
     delta_shape = {"T": T, "G": 16, "H": 64, "K": 128, "V": 128}
     yield Case(
         operator="gated deltanet",
         direction="forward",
         shape=f"1 x {T}, 16 and 64 heads, 128 x 128",
         unit="ms",
-        forms=forms(
-            partial(texts, **delta_shape, channels=False, delta=True),
+        implementations=implementations(
+            partial(sequences, **delta_shape, channels=False, delta=True),
             0.0,
-            **{OURS: ours_mix, **fla("gated_delta_rule", "chunk_gated_delta_rule")},
+            **{OURS: our_recurrence, **fla("gated_delta_rule", "chunk_gated_delta_rule")},
         ),
-        goal=Goal(told="<= 0.5", reached=lambda values, _: values[OURS] <= 0.5),
+        goal=Goal(description="<= 0.5", reached=lambda values, _: values[OURS] <= 0.5),
     )
-    one_key = partial(texts, B=4, T=T, G=1, H=80, K=128, V=64, channels=False, delta=False)
+    one_key = partial(sequences, B=4, T=T, G=1, H=80, K=128, V=64, channels=False, delta=False)
     yield Case(
         operator="mamba-2",
         direction="forward",
         shape=f"4 x {T}, 80 heads, 128 x 64",
         unit="Mtoken/s",
-        forms={OURS: Form(run=ours_mix, inputs=one_key, amount=4 * T)}
-        | forms(lambda: spread(*one_key()), 4 * T, **fla("simple_gla", "chunk_simple_gla")),
+        implementations={OURS: Implementation(run=our_recurrence, inputs=one_key, amount=4 * T)}
+        | implementations(
+            lambda: repeat_key_heads(*one_key()), 4 * T, **fla("simple_gla", "chunk_simple_gla")
+        ),
         goal=at_least(40),
     )
     for operator, delta, name in (("kda", True, "chunk_kda"), ("gla", False, "chunk_gla")):
         square = {"T": T, "G": 32, "H": 32, "K": 128, "V": 128, "delta": delta}
-        by_channel = partial(texts, **square, channels=True)
+        by_channel = partial(sequences, **square, channels=True)
         yield Case(
             operator=operator,
             direction="forward",
             shape=f"1 x {T}, 32 heads, 128 x 128",
             unit="ms",
-            forms=forms(by_channel, 0.0, **{OURS: ours_mix, **fla(operator, name)})
-            | {"scalar decay": Form(run=ours_mix, inputs=partial(texts, **square, channels=False))},
+            implementations=implementations(
+                by_channel, 0.0, **{OURS: our_recurrence, **fla(operator, name)}
+            )
+            | {
+                "scalar decay": Implementation(
+                    run=our_recurrence, inputs=partial(sequences, **square, channels=False)
+                )
+            },
             goal=times_of("scalar decay", 1.4),
         )
 
 
-def texts(
+def sequences(
     *, T: int, G: int, H: int, K: int, V: int, channels: bool, delta: bool, B: int = 1
 ) -> list[Tensor]:
     """q, k of unit length, v, decay, and with the delta rule beta."""
@@ -265,13 +286,13 @@ def texts(
     return [q, k, randn(B, T, H, V), decay, *([torch.rand(B, T, H)] if delta else [])]
 
 
-def spread(q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> list[Tensor]:
-    """As many key heads as value heads."""
+def repeat_key_heads(q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> list[Tensor]:
+    """The inputs with as many key heads as value heads."""
     q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
     return [q, k, v, *gates]
 
 
-def ours_mix(*inputs: Tensor) -> Outputs:
+def our_recurrence(*inputs: Tensor) -> Outputs:
     return recurrent.linear_recurrence(*inputs, scale=inputs[0].shape[-1] ** -0.5, backend="triton")
 
 
@@ -299,11 +320,11 @@ def decode_cases(
         direction="forward",
         shape=shape,
         unit="GB/s",
-        forms={
-            **forms(
+        implementations={
+            **implementations(
                 in_bf16, bf16_bytes, **{OURS: ours, "SDPA": dense, "FlexAttention": flex_dense}
             ),
-            "int8 pages": Form(run=ours, inputs=in_int8, amount=int8_bytes),
+            "int8 pages": Implementation(run=ours, inputs=in_int8, amount=int8_bytes),
         },
         goal=share_of_copy(0.75),
     )
@@ -312,16 +333,16 @@ def decode_cases(
         direction="forward",
         shape=shape,
         unit="ms",
-        forms={
-            OURS: Form(run=ours, inputs=in_int8),
-            "bf16 pages": Form(run=ours, inputs=in_bf16),
+        implementations={
+            OURS: Implementation(run=ours, inputs=in_int8),
+            "bf16 pages": Implementation(run=ours, inputs=in_bf16),
         },
         goal=times_of("bf16 pages", 1 / 1.6),
     )
 
 
 def held(B: int, T: int, H: int, G: int, K: int, dtype: torch.dtype) -> list[Any]:
-    """A query, and a cache that is full."""
+    """A query and a full cache."""
     device = torch.get_default_device()
     cached = pages.allocate(
         batch=B, tokens=T, kv_heads=G, k_dim=K, v_dim=K, dtype=dtype, device=device
@@ -331,7 +352,7 @@ def held(B: int, T: int, H: int, G: int, K: int, dtype: torch.dtype) -> list[Any
 
 
 def in_order(q_BQHK: Tensor, cached: pages.PagedCache) -> list[Tensor]:
-    """As the peers want it: the pages of a fresh cache lie row by row, so nothing is copied."""
+    """In the layout of the peers: pages of a new cache are in order, so nothing is copied."""
     B = len(q_BQHK)
     assert cached.v_pages is not None
     k, v = (x.view(B, -1, *x.shape[2:]).transpose(1, 2) for x in (cached.k_pages, cached.v_pages))
@@ -360,8 +381,8 @@ def scaled_cases(M: int = 8192, N: int = 8192, K: int = 8192) -> Iterator[Case]:
         direction="forward",
         shape=f"{M} x {N} x {K}",
         unit="TFLOP/s",
-        forms={
-            **forms(
+        implementations={
+            **implementations(
                 factors,
                 flops,
                 **{
@@ -369,20 +390,20 @@ def scaled_cases(M: int = 8192, N: int = 8192, K: int = 8192) -> Iterator[Case]:
                     "F.scaled_mm": torch_scaled,
                 },
             ),
-            "bf16 matmul": Form(
+            "bf16 matmul": Implementation(
                 run=F.linear, inputs=lambda: [randn(M, K), randn(N, K)], amount=flops
             ),
         },
         goal=at_least(800),
     )
     for name, tile in (("strips", STRIP), ("squares", SQUARE)):
-        plain = partial(meaning_of_quantize, tile=tile)
+        plain = partial(reference_quantize, tile=tile)
         yield Case(
             operator="quantize",
             direction="forward",
             shape=f"{M} x {K} {name}",
             unit="GB/s",
-            forms=forms(
+            implementations=implementations(
                 lambda: [randn(M, K)],
                 M * K * (3 + 4 / prod(size for size in tile if size)),
                 **{
@@ -411,7 +432,7 @@ def mixture_case(N: int = 16_384, E: int = 128, K: int = 8, D: int = 2048, F: in
         direction="forward",
         shape=f"{N} tokens, {K} of {E} experts, {D} x {F}",
         unit="TFLOP/s",
-        forms=forms(
+        implementations=implementations(
             inputs,
             6 * N * K * D * F,
             **{

@@ -2,9 +2,9 @@
 
     python benchmarks/kernels.py [OPERATOR ...]
 
-writes benchmarks/results/kernels_DEVICE_COMMIT.json. What is measured stands in kernel_cases.py: the
-peers are torch's own operators, the reference under torch.compile, and liger-kernel and fla-core
-where they are installed. A peer that does not run is told with its reason; ours must run.
+writes benchmarks/results/kernels_DEVICE_COMMIT.json. kernel_cases.py lists the cases: the peers are
+torch's own operators, the reference under torch.compile, and liger-kernel and fla-core where they
+are installed. A peer that does not run is reported with its reason; ours must run.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from archfront.benchmarks.kernel_cases import OURS, OWN, Case, Form, Outputs, cases
+from archfront.benchmarks.kernel_cases import OURS, OWN, Case, Implementation, Outputs, cases
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = 3
@@ -40,30 +40,30 @@ def copy_gb_per_s() -> float:
     return 2 * source.nbytes / milliseconds(lambda: target.copy_(source))["median_ms"] / 1e6
 
 
-def prepared(form: Form, direction: str) -> Callable[[], tuple[Tensor, ...]]:
+def prepared(implementation: Implementation, direction: str) -> Callable[[], tuple[Tensor, ...]]:
     """The call that is timed: the forward without gradients, or all gradients of one forward."""
     torch.manual_seed(0)
-    inputs = form.inputs()  # each form's own: one may write over them
+    inputs = implementation.inputs()  # each implementation's own: one may write over them
     if direction == "forward":
 
         def forward() -> tuple[Tensor, ...]:
             with torch.no_grad():
-                return as_tuple(form.run(*inputs))
+                return as_tuple(implementation.run(*inputs))
 
         return forward
     leaves = [x.requires_grad_() for x in inputs]
-    outputs = as_tuple(form.run(*leaves))
+    outputs = as_tuple(implementation.run(*leaves))
     cotangents = [torch.randn_like(y) for y in outputs]
     return lambda: torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)
 
 
 def measure(case: Case) -> dict[str, dict[str, Any]]:
-    """By form its timing, its value and how far its first result is from ours; or its fault."""
+    """Per implementation: timing, value, and distance of its first result to ours; or its error."""
     found: dict[str, dict[str, Any]] = {}
     ours = None
-    for name, form in case.forms.items():
+    for name, implementation in case.implementations.items():
         try:
-            call = prepared(form, case.direction)
+            call = prepared(implementation, case.direction)
             y = call()[0].detach().float()
             timing = milliseconds(call)
         except PEER_FAULTS as fault:
@@ -72,17 +72,17 @@ def measure(case: Case) -> dict[str, dict[str, Any]]:
             found[name] = {"fault": f"{type(fault).__name__}: {fault}".splitlines()[0]}
             continue
         ours = y if ours is None else ours
-        same = form.inputs is case.forms[OURS].inputs
+        same = implementation.inputs is case.implementations[OURS].inputs
         found[name] = {
             **timing,
-            "value": case.value(form, timing["median_ms"] / 1e3),
+            "value": case.value(implementation, timing["median_ms"] / 1e3),
             "distance_to_archfront": ((y - ours).norm() / ours.norm()).item() if same else None,
         }
     return found
 
 
-def told(case: Case, found: dict[str, dict[str, Any]], reached: bool) -> None:
-    goal = f"goal {case.goal.told}: {'reached' if reached else 'missed'}"
+def report(case: Case, found: dict[str, dict[str, Any]], reached: bool) -> None:
+    goal = f"goal {case.goal.description}: {'reached' if reached else 'missed'}"
     print(f"\n{case.operator} {case.direction}, {case.shape}, {case.unit}; {goal}")
     for name, facts in found.items():
         if "fault" in facts:
@@ -111,16 +111,16 @@ def main() -> int:
         found = measure(case)
         values = {name: facts["value"] for name, facts in found.items() if "value" in facts}
         reached = case.goal.reached(values, copy)
-        told(case, found, reached)
+        report(case, found, reached)
         lines.append(
             {
                 "operator": case.operator,
                 "direction": case.direction,
                 "shape": case.shape,
                 "unit": case.unit,
-                "goal": case.goal.told,
+                "goal": case.goal.description,
                 "reached": reached,
-                "forms": found,
+                "implementations": found,
             }
         )
     RESULTS.mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""Fast operators: each has one meaning in reference.py, a torch form, a Triton form, one door."""
+"""Operators of hybrid language models: public API, reference, torch and Triton."""

@@ -1,4 +1,4 @@
-"""Which form of an operator runs: its kernels or its torch form, chosen in this one place."""
+"""The backend that runs an operator: its Triton kernels or its plain-torch implementation."""
 
 from typing import Literal
 
@@ -9,11 +9,11 @@ from .configs import gpu_arch
 Backend = Literal["torch", "triton"]
 
 
-def chosen(backend: Backend | None, x: Tensor) -> Backend:
-    """The caller's choice; by device where there is none: triton for a GPU's tensors, else torch.
+def choose_backend(backend: Backend | None, x: Tensor) -> Backend:
+    """`backend` where it is given; else "triton" if `x` is on a CUDA device and "torch" if not.
 
-    Meta tensors that stand for a GPU's (`configs.standing_for`) are such. A door imports its
-    kernels only after it, in the branch that needs them: Triton exists on Linux alone.
+    A meta tensor counts as a CUDA one inside `configs.meta_tensors_as`. A public API imports its
+    kernels after this call, in the branch that needs them: Triton exists on Linux alone.
     """
     if backend is not None:
         return backend

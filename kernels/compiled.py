@@ -1,9 +1,10 @@
-"""Ahead-of-time compilation: what each kernel costs on a GPU that is not here.
+"""Ahead-of-time compilation of every kernel, with its resources checked against the GPU's limits.
 
     python -m archfront.kernels.compiled
 
 prints registers, stack, shared memory and tensor-core instructions for every kernel, shape and
-target, and exits 1 if one of them breaks a limit. It needs a process without TRITON_INTERPRET.
+architecture in configs.ARCHS, and exits 1 if one violates a limit. It needs no GPU, and a process
+without TRITON_INTERPRET.
 """
 
 import re
@@ -28,25 +29,27 @@ from .recurrent import compile_cases as recurrent
 from .rows import compile_cases as rows
 from .scaled import compile_cases as scaled
 
-# a warp's, Hopper's for four warps, Blackwell's
+# SASS mnemonics: per warp, Hopper's per warp group, Blackwell's
 TENSOR_CORE = "HMMA|IMMA|QMMA|HGMMA|IGMMA|QGMMA|UTC[A-Z]*MMA"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    registers: int  # of one thread
-    stack_bytes: int  # of one thread; above zero, registers spill
-    shared_bytes: int  # of one program
-    dots: int  # in the source; each should become
+    """What a compiled kernel uses, read from its cubin and Triton's intermediate code."""
+
+    registers: int  # per thread
+    stack_bytes: int  # per thread; above zero, registers spill
+    shared_bytes: int  # per program
+    dots: int  # matrix products in the source
     tensor_core_instructions: int  # in the binary
     transposed_accumulators: int  # see `violations`
 
 
 def compile_for(launch: Launch, arch: str) -> Resources:
-    """The launch compiled for `arch` as it would be there, meta tensors standing for the data.
+    """Resources of `launch` compiled for `arch` ("sm_90"); its tensors may be meta tensors.
 
-    The launcher's own binder specializes the arguments: a stride or a pointer that is not declared
-    divisible by 16 would be loaded byte by byte, and the numbers would mean nothing.
+    Arguments are specialized by the launcher's own binder: a stride or a pointer that is not
+    declared divisible by 16 would be loaded byte by byte, and the numbers would be wrong.
     """
     assert not INTERPRETED, "compilation needs a process without TRITON_INTERPRET"
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
@@ -81,53 +84,55 @@ def _output(*command: str) -> str:
 
 
 def violations(resources: Resources, arch: str) -> list[str]:
-    """The limits that the compiler itself does not hold.
+    """Messages for the limits that `resources` exceeds and the compiler does not enforce.
 
     On Hopper, triton 3.4.0 to 3.7.0 silently computes a wrong product where the transpose of a
     dot's result feeds the next dot (flash-linear-attention pull request 826): load the operand
     transposed, or compute the transposed product.
     """
-    broken = []
+    exceeded = []
     if resources.stack_bytes > 0:
-        broken.append(f"registers must not spill, got stack_bytes={resources.stack_bytes}")
+        exceeded.append(f"registers must not spill, got stack_bytes={resources.stack_bytes}")
     limit = ARCHS[arch].shared_bytes
     if resources.shared_bytes > limit:
-        broken.append(f"shared_bytes must be <= {limit}, got {resources.shared_bytes}")
+        exceeded.append(f"shared_bytes must be <= {limit}, got {resources.shared_bytes}")
     if resources.dots > 0 and resources.tensor_core_instructions == 0:
-        broken.append(f"a dot must run on tensor cores, got dots={resources.dots} and none")
+        exceeded.append(f"a dot must run on tensor cores, got dots={resources.dots} and none")
     if arch == "sm_90" and resources.transposed_accumulators > 0:
-        broken.append(
+        exceeded.append(
             f"no accumulator may be transposed on {arch}, got {resources.transposed_accumulators}"
         )
-    return broken
+    return exceeded
 
 
-TARGETS = ("sm_80", "sm_90", "sm_100")
 FAMILIES = (attention, recurrent, rows, experts, scaled)
 
 
 def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
-    """(kernel, shape, launch): every kernel at the shapes that its family lists."""
+    """(kernel, shape, launch): every kernel at the shapes of its family's compile_cases.py.
+
+    A kernel that does not exist on `arch`, such as FP8 on sm_80, is left out there.
+    """
     for family in FAMILIES:
         yield from family.launches(arch)
 
 
 def main() -> int:
     line = "{:24} {:28} {:8} {:>9} {:>6} {:>7} {:>4}  {}\n".format
-    sys.stdout.write(line("kernel", "shape", "target", "registers", "stack", "shared", "mma", ""))
+    sys.stdout.write(line("kernel", "shape", "arch", "registers", "stack", "shared", "mma", ""))
     failed = False
-    for arch in TARGETS:
+    for arch in ARCHS:
         for kernel, shape, launch in launches(arch):
             cost = compile_for(launch, arch)
-            broken = violations(cost, arch)
-            failed = failed or bool(broken)
+            exceeded = violations(cost, arch)
+            failed = failed or bool(exceeded)
             numbers = (
                 cost.registers,
                 cost.stack_bytes,
                 cost.shared_bytes,
                 cost.tensor_core_instructions,
             )
-            sys.stdout.write(line(kernel, shape, arch, *numbers, "; ".join(broken)))
+            sys.stdout.write(line(kernel, shape, arch, *numbers, "; ".join(exceeded)))
     return int(failed)
 
 

@@ -1,4 +1,4 @@
-"""One kernel launch as data: the same value runs on a device or is compiled for an absent one."""
+"""A kernel launch as data: run on a device, or compiled ahead of time for another."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,19 @@ from triton import knobs
 
 from .requirements import require
 
-INTERPRETED = knobs.runtime.interpret  # settled when a kernel is defined, at import
+INTERPRETED = knobs.runtime.interpret  # fixed when a kernel is defined, at import
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
+    """A Triton kernel with its grid, arguments and options.
+
+    The first axis of `grid` is the one that grows with the tokens: only it may exceed 65535.
+    """
+
     kernel: Any  # a function under @triton.jit, which has no type of its own
-    grid: tuple[int, ...]  # the axis that grows with the tokens first: only it may exceed 65535
-    arguments: Mapping[str, Tensor | int | float | bool | None]  # by the kernel's names
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Tensor | int | float | bool | None]  # by the kernel's argument names
     warps: int
     stages: int = 2  # of a pipelined loop
 
@@ -28,7 +33,7 @@ class Launch:
 
 
 def require_device(x: Tensor) -> None:
-    """A meta tensor launches nothing, it asks for shapes."""
+    """Raise Unsupported unless kernels can run on `x`, or it is a meta tensor (shapes only)."""
     require(
         x.device.type in ("cuda", "meta") or INTERPRETED,
         "backend='triton' needs a CUDA tensor, or a process under TRITON_INTERPRET=1",
@@ -37,7 +42,7 @@ def require_device(x: Tensor) -> None:
 
 
 def run(launch: Launch, on: Tensor) -> None:
-    """Runs on the device that holds `on`, which need not be the current one; on meta, nowhere."""
+    """Run `launch` on the device of `on`, which need not be the current one; no-op on meta."""
     if on.is_meta:
         return
     with torch.cuda.device_of(on):

@@ -1,4 +1,4 @@
-"""Operators as a GPU that is not here would run them: on meta tensors, up to the launch."""
+"""Dry run of operators on meta tensors: everything a given GPU would do, except the launches."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,25 +10,31 @@ from torch._library.custom_ops import _maybe_get_opdef
 from torch.fx.experimental import _config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .configs import standing_for
+from .configs import meta_tensors_as
 
 aten = torch.ops.aten
 
 
 @contextmanager
 def on_absent(arch: str) -> Iterator[None]:
-    """Inside, meta tensors run the kernels of a GPU of `arch` but for the launches themselves: doors
-    choose them, laws hold, tables give tiles. What one of them cannot run raises `Unsupported`.
+    """Within it, operators on meta tensors do what they would on a GPU of `arch` ("sm_90").
+
+    Backends are chosen, constraints checked and configurations looked up; nothing is launched.
+    Raises `requirements.Unsupported` where a kernel cannot run: here for an unknown `arch`, and
+    inside for shapes or dtypes. Results have shapes and dtypes, no values.
     """
-    patched = _config.patch(meta_nonzero_assume_all_nonzero=True)  # pyright: ignore[reportAttributeAccessIssue]  # torch installs it
-    with standing_for(arch), patched, _Bodies():
+    # torch installs `patch` at import
+    patched = _config.patch(  # pyright: ignore[reportAttributeAccessIssue]
+        meta_nonzero_assume_all_nonzero=True
+    )
+    with meta_tensors_as(arch), patched, _RunOperatorBodies():
         yield
 
 
-class _Bodies(TorchDispatchMode):
-    """Our operators do what they do on a GPU, not what their fakes say of it.
+class _RunOperatorBodies(TorchDispatchMode):
+    """Runs the bodies of our custom operators in place of their fake implementations.
 
-    Where a size depends on data, which are not here, any will do: the kernels' laws ask for none.
+    A size that depends on data gets any value: no constraint of the kernels depends on one.
     """
 
     def __torch_dispatch__(

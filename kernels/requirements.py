@@ -1,4 +1,4 @@
-"""How a kernel refuses what it cannot run: by the law, with the values, before anything is launched."""
+"""Checks of a kernel's inputs before anything is launched, and the error that they raise."""
 
 from itertools import pairwise
 
@@ -7,19 +7,21 @@ from torch import Tensor
 
 
 class Unsupported(ValueError):
-    """A shape, dtype, device or layout outside the chosen kernel's law; backend="torch" takes it."""
+    """A shape, dtype, device or layout that the kernels do not take; backend="torch" takes it."""
 
 
-def require(holds: bool, law: str, **values: object) -> None:
-    if not holds:
+def require(condition: bool, constraint: str, **values: object) -> None:
+    """Raise Unsupported("`constraint`, got name=value, ...") unless `condition` holds."""
+    if not condition:
         got = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise Unsupported(f"{law}, got {got}")
+        raise Unsupported(f"{constraint}, got {got}")
 
 
 def as_rows(x: Tensor, name: str) -> Tensor:
-    """`x` [..., width] as [rows, width], without a copy; the rows need not touch each other.
+    """`x` [..., width] as a view [rows, width]; evenly spaced, not necessarily adjacent.
 
-    So a slice of a wider projection, `h[..., :width]`, is read where it lies.
+    So a slice of a wider projection, `h[..., :width]`, is read in place. `name` stands for x in
+    the message of Unsupported, raised where rows are not contiguous or not evenly spaced.
     """
     require(x.dim() >= 1, f"{name} must have a last dimension", shape=tuple(x.shape))
     *sizes, width = x.shape
@@ -29,11 +31,12 @@ def as_rows(x: Tensor, name: str) -> Tensor:
     require(step == 1 or width == 1, f"the last dimension of {name} must be contiguous", **layout)
     axes = [(n, stride) for n, stride in zip(sizes, strides, strict=True) if n != 1]
     even = all(outer == n * stride for (_, outer), (n, stride) in pairwise(axes))
-    require(even or x.numel() == 0, f"the rows of {name} must lie at one distance", **layout)
+    require(even or x.numel() == 0, f"the rows of {name} must be evenly spaced", **layout)
     return x.view(-1, width)
 
 
 def needs_gradient(*inputs: Tensor) -> bool:
+    """Whether autograd records, and one of `inputs` requires a gradient."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
@@ -43,7 +46,7 @@ def require_float(x: Tensor, name: str) -> None:
 
 
 def require_like(other: Tensor, x: Tensor, name: str) -> None:
-    """`other` has the shape, dtype and device of the operator's first input `x`."""
+    """Raise Unsupported unless `other` has the shape, dtype and device of the first input `x`."""
     require(
         (other.shape, other.dtype, other.device) == (x.shape, x.dtype, x.device),
         f"{name} must have the first input's shape, dtype and device {_facts(x)}",

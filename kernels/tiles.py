@@ -1,6 +1,6 @@
-"""What matrix products of every family share on the device."""
+"""Tile order of matrix products: device functions shared by all families."""
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import triton
@@ -9,9 +9,10 @@ import triton.language as tl
 
 @triton.jit
 def tile_of(num_cols, GROUP: tl.constexpr):
-    """(high, across) of a program's tile: GROUP tiles high before one across.
+    """(row, column) of a program's tile, in bands of GROUP rows of tiles.
 
-    So what runs at the same time shares columns and rows alike, and both stay in L2.
+    Programs that run at the same time then share rows and columns of the operands, which stay in L2
+    (the Triton matrix multiplication tutorial's grouped ordering).
     """
     program = tl.program_id(0)
     num_high = tl.num_programs(0) // num_cols

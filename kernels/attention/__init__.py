@@ -1,1 +1,1 @@
-"""Softmax attention: over a text, over a paged cache, over selected blocks of keys."""
+"""Softmax attention: over a sequence, over a paged cache, over selected blocks of keys."""

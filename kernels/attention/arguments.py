@@ -1,4 +1,4 @@
-"""What the launches of this family have in common: who sees whom, scores, strides, widths."""
+"""Arguments that the attention kernels share (masks, scores, strides, widths), and input checks."""
 
 from dataclasses import dataclass
 from math import e, log2
@@ -11,24 +11,24 @@ from triton import next_power_of_2
 from ..launch import require_device
 from ..requirements import require, require_float
 
-SMALLEST_TILE = 16  # of a tensor core's operand
-SMALLEST_CUT = 128  # a narrower key is not worth two dots
+SMALLEST_TILE = 16  # operand of tl.dot
+SMALLEST_SPLIT = 128  # a narrower key is not worth two dots
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
-    """Which keys a query sees, and what its scores are: the keywords of `attend`."""
+class ScoreRules:
+    """Mask and score options of a call: the keywords of `attend`, segments as bounds."""
 
-    start_BT: Tensor | None  # the first token of each token's document, int32; None: one document
-    end_BT: Tensor | None  # the first token behind it
+    start_BT: Tensor | None  # first token of each token's segment, int32; None: one segment
+    end_BT: Tensor | None  # first token after it
     causal: bool
     window: int | None
     scale: float
     softcap: float | None
 
     @property
-    def crowded(self) -> bool:
-        """A walk masks at both of its ends, or caps: see configs.py."""
+    def extra_masking(self) -> bool:
+        """Whether a window, segments or a soft cap need registers of their own: see configs.py."""
         return not (self.window is self.start_BT is self.softcap is None)
 
     @property
@@ -45,15 +45,15 @@ class Rule:
 
 
 def score_arguments(scale: float, softcap: float | None) -> dict[str, Any]:
-    """A score in base 2 is factor * q k^T, or factor * tanh(q k^T * squeeze / (2 log2(e)))."""
+    """Base-2 scores: factor * q k^T, or factor * tanh(q k^T * softcap_scale / (2 log2(e)))."""
     if softcap is None:
-        return {"squeeze": 0.0, "factor": scale * log2(e), "SOFTCAP": False}
-    squeeze = 2 * log2(e) * scale / softcap
-    return {"squeeze": squeeze, "factor": softcap * log2(e), "SOFTCAP": True}
+        return {"softcap_scale": 0.0, "factor": scale * log2(e), "SOFTCAP": False}
+    softcap_scale = 2 * log2(e) * scale / softcap
+    return {"softcap_scale": softcap_scale, "factor": softcap * log2(e), "SOFTCAP": True}
 
 
 def inputs(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor) -> dict[str, Any]:
-    """What every kernel over a text is told of queries, keys and values: where, and how wide."""
+    """Pointers, strides and widths of the queries, keys and values of a sequence."""
     return {
         "q_ptr": q_BTHK,
         "k_ptr": k_BTGK,
@@ -77,24 +77,24 @@ def tile_width(width: int) -> int:
 
 
 def widths(K: int, V: int) -> dict[str, int]:
-    """A key is cut in two powers of two where they are less than one: 192 = 128 + 64, not 256."""
+    """Tile widths; K is split in two powers of two where that is narrower: 192 = 128 + 64."""
     whole = tile_width(K)
     main = whole // 2
     rest = tile_width(K - main)
-    cut = main >= SMALLEST_CUT and main + rest < whole
+    cut = main >= SMALLEST_SPLIT and main + rest < whole
     tiles = {"K_MAIN": main, "K_REST": rest} if cut else {"K_MAIN": whole, "K_REST": 0}
     return {"K": K, **tiles, "V": V, "V_TILE": tile_width(V)}
 
 
-def document_bounds(segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(start_BT, end_BT): the first token of each token's document, and the first one behind it."""
+def segment_bounds(segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(start_BT, end_BT): the first token of each token's segment, and the first one after it."""
     segment_ids_BT = segment_ids_BT.contiguous()
     start_BT = torch.searchsorted(segment_ids_BT, segment_ids_BT, out_int32=True)
     return start_BT, torch.searchsorted(segment_ids_BT, segment_ids_BT, right=True, out_int32=True)
 
 
 def require_scores(scale: float, softcap: float | None) -> None:
-    require(scale > 0, "scale must be > 0: it is taken out of a maximum", scale=scale)
+    require(scale > 0, "scale must be > 0: it is factored out of a maximum", scale=scale)
     require(softcap is None or softcap > 0, "softcap must be > 0", softcap=softcap)
 
 
@@ -104,15 +104,15 @@ def require_heads(
     require_device(q_BTHK)
     require_float(q_BTHK, "q")
     shapes = {n: tuple(x.shape) for n, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGV))}
-    law = "q, k and v must be [B, T, H, K], [B, T, G, K] and [B, T, G, V], none of them 0"
-    require(all(len(s) == 4 and 0 not in s for s in shapes.values()), law, **shapes)
+    constraint = "q, k and v must be [B, T, H, K], [B, T, G, K] and [B, T, G, V], no size 0"
+    require(all(len(s) == 4 and 0 not in s for s in shapes.values()), constraint, **shapes)
     (B, T, H, K), G = q_BTHK.shape, k_BTGK.shape[2]
-    require(shapes["k"] == (B, T, G, K) and shapes["v"][:3] == (B, T, G), law, **shapes)
+    require(shapes["k"] == (B, T, G, K) and shapes["v"][:3] == (B, T, G), constraint, **shapes)
     require(H % G == 0, "the key/value heads must divide the query heads", heads=H, kv_heads=G)
     for name, x in (("k", k_BTGK), ("v", v_BTGV)):
         same = (x.dtype, x.device) == (q_BTHK.dtype, q_BTHK.device)
-        law = f"{name} must have q's dtype and device {q_BTHK.dtype} {q_BTHK.device}"
-        require(same, law, dtype=x.dtype, device=x.device)
+        constraint = f"{name} must have q's dtype and device {q_BTHK.dtype} {q_BTHK.device}"
+        require(same, constraint, dtype=x.dtype, device=x.device)
     for name, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGV)):
         dense = x.stride(-1) == 1 or x.shape[-1] == 1
         require(dense, f"the last dimension of {name} must be contiguous", strides=x.stride())
@@ -120,7 +120,7 @@ def require_heads(
         require(
             (tuple(segment_ids_BT.shape), segment_ids_BT.dtype, segment_ids_BT.device)
             == ((B, T), torch.int32, q_BTHK.device),
-            f"documents must be {(B, T)} torch.int32 on {q_BTHK.device}",
+            f"segment_ids must be {(B, T)} torch.int32 on {q_BTHK.device}",
             shape=tuple(segment_ids_BT.shape),
             dtype=segment_ids_BT.dtype,
             device=segment_ids_BT.device,

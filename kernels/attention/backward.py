@@ -1,17 +1,17 @@
-"""Attention over a text, backward, in Triton: no atomics, so the same bits on every run.
+"""Flash attention, backward (Triton), without atomics: deterministic.
 
 With p = exp(s - lse) from the forward's s, the gradients are
 
     dv = p^T do    dp = do v^T    ds = p * (dp - delta)    dq = scale * ds k    dk = scale * ds^T q
 
-where delta = rowsum(o * do) - dlse: the gradient of lse costs nothing more, since d lse / d s = p.
+where delta = rowsum(o * do) - dlse, since d lse / d s = p: the gradient of lse is free.
 With a soft cap, ds also takes 1 - tanh^2.
 """
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range or a sum that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range or a sum that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -32,9 +32,9 @@ def backward_delta(
     V_TILE: tl.constexpr,
     M: tl.constexpr,
 ):
-    """delta = rowsum(o * do) - dlse of M tokens of a head.
+    """Flash attention, backward, first pass: delta = rowsum(o * do) - dlse of M tokens of a head.
 
-    Bytes per row, b to an element: 2 b V + 8.
+    Bytes per row, b per element: 2 b V + 8.
     """
     top = tl.program_id(0) * M
     h = tl.program_id(1)
@@ -75,7 +75,7 @@ def backward_keys(
     group,
     window,
     scale,
-    squeeze,
+    softcap_scale,
     factor,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -91,11 +91,13 @@ def backward_keys(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """dk and dv of N keys, or one of them, over the queries of all heads that share the keys.
+    """Flash attention, backward: dk and dv of N keys, or one of the two.
 
-    s^T = k q^T is formed, so that p^T and ds^T are accumulators as they come: none is transposed.
-    Tiles and heads are one loop, and every tile is masked: a nest or a second loop would spill.
-    FLOPs: 4 (K + V) per query, head and key seen; 2 K more where dk and dv part.
+    A program loops over the queries of all heads that share the keys.
+
+    s^T = k q^T is formed, so that p^T and ds^T need no transposed accumulator. Tiles and heads are
+    one loop and every tile is masked: nested or separate loops would spill.
+    FLOPs: 4 (K + V) per query, head and key seen; 2 K more with dk and dv in separate launches.
     """
     top = tl.program_id(0) * N
     g = tl.program_id(1).to(tl.int64)
@@ -152,7 +154,7 @@ def backward_keys(
             )
             s += tl.dot(k_rest, tl.trans(q_rest), input_precision=EXACT)
         if SOFTCAP:
-            s = tanh(s * squeeze)
+            s = tanh(s * softcap_scale)
         lse = tl.load(lse_ptr + row, mask=query < num_tokens, other=0.0) * LOG2_E
         p = tl.exp2(s * factor - lse[None, :])
         if CAUSAL or USE_SEGMENT_IDS:
@@ -204,7 +206,7 @@ def backward_queries(
     group,
     window,
     scale,
-    squeeze,
+    softcap_scale,
     factor,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -218,11 +220,11 @@ def backward_queries(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """dq of M queries of a head, walking their keys as the forward did.
+    """Flash attention, backward: dq of M queries of a head, over their keys as in the forward.
 
     FLOPs: 4 K + 2 V per query, head and key seen.
     """
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the rows that see most keys go first
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
     h = tl.program_id(1).to(tl.int64)
     b = tl.program_id(2).to(tl.int64)
     num_heads = tl.num_programs(1)
@@ -259,7 +261,7 @@ def backward_queries(
                 )
                 s += tl.dot(q_rest, tl.trans(k_rest), input_precision=EXACT)
             if SOFTCAP:
-                s = tanh(s * squeeze)
+                s = tanh(s * softcap_scale)
             p = tl.exp2(s * factor - lse[:, None])
             if phase != 1:
                 key = at + tl.arange(0, N)

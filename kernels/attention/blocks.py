@@ -1,7 +1,7 @@
-"""Attention over listed blocks of keys: its kernels' launches, the operator made of them."""
+"""Attention over listed blocks of keys: launches of its kernels, and the custom operator."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a token's list, J blocks of keys, L = T * N blocks listed by all tokens
+# N blocks per token, J blocks of keys, L = T * N blocks listed by all tokens
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from ..launch import Launch, run
 from ..requirements import require
 from .arguments import (
     SMALLEST_TILE,
-    document_bounds,
     inputs,
     require_heads,
     require_scores,
     score_arguments,
+    segment_bounds,
     tile_width,
 )
 from .blocks_backward import blocks_backward_keys, blocks_backward_queries
@@ -120,7 +120,7 @@ def keys_launch(
     q_BTHK: Tensor,
     k_BTGK: Tensor,
     v_BTGV: Tensor,
-    asker_BGL: Tensor,
+    query_index_BGL: Tensor,
     offset_BGJ: Tensor,
     start_BT: Tensor | None,
     do_BTHV: Tensor,
@@ -140,7 +140,7 @@ def keys_launch(
         grid=(triton.cdiv(T, N), G, B),
         arguments={
             **_inputs(q_BTHK, k_BTGK, v_BTGV, start_BT, block, scale),
-            "asker_ptr": asker_BGL,
+            "query_index_ptr": query_index_BGL,
             "offset_ptr": offset_BGJ,
             "do_ptr": do_BTHV,
             "lse_ptr": lse_BHT,
@@ -148,7 +148,7 @@ def keys_launch(
             "dk_ptr": dk_BTGK,
             "dv_ptr": dv_BTGV,
             "num_tokens": T,
-            "num_listed": asker_BGL.shape[-1] // T,
+            "num_listed": query_index_BGL.shape[-1] // T,
             "num_blocks": offset_BGJ.shape[-1] - 1,
             "scale": scale,
             "HEADS": triton.next_power_of_2(group),
@@ -206,7 +206,7 @@ def attend_blocks_backward_op(
     heads, rows = (arch, q_BTHK, k_BTGK, v_BTGV), (start_BT, do_BTHV, lse_BHT, delta_BHT)
     run(queries_launch(*heads, blocks_BGTN, *rows, dq, block, scale), q_BTHK)
     run(
-        keys_launch(*heads, *inverted(blocks_BGTN, block), *rows, dk, dv, block, scale),
+        keys_launch(*heads, *invert_lists(blocks_BGTN, block), *rows, dk, dv, block, scale),
         q_BTHK,
     )
     return dq, dk, dv
@@ -227,8 +227,11 @@ def _attend_blocks_gradients(
     return dq, dk, dv
 
 
-def inverted(blocks_BGTN: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """(asker_BGL, offset_BGJ): block j is listed by the tokens asker[offset[j] : offset[j + 1]]."""
+def invert_lists(blocks_BGTN: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """(query_index_BGL, offset_BGJ): the inverse of the lists, by a sort; int32.
+
+    Block j is listed by the tokens query_index[offset[j] : offset[j + 1]].
+    """
     T, N = blocks_BGTN.shape[2:]
     num_blocks = -(-T // block)
     listed_BGL = blocks_BGTN.flatten(2)
@@ -248,7 +251,7 @@ def _save_attend_blocks(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 def _backward_attend_blocks(
     ctx: Any, do_BTHV: Tensor, dlse_BHT: Tensor
 ) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient; the kernels' are contiguous
+    # autograd may pass an expanded gradient; the kernels' are contiguous
     gradients = attend_blocks_backward_op(
         do_BTHV.contiguous(), dlse_BHT.contiguous(), *ctx.saved_tensors, ctx.block, ctx.scale
     )
@@ -291,7 +294,7 @@ def attend_blocks(
         dtype=blocks_BGTN.dtype,
         device=blocks_BGTN.device,
     )
-    start_BT = None if segment_ids is None else document_bounds(segment_ids)[0]
+    start_BT = None if segment_ids is None else segment_bounds(segment_ids)[0]
     return attend_blocks_op(
         q_BTHK, k_BTGK, v_BTGV, blocks_BGTN.contiguous(), start_BT, block, scale
     )

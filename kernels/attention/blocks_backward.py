@@ -1,14 +1,13 @@
-"""Attention over listed blocks of keys, backward, in Triton: the gradients of backward.py.
+"""Block-sparse attention, backward (Triton), without atomics; gradients as in backward.py.
 
-dq walks the token's list again. dk and dv walk the inverted index, the tokens that list a block:
-no atomics, so the same bits on every run.
+dq loops over the token's list again; dk and dv over the inverted lists, the tokens of each block.
 """
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a token's list, J blocks of keys
+# N blocks per token, J blocks of keys
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range or a sum that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range or a sum that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -52,7 +51,7 @@ def blocks_backward_queries(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """dq of one token and one group of heads, over the same tiles as the forward.
+    """Block-sparse attention, backward: dq of one token and group of heads, tiles of the forward.
 
     FLOPs: M (4 K + 2 V) for each key listed, padding included.
     """
@@ -109,7 +108,7 @@ def blocks_backward_keys(
     q_ptr,
     k_ptr,
     v_ptr,
-    asker_ptr,
+    query_index_ptr,
     offset_ptr,
     start_ptr,
     do_ptr,
@@ -143,10 +142,10 @@ def blocks_backward_keys(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """dk and dv of N keys, over the tokens that list their block: the inverted index.
+    """Block-sparse attention, backward: dk and dv of N keys, over the tokens that list their block.
 
-    Block j is listed by the tokens asker[offset[j]] .. asker[offset[j + 1] - 1]. A tile of M rows
-    holds M / HEADS of them, each with all heads of the group, padded to HEADS.
+    Block j is listed by the tokens query_index[offset[j]] .. query_index[offset[j + 1] - 1]. A tile
+    of M rows holds M / HEADS of them, each with all heads of the group, padded to HEADS.
     FLOPs: 4 HEADS (K + V) for each token and key.
     """
     top = tl.program_id(0) * N
@@ -160,7 +159,7 @@ def blocks_backward_keys(
     q_ptr += b * q_batch
     k_ptr += b * k_batch + g * k_head
     v_ptr += b * v_batch + g * v_head
-    asker_ptr += (b * num_kv_heads + g) * num_tokens * num_listed
+    query_index_ptr += (b * num_kv_heads + g) * num_tokens * num_listed
     offset_ptr += (b * num_kv_heads + g) * (num_blocks + 1) + top // BLOCK
     begin = tl.load(offset_ptr)
     end = tl.load(offset_ptr + 1)
@@ -175,7 +174,7 @@ def blocks_backward_keys(
     for at in range(begin, end, M // HEADS):
         entry = at + r // HEADS
         inside = (entry < end) & (r % HEADS < group)
-        token = tl.load(asker_ptr + entry, mask=inside, other=0)
+        token = tl.load(query_index_ptr + entry, mask=inside, other=0)
         row = (b * num_heads + h) * num_tokens + token
         do_row = ((b * num_tokens + token) * num_heads + h) * V
         do = gather_rows(do_ptr, do_row, inside, V, V_TILE)

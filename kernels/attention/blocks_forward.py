@@ -1,15 +1,15 @@
-"""Attention over listed blocks of keys, forward, in Triton.
+"""Block-sparse attention, forward (Triton).
 
-The meaning is `attend_blocks` in reference.py. A list belongs to one token and one key/value head,
+Reference: `attend_blocks` in reference.py. A list belongs to one token and one key/value head,
 so the tile of queries is the group of heads that share it, padded to 16 rows for the tensor cores:
 a group of 16 heads fills its tile, a single head wastes fifteen sixteenths.
 """
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a token's list
+# N blocks per token
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range or a sum that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range or a sum that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -50,9 +50,11 @@ def blocks_forward(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """o and lse of one token and one group of heads, over the tiles of N keys of its blocks.
+    """Block-sparse attention, forward: o and lse of one token and one group of heads.
 
-    Bytes per program, b to an element: b (K + V) for each key listed.
+    A program loops over its listed blocks in tiles of N keys.
+
+    Bytes per program, b per element: b (K + V) for each key listed.
     FLOPs: 2 M (K + V) for each key listed, padding included.
     """
     t = tl.program_id(0)
@@ -79,7 +81,7 @@ def blocks_forward(
     for step in range(num_listed * (BLOCK // N)):
         block = tl.load(blocks_ptr + step // (BLOCK // N))
         key = block * BLOCK + step % (BLOCK // N) * N + tl.arange(0, N)
-        visible = (key >= first) & (key <= t)  # block -1 lies before all tokens
+        visible = (key >= first) & (key <= t)  # block -1 ends before the first token
         k = gather_rows(k_ptr, key.to(tl.int64) * k_token, visible, K, K_MAIN)
         s = tl.dot(q, tl.trans(k), input_precision=EXACT)
         if K_REST > 0:

@@ -1,23 +1,23 @@
-"""A paged cache of keys and values: what a decoding step reads and appends to."""
+"""Paged KV cache: allocation, appending, quantization, reading."""
 
-# B rows (texts), P pages in all, G key/value heads, K key width, V value width, Q new tokens,
-# S tokens a row has room for
+# B rows (sequences), P pages in all, G key/value heads, K key width, V value width, Q new tokens,
+# S token slots per row
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of a quantized cache's dtypes
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # per quantized dtype
 
 
 @dataclass(frozen=True, kw_only=True)
 class PagedCache:
-    """Token t of row b lies in page page_table[b, t // page] at place t % page.
+    """Paged KV cache: token t of row b is in page page_table[b, t // page], slot t % page.
 
-    `v_pages` None: the value is the first `v_dim` numbers of the key (absorbed MLA). int8 and
-    float8_e4m3fn pages carry a float32 scale for each token and head: value = stored * scale.
-    The record is frozen, its tensors are not: `append` writes into them.
+    `v_pages` None: the value is the first `v_dim` numbers of the key (absorbed MLA, arXiv
+    2405.04434). int8 and float8_e4m3fn pages have a float32 scale per token and head: value =
+    stored * scale. The record is frozen, its tensors are not: `append` writes into them.
     """
 
     k_pages: Tensor  # [P, page, G, K]
@@ -41,7 +41,12 @@ def allocate(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> PagedCache:
-    """A cache with room for `tokens` tokens a row, in pages that follow each other."""
+    """An empty cache of `batch` rows with room for `tokens` tokens each, pages in order.
+
+    kv_heads G, k_dim K and v_dim V are sizes per token; `page` tokens per page. `dtype` is a float
+    type, int8 or float8_e4m3fn (quantized, with scales). `value_in_key`: no v_pages, and
+    v_dim <= k_dim.
+    """
     pages_per_row = -(-tokens // page)
     places = (batch * pages_per_row, page, kv_heads)
 
@@ -62,9 +67,10 @@ def allocate(
 
 
 def append(cache: PagedCache, k_BQGK: Tensor, v_BQGV: Tensor | None) -> None:
-    """Writes Q tokens behind what each row holds, and lengthens it by Q, all in place.
+    """Write the next Q tokens of every row and add Q to its length, in place.
 
-    The pages must have room for them: lengths + Q <= S. `v` is None where the key holds the value.
+    `k_BQGK` and `v_BQGV` (None with value_in_key) are quantized to the dtype of the pages. There
+    must be room, lengths + Q <= S: on CUDA this is not checked.
     """
     Q, page = k_BQGK.shape[1], cache.k_pages.shape[1]
     token_BQ = cache.lengths_B[:, None] + torch.arange(Q, device=k_BQGK.device)
@@ -83,7 +89,10 @@ def _write(pages: Tensor, scale: Tensor | None, place: tuple[Tensor, Tensor], x:
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(values in int8 or float8_e4m3fn, float32 scale of each row), the largest on the edge."""
+    """(values in `dtype`, float32 scales [...]) of x [..., width], symmetric: scale = amax / max.
+
+    `dtype` is int8 (max 127, rounded to nearest) or float8_e4m3fn (max 448).
+    """
     wide, largest = x.float(), LARGEST[dtype]
     scale = (wide.abs().amax(-1) / largest).clamp(min=1e-12)
     values = (wide / scale[..., None]).clamp(-largest, largest)
@@ -91,7 +100,7 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def read(cache: PagedCache) -> tuple[Tensor, Tensor]:
-    """(k_BSGK, v_BSGV) of all places that a row has, in order; zero past its length."""
+    """(k_BSGK, v_BSGV) of all S slots of each row in order, dequantized; zero past its length."""
     k_BSGK = _gather(cache, cache.k_pages, cache.k_scale)
     if cache.v_pages is None:
         return k_BSGK, k_BSGK[..., : cache.v_dim]
@@ -107,7 +116,7 @@ def _gather(cache: PagedCache, pages: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def in_order(cache: PagedCache, pages: Tensor) -> Tensor:
-    """Pages of the cache, or their scales, as [B, S, ...]: all places of each row."""
+    """`pages` of the cache, or their scales, gathered as [B, S, ...]."""
     return pages.index_select(0, cache.page_table.flatten()).view(
         len(cache.page_table), -1, *pages.shape[2:]
     )

@@ -1,6 +1,6 @@
-"""Attention over a paged cache: its kernels' launches, and the operator made of them."""
+"""Decode attention over a paged cache: launches of its kernels, and the custom operator."""
 
-# B rows (texts), Q new tokens, H query heads, G key/value heads, K key width, V value width,
+# B rows (sequences), Q new tokens, H query heads, G key/value heads, K key width, V value width,
 # S splits, P pages in all
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ PROGRAMS_PER_MULTIPROCESSOR = 2  # one loads while the other computes
 
 @dataclass(frozen=True, kw_only=True)
 class Partial:
-    """What the splits leave: their accumulators, pivots and sums."""
+    """Results of the splits: accumulators, maxima and sums."""
 
     acc_SBQHV: Tensor
     m_SBQH: Tensor
@@ -32,7 +32,7 @@ class Partial:
 
 
 def split_config(arch: str, q_BQHK: Tensor, cache: PagedCache) -> Config:
-    """The table's tiles, M no taller than the rows that share a key head."""
+    """The table's configuration, M no larger than the rows that share a key head."""
     Q, H, K = q_BQHK.shape[1:]
     config = config_for(arch, "decode_split", cache.k_pages.dtype, K, cache.v_dim)
     rows = tile_width(Q * H // cache.k_pages.shape[2])
@@ -46,7 +46,7 @@ def split_programs(config: Config, q_BQHK: Tensor, cache: PagedCache) -> int:
 
 
 def new_partial(arch: str, q_BQHK: Tensor, cache: PagedCache, window: int | None) -> Partial:
-    """As many splits as fill the device, as long as each has a tile to read."""
+    """Room for as many splits as fill the device, each with a tile to read at least."""
     config = split_config(arch, q_BQHK, cache)
     programs = PROGRAMS_PER_MULTIPROCESSOR * ARCHS[arch].multiprocessors
     wanted = triton.cdiv(programs, split_programs(config, q_BQHK, cache))
@@ -96,7 +96,7 @@ def split_launch(
             "window": window or 0,
             **score_arguments(scale, softcap),
             "WINDOW": window is not None,
-            "QUANTISED": cache.k_pages.dtype in LARGEST,
+            "QUANTIZED": cache.k_pages.dtype in LARGEST,
             "SHARED": cache.v_pages is None,
             "PAGE": page,
             **_decode_widths(K, cache.v_dim, shared=cache.v_pages is None),
@@ -108,7 +108,7 @@ def split_launch(
 
 
 def _decode_widths(K: int, V: int, *, shared: bool) -> dict[str, int]:
-    """A key that holds its value is cut where the value ends."""
+    """Tile widths; a key that contains its value is split where the value ends."""
     if not shared:
         whole = widths(K, V)
         return whole | {"K_CUT": whole["K_MAIN"] if whole["K_REST"] else K}

@@ -1,7 +1,7 @@
-"""The attention kernels at the shapes that are compiled for every target."""
+"""Launches of the attention kernels that are compiled for every architecture."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a token's list
+# N blocks per token
 
 from collections.abc import Iterator
 
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..launch import Launch
 from . import blocks, cached, dense, selected
-from .arguments import Rule
+from .arguments import ScoreRules
 from .cache import allocate
+from .configs import KIND, TABLE
 
 # key width, value width, query heads, key/value heads, window
-TEXTS = (
+SEQUENCES = (
     (64, 64, 32, 8, None),
     (128, 128, 32, 8, None),
     (128, 128, 32, 8, 1024),
@@ -39,13 +40,13 @@ SCALE = 0.1
 
 
 def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
-    """(kernel, shape, launch): texts with and without a window, caches, blocks of keys."""
-    for K, V, H, G, window in TEXTS:
+    """(kernel, shape, launch): sequences with and without a window, caches, blocks of keys."""
+    for K, V, H, G, window in SEQUENCES:
         name = "causal" if window is None else f"window {window}"
-        for kernel, launch in _text(arch, K, V, H, G, window):
+        for kernel, launch in _sequence(arch, K, V, H, G, window):
             yield kernel, f"{K}/{V} {name}", launch
     for K, V, H, G, dtype in CACHES:
-        if dtype != torch.float8_e4m3fn or arch != "sm_80":  # which knows no such number
+        if ("decode_split", KIND[dtype]) in TABLE[arch]:  # sm_80 does not convert e4m3
             for kernel, launch in _cached(arch, K, V, H, G, dtype):
                 yield kernel, f"{K}/{V} {str(dtype).removeprefix('torch.')}", launch
     for K, V, H, G, block in SELECTIONS:
@@ -55,10 +56,12 @@ def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
         yield "selected_forward", f"{K}/{V}", _selected_keys(arch, K, V, H, listed)
 
 
-def _text(
+def _sequence(
     arch: str, K: int, V: int, H: int, G: int, window: int | None
 ) -> Iterator[tuple[str, Launch]]:
-    rule = Rule(start_BT=None, end_BT=None, causal=True, window=window, scale=SCALE, softcap=None)
+    rule = ScoreRules(
+        start_BT=None, end_BT=None, causal=True, window=window, scale=SCALE, softcap=None
+    )
     q, k, v, o = (_meta(B, T, n, width) for n, width in ((H, K), (G, K), (G, V), (H, V)))
     lse = delta = _meta(B, H, T, dtype=torch.float32)
     yield "forward", dense.forward_launch(arch, q, k, v, o, lse, rule)
@@ -96,12 +99,12 @@ def _selected(
     q, k, v, o = (_meta(B, T, n, width) for n, width in ((H, K), (G, K), (G, V), (H, V)))
     lse = delta = _meta(B, H, T, dtype=torch.float32)
     lists = _meta(B, G, T, N, dtype=torch.int32)
-    asker, offset = (_meta(B, G, n, dtype=torch.int32) for n in (T * N, T // block + 1))
+    query_index, offset = (_meta(B, G, n, dtype=torch.int32) for n in (T * N, T // block + 1))
     heads, rows, rule = (arch, q, k, v), (None, o, lse), (block, SCALE)
     yield "blocks_forward", blocks.forward_launch(*heads, lists, *rows, *rule)
     launch = blocks.queries_launch(*heads, lists, *rows, delta, q, *rule)
     yield "blocks_backward_queries", launch
-    launch = blocks.keys_launch(*heads, asker, offset, *rows, delta, k, v, *rule)
+    launch = blocks.keys_launch(*heads, query_index, offset, *rows, delta, k, v, *rule)
     yield "blocks_backward_keys", launch
 
 

@@ -1,7 +1,7 @@
-"""How the attention kernels are launched: tiles for each architecture, dtype and width of head.
+"""Launch configurations of the attention kernels, per architecture, dtype and head width.
 
-M and N are queries and keys of a tile, the other way round in a walk over queries. All were chosen
-by what compiles without a spill and fits; none was timed.
+M and N are the queries and keys of a tile, swapped in kernels that loop over queries. All were
+chosen by what compiles without spills and fits; none was timed.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ KIND = {
     torch.int8: INT8,
     torch.float8_e4m3fn: FLOAT8,
 }
-Classes = Mapping[int, Config]  # the widest head -> its tiles, narrowest first
+Classes = Mapping[int, Config]  # widest head -> its configuration, narrowest first
 Tables = Mapping[tuple[str, str], Classes]  # (kernel, kind of dtype)
 
 
@@ -144,16 +144,23 @@ BLACKWELL: Tables = HOPPER | {
     },
     ("backward_queries", HALF): HOPPER["backward_queries", HALF] | {192: _tiles(128, 64, 8, 2)},
 }
+ADA: Tables = SMALL | EIGHT_BITS
+BLACKWELL_SM_120: Tables = ADA | {
+    ("backward_keys", HALF): {
+        128: _tiles(64, 64, 8, 2),
+        192: _tiles(32, 32, 4, 2),
+        256: _tiles(32, 32, 8, 2),
+    },
+}
 TABLE: Mapping[str, Tables] = {
     "sm_80": AMPERE,
-    "sm_86": SMALL,
-    "sm_89": SMALL | EIGHT_BITS,
+    "sm_89": ADA,
     "sm_90": HOPPER,
     "sm_100": BLACKWELL,
-    "sm_120": SMALL | EIGHT_BITS,
+    "sm_120": BLACKWELL_SM_120,
 }
-# masks at both ends of a walk, or a soft cap, take registers that these leave
-CROWDED: Mapping[tuple[str, str, str], Classes] = {
+# smaller tiles for calls with a window, segments or a soft cap, which take registers
+EXTRA_MASKING: Mapping[tuple[str, str, str], Classes] = {
     ("sm_90", "forward", HALF): {128: _tiles(128, 64, 8, 3)},
     ("sm_90", "backward_queries", HALF): {64: _tiles(128, 64, 8, 3)},
     ("sm_100", "forward", HALF): {128: _tiles(128, 64, 8, 3)},
@@ -162,17 +169,20 @@ CROWDED: Mapping[tuple[str, str, str], Classes] = {
 
 
 def config_for(
-    arch: str, kernel: str, dtype: torch.dtype, K: int, V: int, *, crowded: bool = False
+    arch: str, kernel: str, dtype: torch.dtype, K: int, V: int, *, extra_masking: bool = False
 ) -> Config:
-    """The tiles of the narrowest class that holds keys of width K and values of width V."""
+    """The configuration of the narrowest class that holds keys of width K and values of width V.
+
+    Raises Unsupported for an unknown `arch`, and where the kernel has no class for these there.
+    """
     require_arch(arch)
     kind = KIND[dtype]
     classes = TABLE[arch].get((kernel, kind), {})
-    if crowded:
-        classes = {**classes, **CROWDED.get((arch, kernel, kind), {})}
+    if extra_masking:
+        classes = {**classes, **EXTRA_MASKING.get((arch, kernel, kind), {})}
     width = max(K, tile_width(V))
     for widest, config in classes.items():
         if width <= widest:
             return config
-    law = f"needs heads of at most {max(classes)}" if classes else "does not run"
-    raise Unsupported(f"{kernel} in {kind} {law} on {arch}, got {K=}, {V=}")
+    constraint = f"needs heads of at most {max(classes)}" if classes else "does not run"
+    raise Unsupported(f"{kernel} in {kind} {constraint} on {arch}, got {K=}, {V=}")

@@ -1,10 +1,10 @@
-"""Attention of the newest tokens over a paged cache, in Triton: split over keys, then combined."""
+"""Flash-Decoding over a paged cache (Triton): partial softmax per split of keys, then combined."""
 
-# B rows (texts), Q new tokens, H query heads, G key/value heads, K key width, V value width,
+# B rows (sequences), Q new tokens, H query heads, G key/value heads, K key width, V value width,
 # S splits, P pages in all
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range or a sum that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range or a sum that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -32,11 +32,11 @@ def decode_split(
     group,
     pages_per_row,
     window,
-    squeeze,
+    softcap_scale,
     factor,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    QUANTISED: tl.constexpr,
+    QUANTIZED: tl.constexpr,
     SHARED: tl.constexpr,
     PAGE: tl.constexpr,
     K: tl.constexpr,
@@ -48,12 +48,14 @@ def decode_split(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """m = max(s), l = sum(2^(s - m)), acc = 2^(s - m) v over a split of a row's keys, s in base 2.
+    """Decode attention, split: partial softmax over a part of a row's keys.
+
+    m = max(s), l = sum(2^(s - m)), acc = 2^(s - m) v, with s in base 2.
 
     The queries of all heads that share a key head, times the Q new tokens, are the rows of a tile
     of M; new token i stands at lengths - Q + i. A quantized key's scale multiplies its column of s,
     a value's its column of p: never the tile. With SHARED, the value is the key's first V numbers.
-    Bytes per key, b to an element: b (K + V), with SHARED b K. FLOPs: 2 (K + V) per row and key.
+    Bytes per key, b per element: b (K + V), with SHARED b K. FLOPs: 2 (K + V) per row and key.
     """
     num_tiles = tl.cdiv(group * num_queries, M)
     tile = tl.program_id(0) % num_tiles
@@ -85,19 +87,19 @@ def decode_split(
         page = tl.load(page_table_ptr + b * pages_per_row + token // PAGE, mask=held, other=0)
         place = (page.to(tl.int64) * PAGE + token % PAGE) * num_kv_heads + g
         k = gather_rows(k_ptr, place * K, held, K_CUT, K_MAIN)
-        if QUANTISED:
+        if QUANTIZED:
             k = k.to(tl.float32).to(q.dtype)
         s = tl.dot(q, tl.trans(k), input_precision=EXACT)
         if K_REST > 0:
             k_rest = gather_rows(k_ptr + K_CUT, place * K, held, K - K_CUT, K_REST)
-            if QUANTISED:
+            if QUANTIZED:
                 k_rest = k_rest.to(tl.float32).to(q.dtype)
             s += tl.dot(q_rest, tl.trans(k_rest), input_precision=EXACT)
-        if QUANTISED:
+        if QUANTIZED:
             k_scale = tl.load(k_scale_ptr + place, mask=held, other=0.0)
             s *= k_scale[None, :]
         if SOFTCAP:
-            s = tanh(s * squeeze)
+            s = tanh(s * softcap_scale)
         visible = (token[None, :] >= first[:, None]) & (token[None, :] <= last[:, None])
         s = tl.where(visible & held[None, :], s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 1) * factor)
@@ -106,11 +108,11 @@ def decode_split(
         l = l * rescale + tl.sum(p, 1)
         if SHARED:
             v = k
-            if QUANTISED:
+            if QUANTIZED:
                 p *= k_scale[None, :]
         else:
             v = gather_rows(v_ptr, place * V, held, V, V_TILE)
-            if QUANTISED:
+            if QUANTIZED:
                 v = v.to(tl.float32).to(q.dtype)
                 p *= tl.load(v_scale_ptr + place, mask=held, other=0.0)[None, :]
         acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=EXACT)
@@ -136,7 +138,9 @@ def decode_combine(
     SPLITS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """o = sum(w acc) / sum(w l) and lse = log(sum(w l)) + max(m), w = 2^(m - max(m)), over splits.
+    """Decode attention, combine: o = sum(w acc) / sum(w l) and lse over the splits.
+
+    lse = log(sum(w l)) + max(m), w = 2^(m - max(m)).
 
     A program takes COLS numbers of one row. Bytes per row: 4 S (V + 2).
     """

@@ -1,4 +1,4 @@
-"""Attention over a text: its kernels' launches, and the differentiable operator made of them."""
+"""Dense attention over sequences: launches of its kernels, and the custom operator."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width
 
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ..configs import arch_of
 from ..launch import Launch, run
-from .arguments import Rule, document_bounds, inputs, require_heads, require_scores
+from .arguments import ScoreRules, inputs, require_heads, require_scores, segment_bounds
 from .backward import backward_delta, backward_keys, backward_queries
 from .configs import config_for
 from .forward import forward
 
-WIDEST_TOGETHER = 128  # registers for dk and for dv; in a wider head each has a launch of its own
+WIDEST_TOGETHER = (
+    128  # dk and dv in the registers of one program; wider heads take a launch for each
+)
 
 
 def forward_launch(
@@ -25,10 +27,10 @@ def forward_launch(
     v_BTGV: Tensor,
     o_BTHV: Tensor,
     lse_BHT: Tensor,
-    rule: Rule,
+    rule: ScoreRules,
 ) -> Launch:
     (B, T, H, K), V = q_BTHK.shape, v_BTGV.shape[-1]
-    config = config_for(arch, "forward", q_BTHK.dtype, K, V, crowded=rule.crowded)
+    config = config_for(arch, "forward", q_BTHK.dtype, K, V, extra_masking=rule.extra_masking)
     return Launch(
         kernel=forward,
         grid=(triton.cdiv(T, config.tiles["M"]), H, B),
@@ -77,10 +79,10 @@ def keys_launches(
     delta_BHT: Tensor,
     dk_BTGK: Tensor,
     dv_BTGV: Tensor,
-    rule: Rule,
+    rule: ScoreRules,
 ) -> list[Launch]:
     (B, T, G, K), V = k_BTGK.shape, v_BTGV.shape[-1]
-    config = config_for(arch, "backward_keys", q_BTHK.dtype, K, V, crowded=rule.crowded)
+    config = config_for(arch, "backward_keys", q_BTHK.dtype, K, V, extra_masking=rule.extra_masking)
     arguments = {
         **inputs(q_BTHK, k_BTGK, v_BTGV),
         "do_ptr": do_BTHV,
@@ -115,10 +117,12 @@ def queries_launch(
     lse_BHT: Tensor,
     delta_BHT: Tensor,
     dq_BTHK: Tensor,
-    rule: Rule,
+    rule: ScoreRules,
 ) -> Launch:
     (B, T, H, K), V = q_BTHK.shape, v_BTGV.shape[-1]
-    config = config_for(arch, "backward_queries", q_BTHK.dtype, K, V, crowded=rule.crowded)
+    config = config_for(
+        arch, "backward_queries", q_BTHK.dtype, K, V, extra_masking=rule.extra_masking
+    )
     return Launch(
         kernel=backward_queries,
         grid=(triton.cdiv(T, config.tiles["M"]), H, B),
@@ -151,7 +155,7 @@ def attend_op(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     o_BTHV, lse_BHT = _attend_outputs(q_BTHK, k_BTGK, v_BTGV)
-    rule = Rule(
+    rule = ScoreRules(
         start_BT=start_BT, end_BT=end_BT, causal=causal, window=window, scale=scale, softcap=softcap
     )
     arch = arch_of(q_BTHK.device)
@@ -184,7 +188,7 @@ def attend_backward_op(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rule = Rule(
+    rule = ScoreRules(
         start_BT=start_BT, end_BT=end_BT, causal=causal, window=window, scale=scale, softcap=softcap
     )
     arch = arch_of(q_BTHK.device)
@@ -219,7 +223,7 @@ def _save_attend(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 
 def _backward_attend(ctx: Any, do_BTHV: Tensor, dlse_BHT: Tensor) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient; the kernels' are contiguous
+    # autograd may pass an expanded gradient; the kernels' are contiguous
     gradients = attend_backward_op(
         do_BTHV.contiguous(),
         dlse_BHT.contiguous(),
@@ -248,5 +252,5 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     require_heads(q_BTHK, k_BTGK, v_BTGV, segment_ids)
     require_scores(scale, softcap)
-    bounds = (None, None) if segment_ids is None else document_bounds(segment_ids)
+    bounds = (None, None) if segment_ids is None else segment_bounds(segment_ids)
     return attend_op(q_BTHK, k_BTGK, v_BTGV, *bounds, causal, window, scale, softcap)

@@ -1,10 +1,10 @@
-"""The torch form of attention: PyTorch's fused operator where it serves, else block by block.
+"""Torch implementation of attention: PyTorch's fused operator where it fits, else block by block.
 
-Neither holds all scores of a text at once, and in a window the work grows with T, not with T^2.
+Neither holds all scores of a sequence at once; with a window the work grows with T, not T^2.
 """
 
 # B batch, T tokens, H query heads, G key/value heads, R = H / G, K key width, V value width,
-# C queries of a block, S keys that they may see, N blocks, Q new tokens of a cached text,
+# C queries of a block, S keys that they may see, N blocks, Q new tokens of a cached sequence,
 # M = R Q of them that share a key head
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .cache import PagedCache, in_order
 
 SMALLEST_BAND = 64  # a narrower one makes matrices too small to be worth a call
-LONGEST_MASK = 512  # of T x T; beyond, the half that nobody sees costs more than fusion saves
+LONGEST_MASK = 512  # of T x T; beyond, the masked half costs more than fusion saves
 BLOCK = 128  # queries whose scores are held at once
 GATHERED = 2**24  # elements of gathered keys, or of scores, at once
 
@@ -38,7 +38,7 @@ def attend_without_lse(
     softcap: float | None,
     segment_ids: Tensor | None,
 ) -> Tensor:
-    """PyTorch's fused operator, where neither a soft cap nor a long mask is asked of it."""
+    """By PyTorch's fused operator, unless there is a soft cap or a long mask."""
     (T, K), V = (q_BTHK.shape[1], q_BTHK.shape[3]), v_BTGV.shape[3]
     rule = {"causal": causal, "window": window, "segment_ids": segment_ids}
     whole = segment_ids is None and (window is None or window >= T)
@@ -59,7 +59,7 @@ def attend_without_lse(
 
 
 def _banded(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, scale: float) -> Tensor:
-    """Block by block, each against itself and the one before."""
+    """Sliding window: each block of queries against its own and the previous block of keys."""
     B, _, T, _ = q_BHTK.shape
     C = max(window, SMALLEST_BAND)
 
@@ -103,7 +103,7 @@ def attend_cached(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values stay as stored; their scales meet the scores, which are fewer numbers."""
+    """Quantized keys and values are not dequantized: their scales multiply scores and weights."""
     Q, G = q_BQHK.shape[1], cache.k_pages.shape[2]
     wide = torch.promote_types(q_BQHK.dtype, torch.float32)
     q_BGRQK = (q_BQHK.to(wide) * scale).unflatten(2, (G, -1)).permute(0, 2, 3, 1, 4)
@@ -133,7 +133,7 @@ def attend_cached(
 
 
 def _rows(cache: PagedCache, pages: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """x_SGK of one row after the other: one product for all of them would copy them first."""
+    """x_SGK of one batch row after the other: a batched product would copy them first."""
     for table_N in cache.page_table:
         yield pages.index_select(0, table_N).flatten(0, 1).to(dtype)
 
@@ -200,7 +200,7 @@ def _blockwise(
 
 
 class Blockwise(torch.autograd.Function):
-    """(o_BGRTV, lse_BGRT), BLOCK queries at a time; the backward forms their scores again.
+    """(o_BGRTV, lse_BGRT), BLOCK queries at a time; the backward recomputes their scores.
 
     Its gradients are derived at the head of backward.py.
     """
@@ -266,7 +266,7 @@ def _per_head(x_BGRCK: Tensor, y_BGKS: Tensor) -> Tensor:
 def _scores(
     q_BGRCK: Tensor, k_BGSK: Tensor, mask: Tensor, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """(scores, the soft cap's slope at them), the query scaled already."""
+    """(scores, derivative of the soft cap); `q` is already scaled."""
     s, slope = _per_head(q_BGRCK, k_BGSK.mT), None
     if softcap is not None:
         tanh = s.div_(softcap).tanh_()
@@ -275,7 +275,7 @@ def _scores(
 
 
 def _pivot(x: Tensor) -> Tensor:
-    """What a row's scores are taken relative to: zero where it sees no key, so that none is NaN."""
+    """The maximum subtracted from a row's scores: zero where it sees no key, to avoid NaN."""
     return x.masked_fill(x == -torch.inf, 0)
 
 

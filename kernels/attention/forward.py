@@ -1,9 +1,9 @@
-"""Attention over a text, forward, in Triton."""
+"""Flash attention, forward (Triton)."""
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range or a sum that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range or a sum that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false, reportOperatorIssue=false
 
@@ -34,7 +34,7 @@ def forward(
     num_tokens,
     group,
     window,
-    squeeze,
+    softcap_scale,
     factor,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -48,13 +48,14 @@ def forward(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """o = softmax(s) v and lse = log(sum(exp(s))) with s = scale * q k^T over the keys seen.
+    """Flash attention, forward: o = softmax(s) v and lse = log(sum(exp(s))), s = scale * q k^T.
 
-    A program takes M queries of a head and walks their keys in tiles of N by the online softmax of
-    FlashAttention-2 (arXiv 2307.08691), in base 2: see score_arguments for `squeeze` and `factor`.
+    A program takes M queries of a head and loops over their keys in tiles of N, with the online
+    softmax of FlashAttention-2 (arXiv 2307.08691) in base 2; `softcap_scale` and `factor` are those
+    of arguments.score_arguments.
     FLOPs: 2 (K + V) per query, head and key seen.
     """
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the rows that see most keys go first
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
     h = tl.program_id(1).to(tl.int64)
     b = tl.program_id(2).to(tl.int64)
     num_heads = tl.num_programs(1)
@@ -88,7 +89,7 @@ def forward(
                 )
                 s += tl.dot(q_rest, tl.trans(k), input_precision=EXACT)
             if SOFTCAP:
-                s = tanh(s * squeeze)
+                s = tanh(s * softcap_scale)
             if phase != 1:
                 key = at + tl.arange(0, N)
                 visible = (key[None, :] >= first[:, None]) & (key[None, :] <= last[:, None])

@@ -1,28 +1,32 @@
-"""The door to softmax attention: one function each, whatever the device.
+"""Public API of softmax attention: one function each, on any device.
 
-    o, lse = attend(q, k, v, window=512)            a text, causal, in a sliding window
-    o = attend_without_lse(q, k, v)                 the same where only o is wanted
-    o, lse = attend_cached(q, cache)                the newest tokens over a paged cache
-    o, lse = attend_blocks(q, k, v, blocks, block=64)    each token over its own blocks of keys
-    o = with_sinks(o, lse, sinks)                   a sink for each head, from lse alone
+    o, lse = attend(q, k, v, window=512)                 causal, in a sliding window
+    o = attend_without_lse(q, k, v)                      the same where only o is wanted
+    o, lse = attend_cached(q, cache)                     the newest tokens over a paged cache
+    o, lse = attend_blocks(q, k, v, blocks, block=64)    selected blocks of keys per query
+    o = with_sinks(o, lse, sinks)                        a learned sink per head, from lse alone
 
-What they compute stands in reference.py, gradients included; attend_cached has none in Triton.
-backend="torch" runs the torch form in eager.py, which is equal to it, for any input.
-backend="triton" runs a kernel or raises `Unsupported` (../laws.py) before it launches anything.
-None picks by device: triton for CUDA tensors, torch for all others.
+reference.py defines what they compute, gradients included; attend_cached has none in Triton.
+backend="torch" runs eager.py, its equal, for any input. backend="triton" runs kernels, or raises
+`requirements.Unsupported` before anything is launched. None chooses by device: "triton" for CUDA
+tensors, "torch" for others.
 
-lse, the logarithm of the sum of exponentials, is differentiable. So a caller may merge attentions
-over different keys, weighting each o by exp(lse - logaddexp of all), and needs no kernel for it.
+lse, the logarithm of the sum of exponentials, is differentiable: attentions over different keys are
+merged by weighting each o by exp(lse - logaddexp of all), without a kernel.
+
+Packed sequences: `segment_ids` [B, T] int32, nondecreasing along T, or `cu_seqlens` [N + 1] of a
+batch of one row (see segments.py). A query sees keys of its own segment only.
 """
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a token's list, Q new tokens
+# N blocks in a query's list, Q new tokens
 
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from ..backend import Backend, chosen
+from ..backend import Backend, choose_backend
+from ..segments import resolve_segment_ids
 from . import eager
 from .cache import PagedCache
 
@@ -37,15 +41,37 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     segment_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(o_BTHV, lse_BHT). `documents` [B, T], int32, never falls along T; a chunk is a document."""
+    """Softmax attention over whole sequences, grouped-query, K and V independent.
+
+    Triton runs FlashAttention-2 (arXiv 2307.08691).
+
+    Args:
+        q_BTHK: queries [B, T, H, K], float32, bfloat16 or float16.
+        k_BTGK, v_BTGV: keys [B, T, G, K] and values [B, T, G, V] in q's dtype; G must divide H.
+        causal: a query sees itself and the keys before it; False: all keys.
+        window: of those only the last `window`, itself included; needs causal.
+        scale: factor of q k^T; None is K ** -0.5.
+        softcap: c of the score c * tanh(scale * q k^T / c) (Gemma 2, arXiv 2408.00118).
+        segment_ids, cu_seqlens: boundaries of packed sequences, at most one of them.
+        backend: "torch", "triton", or None to choose by device.
+
+    Returns:
+        o_BTHV [B, T, H, V] in q's dtype and lse_BHT [B, H, T], float32 (float64 beside float64).
+
+    Raises:
+        Unsupported: the kernels do not take these shapes, dtypes, strides or this GPU.
+        ValueError: a window that is not causal or below 1; both segment_ids and cu_seqlens;
+            cu_seqlens with B > 1.
+    """
     _check_window(window, causal=causal)
-    if chosen(backend, q_BTHK) == "torch":
-        form = eager
+    if choose_backend(backend, q_BTHK) == "torch":
+        implementation = eager
     else:
-        from . import dense as form
-    return form.attend(
+        from . import dense as implementation
+    return implementation.attend(
         q_BTHK,
         k_BTGK,
         v_BTGV,
@@ -53,7 +79,7 @@ def attend(
         window=window,
         scale=_scale(q_BTHK, scale),
         softcap=softcap,
-        segment_ids=segment_ids,
+        segment_ids=resolve_segment_ids(segment_ids, cu_seqlens, q_BTHK),
     )
 
 
@@ -67,22 +93,23 @@ def attend_without_lse(
     scale: float | None = None,
     softcap: float | None = None,
     segment_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
-    """o_BTHV of `attend`; its torch form is up to twice as fast for want of the other."""
+    """o_BTHV of `attend`, same arguments and errors; up to twice as fast on "torch"."""
     _check_window(window, causal=causal)
-    rule = {
+    options = {
         "causal": causal,
         "window": window,
         "scale": _scale(q_BTHK, scale),
         "softcap": softcap,
-        "segment_ids": segment_ids,
+        "segment_ids": resolve_segment_ids(segment_ids, cu_seqlens, q_BTHK),
     }
-    if chosen(backend, q_BTHK) == "torch":
-        return eager.attend_without_lse(q_BTHK, k_BTGK, v_BTGV, **rule)
+    if choose_backend(backend, q_BTHK) == "torch":
+        return eager.attend_without_lse(q_BTHK, k_BTGK, v_BTGV, **options)
     from . import dense
 
-    return dense.attend(q_BTHK, k_BTGK, v_BTGV, **rule)[0]
+    return dense.attend(q_BTHK, k_BTGK, v_BTGV, **options)[0]
 
 
 def attend_cached(
@@ -94,10 +121,26 @@ def attend_cached(
     softcap: float | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(o_BQHV, lse_BHQ) of the last Q tokens that each row of the cache holds: append first."""
+    """Causal attention of the newest tokens over a paged cache, for decoding.
+
+    Triton splits the keys over programs and combines their partial results (Flash-Decoding).
+
+    Args:
+        q_BQHK: queries [B, Q, H, K] of the last Q tokens that each row of the cache holds:
+            `cache.append` their keys first.
+        cache: keys and values, in floats, int8 or float8_e4m3fn; see cache.py.
+        window, scale, softcap, backend: as in `attend`.
+
+    Returns:
+        o_BQHV [B, Q, H, V] in q's dtype and lse_BHQ [B, H, Q], float32.
+
+    Raises:
+        Unsupported: the kernels do not take these shapes, dtypes or this GPU (float8 needs sm_89).
+        ValueError: a window below 1.
+    """
     _check_window(window, causal=True)
     scale = _scale(q_BQHK, scale)
-    if chosen(backend, q_BQHK) == "torch":
+    if choose_backend(backend, q_BQHK) == "torch":
         return eager.attend_cached(q_BQHK, cache, window=window, scale=scale, softcap=softcap)
     from . import cached
 
@@ -113,25 +156,39 @@ def attend_blocks(
     block: int,
     scale: float | None = None,
     segment_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(o_BTHV, lse_BHT). A list, int32, names a block once; those behind the token add nothing.
+    """Causal attention of each query over its own list of key blocks (MoBA, arXiv 2502.13189;
+    NSA, arXiv 2502.11089).
 
-    The heads of one key/value head share a list: where each has its own, expand k and v to G = H.
-    The kernel's tile of queries is that group, padded to 16: small groups waste tensor cores.
+    The query heads of one key/value head share a list: where each has its own, expand k and v to
+    G = H. A kernel's tile holds the queries of one group, padded to 16: small groups waste it.
+
+    Args:
+        q_BTHK, k_BTGK, v_BTGV, scale, segment_ids, cu_seqlens, backend: as in `attend`.
+        blocks_BGTN: int32 [B, G, T, N]; block i holds tokens i * block ... (i + 1) * block - 1.
+            -1 lists none, a block is listed once, later ones than the query's own add nothing.
+        block: keys per block; for "triton" a power of two >= 16.
+
+    Returns:
+        o_BTHV [B, T, H, V] in q's dtype and lse_BHT [B, H, T]; 0 and -inf for an empty list.
+
+    Raises:
+        Unsupported, ValueError: as `attend`.
     """
-    if chosen(backend, q_BTHK) == "torch":
-        form = eager
+    if choose_backend(backend, q_BTHK) == "torch":
+        implementation = eager
     else:
-        from . import blocks as form
-    return form.attend_blocks(
+        from . import blocks as implementation
+    return implementation.attend_blocks(
         q_BTHK,
         k_BTGK,
         v_BTGV,
         blocks_BGTN,
         block=block,
         scale=_scale(q_BTHK, scale),
-        segment_ids=segment_ids,
+        segment_ids=resolve_segment_ids(segment_ids, cu_seqlens, q_BTHK),
     )
 
 
@@ -172,9 +229,12 @@ def index_scores(q_BTIK: Tensor, k_BCK: Tensor, weight_BTI: Tensor) -> Tensor:
 
 
 def with_sinks(o_BTHV: Tensor, lse_BHT: Tensor, sinks_H: Tensor) -> Tensor:
-    """o as if each head had one more key, of score `sinks_H` and without a value (gpt-oss)."""
-    kept_BHT = torch.sigmoid(lse_BHT - sinks_H[:, None])
-    return o_BTHV * kept_BHT.transpose(1, 2)[..., None].to(o_BTHV.dtype)
+    """o_BTHV as if each head had one more key, of score `sinks_H` [H] and value 0 (gpt-oss).
+
+    `o_BTHV` and `lse_BHT` are those of `attend`, `attend_cached` or `attend_blocks`.
+    """
+    fraction_BHT = torch.sigmoid(lse_BHT - sinks_H[:, None])
+    return o_BTHV * fraction_BHT.transpose(1, 2)[..., None].to(o_BTHV.dtype)
 
 
 def _scale(q_BTHK: Tensor, scale: float | None) -> float:

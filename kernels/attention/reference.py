@@ -1,12 +1,12 @@
-"""What each operator means, in plain torch: the specification that every kernel is held against.
+"""Reference of the operators in plain torch: the specification that all implementations match.
 
 Arithmetic runs in float32, or in float64 where the query is float64. An output is rounded once, to
-the query's dtype; lse, the natural logarithm of the sum of exponentials, stays wide. Autograd of
-these lines is the meaning of every gradient. A query that sees no key has o = 0 and lse = -inf.
+the query's dtype; lse, the natural logarithm of the sum of exponentials, is not. Autograd of these
+lines defines every gradient. A query that sees no key has o = 0 and lse = -inf.
 """
 
-# B batch, T tokens that ask, S tokens that are asked, H query heads, G key/value heads,
-# K key width, V value width, N blocks in a query's list, Q new tokens of a cached text
+# B batch, T query tokens, S key tokens, H query heads, G key/value heads,
+# K key width, V value width, N blocks in a query's list, Q new tokens of a cached sequence
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, lse_BHT): o = softmax(s) v with s = scale * q k^T over the keys that a query sees.
 
-    Causal: itself and what came before; `window`: of those the last `window`; `documents` [B, T]:
-    those of its own document. `softcap` c: s = c * tanh(scale / c * q k^T).
+    Causal: itself and the ones before; `window`: of those the last `window`; `segment_ids` [B, T]:
+    those of its own segment. `softcap` c: s = c * tanh(scale / c * q k^T).
     """
     token_T = torch.arange(q_BTHK.shape[1], device=q_BTHK.device)
     seen_BHTT = _in_order(token_T[:, None], token_T, causal, window)[None, None]
@@ -45,7 +45,7 @@ def attend_cached(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(o_BQHV, lse_BHQ): a row's last Q tokens attend to all that it holds, in order."""
+    """(o_BQHV, lse_BHQ): the last Q tokens of a row attend causally to all tokens in its cache."""
     k_BSGK, v_BSGV = read(cache)
     Q, S = q_BQHK.shape[1], k_BSGK.shape[1]
     query_BHQ1 = (cache.lengths_B[:, None] + torch.arange(-Q, 0, device=q_BQHK.device))[

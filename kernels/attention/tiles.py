@@ -1,24 +1,24 @@
-"""What the attention kernels share on the device: reading rows, who sees whom, the soft cap.
+"""Device functions of the attention kernels: loading rows, mask intervals, the soft cap.
 
-Who sees whom is an interval on both sides: a query sees the keys from its document's or window's
-start to itself or its document's end; a key is seen by the queries from itself or its document's
-start to its document's or window's end. Both ends grow with the token. So a tile of rows needs a
-mask on the first and on the last tiles of its walk alone, and walks in three phases: 0 masked,
-1 full, 2 masked.
+The mask is an interval on both sides: a query sees the keys from the start of its segment or window
+to itself or the end of its segment; a key is seen by the queries from itself or the start of its
+segment to the end of its segment or window. Both ends grow with the token, so a tile of rows needs
+a mask only on the first and last tiles of its loop, which has three phases: 0 masked, 1 full, 2
+masked.
 """
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range or a sum that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range or a sum that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false, reportOperatorIssue=false
 
 import triton
 import triton.language as tl
 
-LOWEST = tl.constexpr(-1e30)  # the first pivot: finite, so that a row without keys makes no NaN
+LOWEST = tl.constexpr(-1e30)  # initial maximum: finite, so that a row without keys gives no NaN
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-EXACT = tl.constexpr("tf32x3")  # how a dot takes float32; shorter dtypes are exact as they are
+EXACT = tl.constexpr("tf32x3")  # float32 operands of tl.dot; 16-bit ones are exact in any case
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def keys_seen(
     WINDOW: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
 ):
-    """(first, last) of the keys that each query sees; past the last query as for the last."""
+    """(first, last) key that each query sees; rows past the last query repeat it."""
     query = tl.minimum(query, num_tokens - 1)
     first = query * 0
     last = query if CAUSAL else first + num_tokens - 1
@@ -115,9 +115,9 @@ def queries_seeing(
     USE_SEGMENT_IDS: tl.constexpr,
     M: tl.constexpr,
 ):
-    """(first, last) of the queries that see each key; past the last key as for the last.
+    """(first, last) query that sees each key; rows past the last key repeat it.
 
-    The last tile of M queries is seen whole: rows past the end are zero and add nothing.
+    The last tile of M queries is taken whole: rows past the end are zero and add nothing.
     """
     key = tl.minimum(key, num_tokens - 1)
     first = key if CAUSAL else key * 0
@@ -133,7 +133,7 @@ def queries_seeing(
 
 @triton.jit
 def span(first, last, PHASE: tl.constexpr, SIZE: tl.constexpr):
-    """(begin, end) of a phase, in tiles of SIZE, by the intervals of a tile's rows."""
+    """(begin, end) of a phase in tiles of SIZE, from the intervals of a tile's rows."""
     end = tl.max(last, 0) + 1
     full_begin = tl.minimum(tl.cdiv(tl.max(first, 0), SIZE), tl.cdiv(end, SIZE)) * SIZE
     full_end = tl.maximum((tl.min(last, 0) + 1) // SIZE * SIZE, full_begin)
@@ -147,5 +147,5 @@ def span(first, last, PHASE: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """tanh of x / (2 log2(e)): the caller's factor holds that too."""
+    """tanh(x / (2 log2(e))): the constant is folded into the caller's softcap_scale."""
     return 1.0 - 2.0 / (1.0 + tl.exp2(x))

@@ -1,8 +1,8 @@
-"""The gradient through an expert's activation and the share of its result, in Triton."""
+"""Gradient of the experts' activation and of the routing weights (Triton)."""
 
-# M choices sorted by expert, N tokens, K choices of a token, F hidden width of an expert
+# M choices sorted by expert, N tokens, K choices per token, F hidden width per expert
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import triton
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..launch import Launch
 from ..rows.glu import RELU2
-from .configs import PASS_BACK
+from .configs import BWD_ACTIVATION
 from .glu import activation_arguments, gate_factor, up_factor
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_experts"])
-def pass_back(
+def bwd_activation(
     u_ptr,
     share_ptr,
     place_ptr,
@@ -36,11 +36,12 @@ def pass_back(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """u is the gradient of hidden for a share of one. With the row's share s:
+    """Mixture of experts, backward of activation and share, from u = dhidden at a share of one.
 
-    dshare = sum of u hidden, dgate and dup by dhidden = s u, and for the gradient of the matrix
-    behind it s hidden, from gate and up anew. Row r's share is that of place[r]; a row of no expert
-    has dshare = 0. dup may take the place of u. A program takes ROWS rows. Bytes per row, b to an element: 6 b F, relu2 4 b F.
+    With the row's share s: dshare = sum(u hidden), dgate and dup from dhidden = s u, and s hidden
+    for the down matrix's gradient; hidden is recomputed from gate and up. Row r's share is that of
+    place[r]; a row of no expert has dshare = 0. dup may overwrite u. A program takes ROWS rows.
+    Bytes per row, b per element: 6 b F, relu2 4 b F.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mine = row < tl.load(offset_ptr + num_experts)
@@ -74,7 +75,7 @@ def pass_back(
     tl.store(dshare_ptr + place, dshare.to(dshare_ptr.dtype.element_ty), mask=row < num_rows)
 
 
-def pass_back_launch(
+def bwd_activation_launch(
     u_MF: Tensor,
     share_NK: Tensor,
     order_M: Tensor,
@@ -90,8 +91,8 @@ def pass_back_launch(
 ) -> Launch:
     M, F = u_MF.shape
     return Launch(
-        kernel=pass_back,
-        grid=(triton.cdiv(M, PASS_BACK.tiles["ROWS"]),),
+        kernel=bwd_activation,
+        grid=(triton.cdiv(M, BWD_ACTIVATION.tiles["ROWS"]),),
         arguments={
             "u_ptr": u_MF,
             "share_ptr": share_NK,
@@ -107,7 +108,7 @@ def pass_back_launch(
             "num_experts": len(offsets_E1) - 1,
             "width": F,
             **activation_arguments(activation, limit),
-            **PASS_BACK.tiles,
+            **BWD_ACTIVATION.tiles,
         },
-        warps=PASS_BACK.warps,
+        warps=BWD_ACTIVATION.warps,
     )

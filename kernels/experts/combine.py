@@ -1,8 +1,8 @@
-"""The sum over a token's choices, in Triton."""
+"""Weighted sum over the experts of a token (Triton)."""
 
-# N tokens, K choices of a token, D width
+# N tokens, K choices per token, D width
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import triton
@@ -24,9 +24,9 @@ def combine(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """y_n = sum over k, in order, of share_nk z_nk; of z_nk without shares.
+    """Mixture of experts, combine: y_n = sum_k share_nk z_nk, or sum_k z_nk without shares.
 
-    A program takes a tile of ROWS x BLOCK. Bytes per token, b to an element: b (K + 1) D.
+    A program takes a tile of ROWS x BLOCK. Bytes per token, b per element: b (K + 1) D.
     """
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

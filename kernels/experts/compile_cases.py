@@ -1,6 +1,6 @@
-"""The expert kernels at the shapes that are compiled for every target."""
+"""Launches of the expert kernels that are compiled for every architecture."""
 
-# N tokens, K choices of a token, E experts, D model width, F hidden width of an expert
+# N tokens, K choices per token, E experts, D model width, F hidden width per expert
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..launch import Launch
-from .bwd_activation import pass_back_launch
+from .bwd_activation import bwd_activation_launch
 from .combine import combine_launch
-from .gate_up import expand_launch
-from .grouped_gemm import project_launch
-from .weight_grad import outer_launch
+from .gate_up import gate_up_launch
+from .grouped_gemm import grouped_gemm_launch
+from .weight_grad import weight_grad_launch
 
 Listed = Iterator[tuple[str, str, Launch]]
 Rows = Iterator[tuple[str, Launch]]
@@ -21,15 +21,15 @@ QWEN = (8, 128, 2048, 768, "silu", None)  # K, E, D, F, activation, limit
 MIXTRAL = (2, 8, 4096, 14_336, "silu", None)
 NEMOTRON = (6, 128, 2688, 1856, "relu2", None)  # no gate
 GPT_OSS = (4, 32, 2880, 2880, "oai", 7.0)
-UNEVEN = (4, 32, 1000, 100, "silu", 10.0)  # widths that divide nothing
+UNEVEN = (4, 32, 1000, 100, "silu", 10.0)  # widths that are no multiple of a tile
 
 ALL = (
-    "expand",
-    "expand and keep",
+    "gate_up",
+    "gate_up and keep",
     "project down",
     "combine",
     "project dhidden",
-    "pass_back",
+    "bwd_activation",
     "outer ddown",
     "outer dup",
     "project dx",
@@ -37,15 +37,15 @@ ALL = (
     "project with bias",
     "outer with bias",
 )
-EPILOGUES = ("expand and keep", "pass_back")
-PRODUCTS = ("expand and keep", "project down", "project dhidden", "outer dup", "project dx")
-# tokens, the experts, dtype, which kernels; 64 tokens, as in decoding, are few rows an expert
+EPILOGUES = ("gate_up and keep", "bwd_activation")
+PRODUCTS = ("gate_up and keep", "project down", "project dhidden", "outer dup", "project dx")
+# tokens, experts, dtype, kernels; 64 tokens, as in decoding, are few rows per expert
 SHAPES = (
     (8192, QWEN, torch.bfloat16, ALL),
     (64, QWEN, torch.bfloat16, PRODUCTS),
-    (8192, QWEN, torch.float32, (*PRODUCTS, "pass_back")),
-    (8192, UNEVEN, torch.bfloat16, (*PRODUCTS, "pass_back")),
-    (8192, MIXTRAL, torch.bfloat16, ("expand and keep", "project down", "outer dup")),
+    (8192, QWEN, torch.float32, (*PRODUCTS, "bwd_activation")),
+    (8192, UNEVEN, torch.bfloat16, (*PRODUCTS, "bwd_activation")),
+    (8192, MIXTRAL, torch.bfloat16, ("gate_up and keep", "project down", "outer dup")),
     (8192, NEMOTRON, torch.bfloat16, EPILOGUES),
     (8192, GPT_OSS, torch.bfloat16, EPILOGUES),
 )
@@ -81,27 +81,29 @@ def _mixture(
     gate, gate_w = (None, None) if activation == "relu2" else (hidden, up_w)
 
     inputs = x, gate_w, up_w, order, offsets
-    yield "expand", expand_launch(arch, *inputs, None, None, hidden, K, activation, limit)
+    yield "gate_up", gate_up_launch(arch, *inputs, None, None, hidden, K, activation, limit)
     kept = gate, hidden, hidden
-    yield "expand and keep", expand_launch(arch, *inputs, *kept, K, activation, limit)
+    yield "gate_up and keep", gate_up_launch(arch, *inputs, *kept, K, activation, limit)
     into = hidden, gate, hidden, share
-    back = pass_back_launch(hidden, share, order, offsets, gate, hidden, *into, activation, limit)
-    yield "pass_back", back
+    back = bwd_activation_launch(
+        hidden, share, order, offsets, gate, hidden, *into, activation, limit
+    )
+    yield "bwd_activation", back
     yield "combine", combine_launch(z, share, x, K)
     yield "combine dx", combine_launch(z, None, x, K)
 
-    product = partial(project_launch, place_M=order, choices=K)
+    product = partial(grouped_gemm_launch, place_M=order, choices=K)
     yield "project down", product(arch, hidden, down_w.mT, None, offsets, z, y_by_place=True)
     yield "project dhidden", product(arch, x, down_w, None, offsets, hidden, x_by_token=True)
     other = None if gate is None else (gate, up_w)
     dx = product(arch, hidden, up_w, None, offsets, z, y_by_place=True, other=other)
     yield "project dx", dx
-    yield "project with bias", project_launch(arch, hidden, down_w.mT, bias, offsets, z)
+    yield "project with bias", grouped_gemm_launch(arch, hidden, down_w.mT, bias, offsets, z)
 
-    gradient = partial(outer_launch, place_M=order, choices=K)
+    gradient = partial(weight_grad_launch, place_M=order, choices=K)
     yield "outer dup", gradient(arch, hidden, x, offsets, up_w, b_by_token=True)
     yield "outer ddown", gradient(arch, x, hidden, offsets, down_w, a_by_token=True)
-    yield "outer with bias", outer_launch(arch, z, hidden, offsets, down_w, bias)
+    yield "outer with bias", weight_grad_launch(arch, z, hidden, offsets, down_w, bias)
 
 
 def _empty(dtype: torch.dtype, *shape: int) -> Tensor:

@@ -1,40 +1,40 @@
-"""How the expert kernels are launched: tiles by architecture, dtype and how many rows an expert has."""
+"""Launch configurations of the expert kernels, per architecture, dtype and rows per expert."""
 
 import torch
 import triton
 
 from ..configs import ARCHS, Config, require_arch
 
-LOADED = 16  # a width of no multiple of it is loaded in pieces, through more registers
-FEW = 32  # rows of an expert on average, up to which its weights are read for little work
-SMALLEST_EXPERTS_TILE = 256  # of offsets; one for most models is one binary for them
+LOADED = 16  # widths that are no multiple of it are loaded piecewise, through more registers
+FEW = 32  # rows per expert on average, up to which reading the weights dominates
+SMALLEST_EXPERTS_TILE = 256  # of offsets; the same for most models, so that they share a binary
 
 
 def _gemm(BM: int, BN: int, BK: int, warps: int, stages: int) -> Config:
     return Config(tiles={"BM": BM, "BN": BN, "BK": BK, "GROUP": 8}, warps=warps, stages=stages)
 
 
-# many rows an expert, few, or small tiles for float32 and for widths that are loaded in pieces;
-# expand has two accumulators of BM x BN, the others one
+# many rows per expert, few, or small tiles for float32 and for widths that are loaded piecewise;
+# gate_up has two accumulators of BM x BN, the others one
 MANY_HOPPER = {
-    "project": _gemm(128, 256, 64, 8, 3),
-    "expand": _gemm(128, 128, 64, 8, 3),
-    "outer": _gemm(128, 128, 64, 8, 3),
+    "grouped_gemm": _gemm(128, 256, 64, 8, 3),
+    "gate_up": _gemm(128, 128, 64, 8, 3),
+    "weight_grad": _gemm(128, 128, 64, 8, 3),
 }
 MANY = {
-    "project": _gemm(128, 128, 32, 8, 4),
-    "expand": _gemm(128, 64, 32, 8, 4),
-    "outer": _gemm(128, 128, 32, 8, 4),
+    "grouped_gemm": _gemm(128, 128, 32, 8, 4),
+    "gate_up": _gemm(128, 64, 32, 8, 4),
+    "weight_grad": _gemm(128, 128, 32, 8, 4),
 }
 FEW_ROWS = {
-    "project": _gemm(16, 128, 64, 4, 4),
-    "expand": _gemm(16, 64, 64, 4, 4),
-    "outer": _gemm(128, 128, 16, 8, 2),
+    "grouped_gemm": _gemm(16, 128, 64, 4, 4),
+    "gate_up": _gemm(16, 64, 64, 4, 4),
+    "weight_grad": _gemm(128, 128, 16, 8, 2),
 }
 SMALL = {
-    "project": _gemm(64, 64, 32, 4, 2),
-    "expand": _gemm(64, 32, 32, 4, 2),
-    "outer": _gemm(64, 64, 32, 4, 2),
+    "grouped_gemm": _gemm(64, 64, 32, 4, 2),
+    "gate_up": _gemm(64, 32, 32, 4, 2),
+    "weight_grad": _gemm(64, 64, 32, 4, 2),
 }
 TABLE = {
     (arch, size): kernels
@@ -45,7 +45,7 @@ TABLE = {
         "small": SMALL,
     }.items()
 }
-PASS_BACK = Config(tiles={"ROWS": 4, "BLOCK": 512}, warps=4)
+BWD_ACTIVATION = Config(tiles={"ROWS": 4, "BLOCK": 512}, warps=4)
 COMBINE = Config(tiles={"ROWS": 4, "BLOCK": 512}, warps=4)
 
 
@@ -60,7 +60,7 @@ def config_for(
 
 
 def slots(num_rows: int, n_experts: int, height: int) -> int:
-    """How many row tiles cover the rows of all experts and those of none (`rows_of` in tiles.py)."""
+    """Row tiles that cover the rows of all experts and of none (`rows_of` in tiles.py)."""
     return num_rows // height + n_experts + 1
 
 

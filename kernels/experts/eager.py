@@ -1,6 +1,7 @@
-"""The torch form of a mixture: tokens sorted once, one product an expert and matrix."""
+"""Torch implementation of a mixture: rows sorted once, one product per expert and matrix."""
 
-# M choices sorted by expert, N tokens, K choices of a token, E experts, D model width, F hidden width
+# M choices sorted by expert, N tokens, K choices per token, E experts, D model width,
+# F hidden width
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def mixture(
     limit: float | None,
     groups: Groups,
 ) -> Tensor:
-    """A choice's result goes to a place of its own, so no order of addition is left to chance."""
+    """Every choice writes to a row of its own before the sum: deterministic."""
     (N, K), D = share_NK.shape, x_ND.shape[1]
     place_M = groups.order_M[: sum(rows_of_expert(groups, N * K)[:-1])]
     x_MD = x_ND[place_M // K]

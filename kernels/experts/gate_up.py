@@ -1,8 +1,9 @@
-"""A token's way into the hidden features of its experts, in Triton."""
+"""Gate and up projections of the experts, fused with the activation (Triton)."""
 
-# M choices sorted by expert, N tokens, K choices of a token, E experts, D model width, F hidden width
+# M choices sorted by expert, N tokens, K choices per token, E experts, D model width,
+# F hidden width
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import triton
@@ -18,7 +19,7 @@ from .tiles import EXACT, rows_of
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_experts", "choices"])
-def expand(
+def gate_up(
     x_ptr,
     gate_w_ptr,
     up_w_ptr,
@@ -42,10 +43,11 @@ def expand(
     E: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """hidden = glu(gate_w_e x, up_w_e x) for the rows of expert e; row r is token place[r] // K.
+    """Mixture of experts, gate-up: hidden = glu(gate_w_e x, up_w_e x) for the rows of expert e.
 
-    For relu2 hidden = max(up_w_e x, 0)^2. A program takes BM rows of one expert and BN features; it
-    keeps gate and up where there is a place for them. FLOPs: 4 D F per row, for relu2 2 D F.
+    Row r is token place[r] // K. For relu2 hidden = max(up_w_e x, 0)^2. A program takes BM rows of
+    one expert and BN features, and stores gate and up if their pointers are given. FLOPs: 4 D F per
+    row, for relu2 2 D F.
     """
     slot, across = tile_of(tl.cdiv(width, BN), GROUP)
     expert, first, end = rows_of(slot, offset_ptr, num_rows, num_experts, BM, E)
@@ -75,7 +77,7 @@ def expand(
     at = tl.arange(0, BM)[:, None] * width + col[None, :]
     inside = (row < end)[:, None] & (col < width)[None, :]
     dtype: tl.constexpr = hidden_ptr.dtype.element_ty
-    # hidden is made of gate and up as they are kept, so that the backward finds the same again
+    # hidden is computed from gate and up as stored, so that the backward recomputes the same
     up = up.to(dtype)
     if up_ptr is not None:
         tl.store(up_ptr + offset + at, up, mask=inside)
@@ -92,7 +94,7 @@ def expand(
     tl.store(hidden_ptr + offset + at, hidden.to(dtype), mask=inside)
 
 
-def expand_launch(
+def gate_up_launch(
     arch: str,
     x_ND: Tensor,
     gate_EFD: Tensor | None,
@@ -106,11 +108,11 @@ def expand_launch(
     activation: str,
     limit: float | None,
 ) -> Launch:
-    """Without places for gate and up they are not kept."""
+    """The launch; gate_MF and up_MF None do not store gate and up."""
     (E, F, D), M = up_EFD.shape, len(hidden_MF)
-    config = config_for(arch, "expand", x_ND.dtype, M, up_EFD.shape)
+    config = config_for(arch, "gate_up", x_ND.dtype, M, up_EFD.shape)
     return Launch(
-        kernel=expand,
+        kernel=gate_up,
         grid=(slots(M, E, config.tiles["BM"]) * triton.cdiv(F, config.tiles["BN"]),),
         arguments={
             "x_ptr": x_ND,

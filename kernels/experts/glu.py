@@ -1,6 +1,6 @@
-"""The gated linear unit of a tile in registers, as an epilogue: glu in ../rows/reference.py."""
+"""Device functions of a GLU epilogue: `glu` of ../rows/reference.py on a tile in registers."""
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import triton
@@ -11,7 +11,7 @@ from ..rows.glu import ACTIVATIONS, OAI, share
 
 @triton.jit
 def gate_factor(gate, limit, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr):
-    """(act(gate), dact/dgate); what is clamped has no slope."""
+    """(act(gate), dact/dgate); the derivative is 0 where the gate is clamped."""
     passes = gate <= limit
     if LIMITED:
         gate = tl.minimum(gate, limit)

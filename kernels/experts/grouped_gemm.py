@@ -1,8 +1,8 @@
-"""Rows times the matrix of their expert, in Triton."""
+"""Grouped GEMM: rows times the matrix of their expert (Triton)."""
 
 # M rows sorted by expert, E experts, I features in, O features out
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import triton
@@ -17,7 +17,7 @@ from .tiles import EXACT, rows_of
 
 @triton.jit
 def product(acc, x_ptr, x_offset, w_ptr, w_depth, w_col, col, depth, width, BK: tl.constexpr):
-    """acc + x w: rows of x that begin at the elements `x_offset`, columns `col` of w."""
+    """acc + x w, for the rows of x that begin at elements `x_offset` and columns `col` of w."""
     for k in range(0, depth, BK):
         at = k + tl.arange(0, BK)
         x = tl.load(x_ptr + x_offset[:, None] + at[None, :], mask=at[None, :] < depth, other=0.0)
@@ -28,7 +28,7 @@ def product(acc, x_ptr, x_offset, w_ptr, w_depth, w_col, col, depth, width, BK: 
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_experts", "choices"])
-def project(
+def grouped_gemm(
     x_ptr,
     w_ptr,
     other_x_ptr,
@@ -54,11 +54,10 @@ def project(
     E: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """y = x w_e (+ x' w'_e) (+ b_e) for the rows of expert e, 0 for those of none.
+    """Grouped GEMM: y = x w_e (+ x' w'_e) (+ b_e) for the rows of expert e, 0 for those of none.
 
-    Row r of y by place is written at place[r], of x by token it is read at place[r] // K. A program
-    takes BM rows of one expert and BN columns.
-    FLOPs: 2 depth width per row and product.
+    X_BY_TOKEN reads row r of x at place[r] // K, Y_BY_PLACE writes row r of y at place[r]. A
+    program takes BM rows of one expert and BN columns. FLOPs: 2 depth width per row and product.
     """
     slot, across = tile_of(tl.cdiv(width, BN), GROUP)
     expert, first, end = rows_of(slot, offset_ptr, num_rows, num_experts, BM, E)
@@ -93,7 +92,7 @@ def project(
     tl.store(at, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def project_launch(
+def grouped_gemm_launch(
     arch: str,
     x_MI: Tensor,
     weight_EIO: Tensor,
@@ -107,19 +106,18 @@ def project_launch(
     y_by_place: bool = False,
     other: tuple[Tensor, Tensor] | None = None,
 ) -> Launch:
-    """x and y lie sorted by expert unless said otherwise; y has all the rows.
+    """The launch. x and y are sorted by expert, unless x_by_token or y_by_place.
 
-    `weight_EIO` in any strides: a transposed view multiplies by the transposed matrix.
-
-    `other` is a second x and weight, laid out as the first are.
+    `weight_EIO` may have any strides: a transposed view multiplies by the transposed matrix.
+    `other` is a second (x, weight) of the same layout, whose product is added.
     """
     E, I, O = weight_EIO.shape
     other_x_MI, other_weight_EIO = other or (None, None)
-    config = config_for(arch, "project", x_MI.dtype, len(y_MO), weight_EIO.shape)
+    config = config_for(arch, "grouped_gemm", x_MI.dtype, len(y_MO), weight_EIO.shape)
     BM, BN = config.tiles["BM"], config.tiles["BN"]
     w_expert, w_depth, w_col = weight_EIO.stride()
     return Launch(
-        kernel=project,
+        kernel=grouped_gemm,
         grid=(slots(len(y_MO), E, BM) * triton.cdiv(O, BN),),
         arguments={
             "x_ptr": x_MI,

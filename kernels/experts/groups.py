@@ -1,4 +1,4 @@
-"""Which rows belong to which expert, found on the device without waiting for it."""
+"""Rows grouped by expert, computed on the device without a host sync."""
 
 # M rows, E experts
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """The rows `order_M[offsets_E1[e] : offsets_E1[e + 1]]` are those of expert e, in their order.
+    """Rows by expert: `order_M[offsets_E1[e] : offsets_E1[e + 1]]` are those of expert e, in order.
 
-    Rows of no expert follow the last one's.
+    Rows of no expert come after the last expert's.
     """
 
     order_M: Tensor  # int64
@@ -20,7 +20,10 @@ class Groups:
 
 
 def group(expert_M: Tensor, n_experts: int) -> Groups:
-    """By a stable sort, so equal inputs give equal orders. An expert below 0 is none."""
+    """Groups of rows by `expert_M` [M], integers in 0 ... n_experts - 1; below 0 is none.
+
+    A stable sort: equal inputs give equal orders.
+    """
     sorted_M, order_M = torch.where(expert_M < 0, n_experts, expert_M).sort(stable=True)
     bound_E1 = torch.arange(n_experts + 1, device=expert_M.device, dtype=expert_M.dtype)
     return Groups(
@@ -29,9 +32,9 @@ def group(expert_M: Tensor, n_experts: int) -> Groups:
 
 
 def rows_of_expert(groups: Groups, num_rows: int) -> list[int]:
-    """How many rows each expert has, and last how many belong to none. Waits for the device.
+    """Number of rows per expert, and last of those of no expert. Waits for the device.
 
-    On the meta device nothing is counted: the first expert has them all.
+    On the meta device the first expert has all rows.
     """
     if groups.offsets_E1.is_meta:
         return [num_rows, *[0] * (len(groups.offsets_E1) - 1)]

@@ -1,4 +1,4 @@
-"""`grouped_linear` as one differentiable operator of Triton kernels."""
+"""`grouped_linear` as a differentiable custom operator of Triton kernels."""
 
 # M rows sorted by expert, I features in, O features out, E experts
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from ..configs import arch_of
 from ..launch import require_device, run
 from ..requirements import as_rows, require, require_float
-from .grouped_gemm import project_launch
+from .grouped_gemm import grouped_gemm_launch
 from .groups import Groups
-from .weight_grad import outer_launch
+from .weight_grad import weight_grad_launch
 
 
 @torch.library.custom_op("archfront::grouped_linear", mutates_args=())
@@ -21,7 +21,7 @@ def grouped_linear_op(
 ) -> Tensor:
     y_MO = _grouped_linear_output(x_MI, weight_EOI, bias_EO, offsets_E1)
     arch = arch_of(x_MI.device)
-    run(project_launch(arch, x_MI, weight_EOI.mT, bias_EO, offsets_E1, y_MO), x_MI)
+    run(grouped_gemm_launch(arch, x_MI, weight_EOI.mT, bias_EO, offsets_E1, y_MO), x_MI)
     return y_MO
 
 
@@ -41,8 +41,8 @@ def grouped_linear_backward_op(
     )
     arch = arch_of(x_MI.device)
     column_sums = dbias_EO if biased else None
-    run(project_launch(arch, dy_MO, weight_EOI, None, offsets_E1, dx_MI), x_MI)
-    run(outer_launch(arch, dy_MO, x_MI, offsets_E1, dweight_EOI, column_sums), x_MI)
+    run(grouped_gemm_launch(arch, dy_MO, weight_EOI, None, offsets_E1, dx_MI), x_MI)
+    run(weight_grad_launch(arch, dy_MO, x_MI, offsets_E1, dweight_EOI, column_sums), x_MI)
     return gradients
 
 
@@ -50,7 +50,7 @@ def grouped_linear_backward_op(
 def _grouped_linear_gradients(
     dy_MO: Tensor, x_MI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor, biased: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The third is empty without a bias."""
+    """(dx, dweight, dbias), the last empty without a bias."""
     E, O, I = weight_EOI.shape
     dbias_EO = weight_EOI.new_empty(E if biased else 0, O)
     return x_MI.new_empty(len(x_MI), I), torch.empty_like(weight_EOI), dbias_EO
@@ -63,7 +63,7 @@ def _save_grouped_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 
 def _backward_grouped_linear(ctx: Any, dy_MO: Tensor) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient
+    # autograd may pass an expanded gradient
     dx_MI, dweight_EOI, dbias_EO = grouped_linear_backward_op(
         dy_MO.contiguous(), *ctx.saved_tensors, ctx.biased
     )
@@ -78,10 +78,10 @@ def grouped_linear(
 ) -> Tensor:
     require_device(x_MI)
     require_float(x_MI, "x")
-    law = "x must be [M, I] and weight [E, O, I]"
+    constraint = "x must be [M, I] and weight [E, O, I]"
     shapes = {"x": tuple(x_MI.shape), "weight": tuple(weight_EOI.shape)}
-    require(x_MI.dim() == 2 and weight_EOI.dim() == 3, law, **shapes)
-    require(x_MI.shape[1] == weight_EOI.shape[2], law, **shapes)
+    require(x_MI.dim() == 2 and weight_EOI.dim() == 3, constraint, **shapes)
+    require(x_MI.shape[1] == weight_EOI.shape[2], constraint, **shapes)
     E, O, _ = weight_EOI.shape
     require_parameter(weight_EOI, x_MI, "weight")
     if bias_EO is not None:
@@ -102,7 +102,7 @@ def require_parameter(weight: Tensor, x: Tensor, name: str) -> None:
 
 
 def require_groups(groups: Groups, num_rows: int, n_experts: int) -> None:
-    law = "groups must be of as many rows as x and of as many experts as the weight"
+    constraint = "groups must be of as many rows as x and of as many experts as the weight"
     order, offsets = len(groups.order_M), len(groups.offsets_E1)
     values = {"groups": f"{order} rows, {offsets - 1} experts", "rows": num_rows}
-    require((order, offsets) == (num_rows, n_experts + 1), law, **values, experts=n_experts)
+    require((order, offsets) == (num_rows, n_experts + 1), constraint, **values, experts=n_experts)

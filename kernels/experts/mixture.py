@@ -1,7 +1,7 @@
-"""`mixture` as one differentiable operator of Triton kernels: three launches forward, seven backward."""
+"""`mixture` as a differentiable custom operator: three launches forward, seven backward."""
 
-# M choices sorted by expert, N tokens, K choices of a token, E experts, D model width,
-# F hidden width of an expert
+# M choices sorted by expert, N tokens, K choices per token, E experts, D model width,
+# F hidden width per expert
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from ..launch import require_device, run
 from ..requirements import as_rows, needs_gradient, require, require_float
 from ..rows.glu import ACTIVATIONS
 from ..rows.reference import OAI_LIMIT
-from .bwd_activation import pass_back_launch
+from .bwd_activation import bwd_activation_launch
 from .combine import combine_launch
-from .gate_up import expand_launch
-from .grouped_gemm import project_launch
+from .gate_up import gate_up_launch
+from .grouped_gemm import grouped_gemm_launch
 from .groups import Groups
 from .linear import require_groups, require_parameter
 from .reference import Activation
-from .weight_grad import outer_launch
+from .weight_grad import weight_grad_launch
 
 
 @torch.library.custom_op("archfront::mixture", mutates_args=())
@@ -44,7 +44,7 @@ def mixture_op(
     hidden_MF = x_ND.new_empty(M, up_EFD.shape[1])
     z_MD = x_ND.new_empty(M, x_ND.shape[1])
     for launch in (
-        expand_launch(
+        gate_up_launch(
             arch,
             x_ND,
             gate_EFD,
@@ -57,7 +57,7 @@ def mixture_op(
             activation,
             limit,
         ),
-        project_launch(
+        grouped_gemm_launch(
             arch, hidden_MF, down_EDF.mT, None, offsets_E1, z_MD, place_M=order_M, y_by_place=True
         ),
         combine_launch(z_MD, share_NK, y_ND, K),
@@ -79,7 +79,7 @@ def _mixture_outputs(
     limit: float | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, gate, up), the last two sorted by expert; empty where they are not kept.
+    """(y, gate, up), the last two sorted by expert, or empty if not saved for the backward.
 
     Their rows of no expert are never written.
     """
@@ -111,11 +111,11 @@ def mixture_backward_op(
     dup_MF, hidden_MF, dgate_MF = (torch.empty_like(up_MF) for _ in range(3))
     dx_MD = x_ND.new_empty(M, x_ND.shape[1])
     places = {"place_M": order_M, "choices": K}
-    down = project_launch(
+    down = grouped_gemm_launch(
         arch, dy_ND, down_EDF, None, offsets_E1, dup_MF, **places, x_by_token=True
     )
-    back = pass_back_launch(
-        dup_MF,  # what it reads is overwritten
+    back = bwd_activation_launch(
+        dup_MF,  # read, then overwritten
         share_NK,
         order_M,
         offsets_E1,
@@ -129,16 +129,20 @@ def mixture_backward_op(
         limit,
     )
     matrices = [
-        outer_launch(arch, dy_ND, hidden_MF, offsets_E1, ddown_EDF, **places, a_by_token=True),
-        outer_launch(arch, dup_MF, x_ND, offsets_E1, dup_EFD, **places, b_by_token=True),
+        weight_grad_launch(
+            arch, dy_ND, hidden_MF, offsets_E1, ddown_EDF, **places, a_by_token=True
+        ),
+        weight_grad_launch(arch, dup_MF, x_ND, offsets_E1, dup_EFD, **places, b_by_token=True),
     ]
     other = None
     if gate_EFD is not None:
         other = dgate_MF, gate_EFD
         matrices.append(
-            outer_launch(arch, dgate_MF, x_ND, offsets_E1, dgate_EFD, **places, b_by_token=True)
+            weight_grad_launch(
+                arch, dgate_MF, x_ND, offsets_E1, dgate_EFD, **places, b_by_token=True
+            )
         )
-    up = project_launch(
+    up = grouped_gemm_launch(
         arch, dup_MF, up_EFD, None, offsets_E1, dx_MD, **places, y_by_place=True, other=other
     )
     for launch in (down, back, *matrices, up, combine_launch(dx_MD, None, dx_ND, K)):
@@ -156,7 +160,7 @@ def _mixture_gradients(
     down_EDF: Tensor,
     *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gate's gradient is empty without a gate."""
+    """Empty gradients of x, share, gate, up and down; the gate's has no elements without a gate."""
     return (
         x_ND.new_empty(x_ND.shape),
         torch.empty_like(share_NK),
@@ -172,7 +176,7 @@ def _save_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def _backward_mixture(ctx: Any, dy_ND: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient
+    # autograd may pass an expanded gradient
     dx_ND, dshare_NK, dgate_EFD, dup_EFD, ddown_EDF = mixture_backward_op(
         dy_ND.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.limit
     )
@@ -212,9 +216,11 @@ def mixture(
         up=tuple(up_EFD.shape),
         down=tuple(down_EDF.shape),
     )
-    law = f"the activation must be relu2 without a gate or one of {', '.join(ACTIVATIONS)} with it"
+    constraint = (
+        f"the activation must be relu2 without a gate or one of {', '.join(ACTIVATIONS)} with it"
+    )
     fused = ("relu2",) if gate_EFD is None else ACTIVATIONS
-    require(activation in fused, law, activation=activation, gate=gate_EFD is not None)
+    require(activation in fused, constraint, activation=activation, gate=gate_EFD is not None)
     require_parameter(up_EFD, x_ND, "up")
     require_parameter(down_EDF, x_ND, "down")
     if gate_EFD is not None:

@@ -1,22 +1,22 @@
-"""The door to the experts: one function each, whatever the device.
+"""Public API of the mixture-of-experts operators: one function each, on any device.
 
-    groups = group(expert_M, n_experts)             which rows are whose, without a host sync
-    grouped_linear(x, weight, bias, groups)         rows sorted by expert times their expert's matrix
-    mixture(x, chosen, share, gate, up, down, "silu")       a whole routed feed-forward
+    groups = group(expert_M, n_experts)         rows by expert, without a host sync
+    grouped_linear(x, weight, bias, groups)     sorted rows times their expert's matrix
+    mixture(x, chosen, share, gate, up, down, "silu")   a whole routed feed-forward
 
-What they compute stands in reference.py, gradients included. Who chooses whom is the caller's, as
-are the gradients of that through `share`. backend="torch" runs the torch form (eager.py where it
-differs from the reference), for any input; it waits for the device to count rows. backend="triton"
-runs kernels or raises `Unsupported` (../laws.py) before it launches anything. None picks by device:
-triton for CUDA tensors, torch for all others. Both are deterministic: equal inputs, equal bits.
+reference.py defines what they compute, gradients included. Routing is the caller's: its gradients
+flow through `share`. backend="torch" runs the torch implementation, for any input; it waits for the
+device to count rows. backend="triton" runs kernels, or raises `requirements.Unsupported` before
+anything is launched. None chooses by device: "triton" for CUDA tensors, "torch" for others. Both
+are deterministic: equal inputs give equal bits.
 """
 
-# M rows sorted by expert, I features in, O features out, N tokens, K choices of a token, E experts,
-# D model width, F hidden width of an expert
+# M rows sorted by expert, I features in, O features out, N tokens, K choices per token, E experts,
+# D model width, F hidden width per expert
 
 from torch import Tensor
 
-from ..backend import Backend, chosen
+from ..backend import Backend, choose_backend
 from . import eager, reference
 from .groups import Groups, group
 
@@ -29,7 +29,16 @@ def grouped_linear(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    if chosen(backend, x_MI) == "torch":
+    """y_m = weight_e x_m + bias_e with e the expert of row m; 0 for rows of no expert.
+
+    Args:
+        x_MI: rows [M, I] sorted by expert, float32, bfloat16 or float16.
+        weight_EOI, bias_EO: a matrix [E, O, I] and a bias [E, O] (or None) per expert, x's dtype.
+        groups: which rows are whose: `group`.
+
+    Returns y [M, O] in x's dtype. Raises Unsupported.
+    """
+    if choose_backend(backend, x_MI) == "torch":
         return reference.grouped_linear(x_MI, weight_EOI, bias_EO, groups)
     from . import linear
 
@@ -48,10 +57,24 @@ def mixture(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """A choice below 0 is dropped: it adds nothing, and its share has no gradient."""
-    if chosen(backend, x_ND) == "torch":
-        form = eager
+    """y_n = sum_k share_nk * down_e act(gate_e x_n, up_e x_n), with e = chosen_nk.
+
+    Args:
+        x_ND: tokens [N, D], float32, bfloat16 or float16.
+        chosen_NK: int64 [N, K], the experts of each token. One below 0 is dropped: it adds
+            nothing, and its share has no gradient.
+        share_NK: weights of the K choices [N, K].
+        gate_EFD, up_EFD, down_EDF: matrices per expert, x's dtype; gate None for "relu2".
+        activation: as in `rows.op.glu`, or "relu2".
+        limit: clamp of gate and up, as in `rows.op.glu`.
+
+    Returns y [N, D] in x's dtype. Raises Unsupported.
+    """
+    if choose_backend(backend, x_ND) == "torch":
+        implementation = eager
     else:
-        from . import mixture as form
+        from . import mixture as implementation
     groups = group(chosen_NK.flatten(), len(up_EFD))
-    return form.mixture(x_ND, share_NK, gate_EFD, up_EFD, down_EDF, activation, limit, groups)
+    return implementation.mixture(
+        x_ND, share_NK, gate_EFD, up_EFD, down_EDF, activation, limit, groups
+    )

@@ -1,12 +1,12 @@
-"""What each operator means, in plain torch: the specification that every kernel is held against.
+"""Reference of the operators in plain torch: the specification that all implementations match.
 
 A product is rounded to the dtype of its input, as torch's own is; the choices of a token are summed
-in float32, or in float64 where the input is float64. Autograd of these lines is the meaning of
+in float32, or in float64 where the input is float64. Autograd of these lines defines
 every gradient.
 """
 
-# M rows sorted by expert, I features in, O features out, N tokens, K choices of a token, E experts,
-# D model width, F hidden width of an expert
+# M rows sorted by expert, I features in, O features out, N tokens, K choices per token, E experts,
+# D model width, F hidden width per expert
 
 from typing import Literal
 
@@ -23,7 +23,7 @@ Activation = rows.Activation | Literal["relu2"]
 def grouped_linear(
     x_MI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: Groups
 ) -> Tensor:
-    """y = W_e x + b_e for every row x of expert e; zero for the rows of none. x_MI lies sorted."""
+    """y = W_e x + b_e for every row x of expert e, 0 for rows of none; x_MI is sorted by expert."""
     *of_expert, rest_MI = x_MI.split(rows_of_expert(groups, len(x_MI)))
     E, O, _ = weight_EOI.shape
     biases = [None] * E if bias_EO is None else bias_EO.unbind()
@@ -43,7 +43,7 @@ def mixture(
 ) -> Tensor:
     """y_n = sum over k of share_nk * expert_e(x_n) with e = chosen_nk; none where that is below 0.
 
-    expert_e(x) = down_e glu(gate_e x, up_e x), or for relu2, which has no gate, down_e relu2(up_e x).
+    expert_e(x) = down_e glu(gate_e x, up_e x), or without a gate down_e relu2(up_e x).
     """
     y_ND = x_ND.new_zeros(x_ND.shape, dtype=torch.promote_types(x_ND.dtype, torch.float32))
     for e in range(len(up_EFD)):

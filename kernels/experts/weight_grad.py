@@ -1,8 +1,8 @@
-"""The gradient of each expert's matrix, in Triton: a sum of outer products over its rows."""
+"""Gradient of each expert's matrix: sums of outer products over its rows (Triton)."""
 
 # M rows sorted by expert, E experts, O features out, I features in
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import triton
@@ -16,7 +16,7 @@ from .tiles import EXACT
 
 
 @triton.jit(do_not_specialize=["choices"])
-def outer(
+def weight_grad(
     a_ptr,
     b_ptr,
     place_ptr,
@@ -35,10 +35,11 @@ def outer(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """c_e = a^T b over the rows of expert e, zero without any, and the column sums of a.
+    """Grouped GEMM, weight gradient: c_e = a^T b over the rows of expert e, and column sums of a.
 
-    By token, row r of a factor stands at place[r] // K. A program takes BM x BN elements of one
-    expert's c and walks the rows by BK. FLOPs: 2 height width per row.
+    c_e is zero for an expert without rows. A_BY_TOKEN and B_BY_TOKEN read row r at place[r] // K. A
+    program takes BM x BN elements of one expert's c and loops over the rows by BK.
+    FLOPs: 2 height width per row.
     """
     expert = tl.program_id(1)
     high, across = tile_of(tl.cdiv(width, BN), GROUP)
@@ -74,7 +75,7 @@ def outer(
             tl.store(sum_at, total.to(sum_ptr.dtype.element_ty), mask=i < height)
 
 
-def outer_launch(
+def weight_grad_launch(
     arch: str,
     a: Tensor,
     b: Tensor,
@@ -87,12 +88,12 @@ def outer_launch(
     a_by_token: bool = False,
     b_by_token: bool = False,
 ) -> Launch:
-    """A factor lies sorted by expert, or by token, with so many choices for each."""
+    """The launch. A factor is sorted by expert, or by token with `choices` rows for each token."""
     E, O, I = c_EOI.shape
-    config = config_for(arch, "outer", a.dtype, max(len(a), len(b)), c_EOI.shape)
+    config = config_for(arch, "weight_grad", a.dtype, max(len(a), len(b)), c_EOI.shape)
     tiles = triton.cdiv(O, config.tiles["BM"]) * triton.cdiv(I, config.tiles["BN"])
     return Launch(
-        kernel=outer,
+        kernel=weight_grad,
         grid=(tiles, E),
         arguments={
             "a_ptr": a,

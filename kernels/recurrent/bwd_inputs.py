@@ -1,10 +1,10 @@
-"""The gradients of queries, keys, decays and beta in Triton: all chunks at once."""
+"""Gradients of queries, keys and decays, all chunks in parallel (Triton)."""
 
-# B batch, T tokens, N chunks, C tokens of a chunk, G key heads, H value heads, K key width, V value width,
-# R = H / G value heads of a key head
+# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width,
+# V value width, R = H / G value heads of a key head
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -15,7 +15,7 @@ from .tiles import channel_sums, decayed, edges, level
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def grads(
+def bwd_inputs(
     q_ptr,
     e_ptr,
     k_ptr,
@@ -42,8 +42,10 @@ def grads(
     heads,
     scale,
     floor,
-    DECAY: tl.constexpr,
-    DELTA: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
+    USE_CHANNEL_DECAY: tl.constexpr,
+    USE_DELTA_RULE: tl.constexpr,
+    IS_RWKV7: tl.constexpr,
     SECOND: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
     K: tl.constexpr,
@@ -56,18 +58,20 @@ def grads(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """From dA and dP of `dintra`, dO, Y, and the states S before and dS after each chunk:
+    """Linear recurrence, backward of the inputs: dq, dk, de and the decays' gradient dg.
+
+    From dA and dP of `bwd_intra`, dO, Y, and the states S before and dS after each chunk:
 
     dq = scale e^G dO S^T + dA k        de = -e^G Y S^T + dP k
     dk = e^{G_C - G} W dS^T + dA^T q + dP^T e       dG = q dq + e de - k dk
     dg_t = the sum of dG_i over i >= t of the chunk, and <S, dS> at its end
 
-    With DELTA 1 e is k and takes both gradients. With DELTA 2 e has the sum before its token, in
-    its weight and in its part of dg. The SECOND write has b and U for k and W; it adds to what the
-    first has left in dq, de and dg, and leaves out the terms of the state that were counted there.
-    What a token reads of its own write would cancel in dG but for rounding: it is left out there.
+    For the delta rule e is k, and dk is the sum of both. For RWKV-7 e is weighted by the sum before
+    its token, in de and in dg. A SECOND launch takes RWKV-7's b and U for k and W: it adds to dq,
+    de and dg of the first, without the terms of the state that are counted there.
+    The diagonal of A cancels in dG but for rounding, and is left out there.
     A program takes one chunk, BK channels and HEADS value heads of one key head.
-    FLOPs per chunk and head: 4 C^2 K + 4 C K V, with DELTA 8 C^2 K + 6 C K V.
+    FLOPs per chunk and head: 4 C^2 K + 4 C K V, with dP 8 C^2 K + 6 C K V.
     """
     chunks = tl.cdiv(tokens, C)
     chunk = tl.program_id(0).to(tl.int64)
@@ -78,9 +82,9 @@ def grads(
     i = tl.arange(0, C)
     d = tl.program_id(2) * BK + tl.arange(0, BK)
     token = b * tokens + start
-    in_text = start + i < tokens
+    in_sequence = start + i < tokens
     in_head = (d < K)[None, :]
-    in_keys = in_text[:, None] & in_head
+    in_keys = in_sequence[:, None] & in_head
     part = (token * groups + group) * K
     at_part = i[:, None] * (groups * K) + d[None, :]
     dtype = do_ptr.dtype.element_ty
@@ -90,7 +94,7 @@ def grads(
     k = k_ptr + token * k_stride + (i[:, None] * k_stride + of_head)
     q = tl.load(q, mask=in_keys, other=0.0)
     k = tl.load(k, mask=in_keys, other=0.0)
-    if DELTA == 2:
+    if IS_RWKV7:
         e = e_ptr + token * e_stride + (i[:, None] * e_stride + of_head)
         e = tl.load(e, mask=in_keys, other=0.0)
     else:
@@ -108,10 +112,10 @@ def grads(
         dq = tl.zeros([C, BK], tl.float32)
         de = tl.zeros([C, BK], tl.float32)
         dk = tl.zeros([C, BK], tl.float32)
-        last = tl.zeros([1, BK], tl.float32)  # a row: triton 3.6 fails to reduce what is reduced
+        last = tl.zeros([1, BK], tl.float32)  # a row: triton 3.6 fails to reduce a reduced tensor
         for f0 in range(0, V, BV):
             f = f0 + tl.arange(0, BV)
-            in_values = in_text[:, None] & (f[None, :] < V)
+            in_values = in_sequence[:, None] & (f[None, :] < V)
             in_state = (d[:, None] < K) & (f[None, :] < V)
             at = i[:, None] * (heads * V) + f[None, :]
             at_state = d[:, None] * V + f[None, :]
@@ -124,23 +128,32 @@ def grads(
                 do = tl.load(do_ptr + head * V + at, mask=in_values, other=0.0)
                 last += tl.sum(S.to(tl.float32) * dS, 1)[None, :]
                 dq = tl.dot(do, tl.trans(S), dq, input_precision=PRECISION)
-                if DELTA:
+                if USE_DELTA_RULE or IS_RWKV7:
                     Y = tl.load(Y_ptr + head * V + at, mask=in_values, other=0.0)
                     de = tl.dot(Y, tl.trans(S), de, input_precision=PRECISION)
 
         from_start, to_end, through = edges(
-            sum_ptr, segment_ids_ptr, b, h, start, tokens, heads, DECAY, USE_SEGMENT_IDS, C
+            sum_ptr,
+            segment_ids_ptr,
+            b,
+            h,
+            start,
+            tokens,
+            heads,
+            USE_SCALAR_DECAY,
+            USE_SEGMENT_IDS,
+            C,
         )
-        if DELTA == 1:
-            to_end *= tl.load(beta_ptr + head + i * heads, mask=in_text, other=0.0)
+        if USE_DELTA_RULE:
+            to_end *= tl.load(beta_ptr + head + i * heads, mask=in_sequence, other=0.0)
         q_weight = scale * from_start[:, None]
         e_weight = -from_start[:, None]
         k_weight = to_end[:, None]
         last *= through
-        if DECAY == 2:
+        if USE_CHANNEL_DECAY:
             sums = sum_ptr + (token * heads + h) * K + d[None, :]
             G = channel_sums(sums, i, tokens - start, heads * K, in_head)
-            if DELTA == 2:
+            if IS_RWKV7:
                 has_past = in_head & (i > 0)[:, None]
                 G_e = channel_sums(sums, i - 1, tokens - start, heads * K, has_past)
             else:
@@ -156,10 +169,10 @@ def grads(
         last += tl.sum(k * dk, 0, keep_dims=True)
 
         at_pairs = i[:, None] * (heads * C) + i[None, :]
-        dA = tl.load(dA_ptr + head * C + at_pairs, mask=in_text[:, None], other=0.0)
-        if DELTA:
-            dP = tl.load(dP_ptr + head * C + at_pairs, mask=in_text[:, None], other=0.0)
-        if DECAY == 2:
+        dA = tl.load(dA_ptr + head * C + at_pairs, mask=in_sequence[:, None], other=0.0)
+        if USE_DELTA_RULE or IS_RWKV7:
+            dP = tl.load(dP_ptr + head * C + at_pairs, mask=in_sequence[:, None], other=0.0)
+        if USE_CHANNEL_DECAY:
             own = tl.where(i[:, None] == i[None, :], dA, 0.0).to(tl.float32)
             own = tl.sum(own, 1)[:, None]
             dq_all += own * k
@@ -174,7 +187,7 @@ def grads(
                 dA_level = tl.where(pairs, dA, 0.0)
                 dq += row * tl.dot(dA_level, k_column, input_precision=PRECISION)
                 met = tl.dot(tl.trans(dA_level), (q * row).to(dtype), input_precision=PRECISION)
-                if DELTA:
+                if USE_DELTA_RULE or IS_RWKV7:
                     row = decayed(G_e - border, rows)
                     dP_level = tl.where(pairs, dP, 0.0)
                     de += row * tl.dot(dP_level, k_column, input_precision=PRECISION)
@@ -184,34 +197,34 @@ def grads(
         else:
             dq = tl.dot(dA, k, dq, input_precision=PRECISION)
             dk = tl.dot(tl.trans(dA), q, dk, input_precision=PRECISION)
-            if DELTA:
+            if USE_DELTA_RULE or IS_RWKV7:
                 de = tl.dot(dP, k, de, input_precision=PRECISION)
                 dk = tl.dot(tl.trans(dP), e, dk, input_precision=PRECISION)
 
         dG = q * dq + e * de - k * dk
-        if DECAY == 2:
+        if USE_CHANNEL_DECAY:
             at = i[:, None] * (heads * K) + d[None, :]
             dg = tl.cumsum(dG, 0, reverse=True) + last
-            if DELTA == 2:
+            if IS_RWKV7:
                 dg -= e * de
             g = tl.load(decay_ptr + head * K + at, mask=in_keys, other=0.0)
             dg = tl.where(g < floor, 0.0, dg)
             if SECOND:
                 dg += tl.load(ddecay_ptr + head * K + at, mask=in_keys, other=0.0)
             tl.store(ddecay_ptr + head * K + at, dg, mask=in_keys)
-        if DECAY == 1:
+        if USE_SCALAR_DECAY:
             dg = tl.cumsum(tl.sum(dG, 1), 0, reverse=True) + tl.sum(last, 1)
-            g = tl.load(decay_ptr + head + i * heads, mask=in_text, other=0.0)
+            g = tl.load(decay_ptr + head + i * heads, mask=in_sequence, other=0.0)
             rows_before = tl.num_programs(0).to(tl.int64) // chunks * tokens * tl.program_id(2)
             at = ddecay_ptr + rows_before * heads + head + i * heads
-            tl.store(at, tl.where(g < floor, 0.0, dg), mask=in_text)
+            tl.store(at, tl.where(g < floor, 0.0, dg), mask=in_sequence)
         dq_all += dq
         de_all += de
         dk_all += dk
 
-    if DELTA == 1:
+    if USE_DELTA_RULE:
         dk_all += de_all
-    if DELTA == 2:
+    if IS_RWKV7:
         tl.store(de_ptr + part + at_part, de_all.to(de_ptr.dtype.element_ty), mask=in_keys)
     tl.store(dq_ptr + part + at_part, dq_all.to(dq_ptr.dtype.element_ty), mask=in_keys)
     tl.store(dk_ptr + part + at_part, dk_all.to(dk_ptr.dtype.element_ty), mask=in_keys)

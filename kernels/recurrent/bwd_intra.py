@@ -1,9 +1,9 @@
-"""The gradients of what the tokens of a chunk have to do with each other, in Triton."""
+"""Gradients of the attention matrices within chunks, and of beta (Triton)."""
 
-# B batch, T tokens, C tokens of a chunk, H value heads, V value width
+# B batch, T tokens, C tokens per chunk, H value heads, V value width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -14,7 +14,7 @@ from .tiles import within
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def dintra(
+def bwd_intra(
     do_ptr,
     Y_ptr,
     W_ptr,
@@ -28,20 +28,23 @@ def dintra(
     tokens,
     heads,
     scale,
-    DECAY: tl.constexpr,
-    DELTA: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
+    USE_DELTA_RULE: tl.constexpr,
+    IS_RWKV7: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
     V: tl.constexpr,
     PRECISION: tl.constexpr,
     C: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """dA = scale lower(dO W^T . D), with DELTA also dP = -strictly lower(Y W^T . D).
+    """Linear recurrence, backward within chunks: dA, dP and dbeta.
 
-    With DELTA 1 W comes without its factor beta, as U of `scan`, and dbeta = rowsum(Y * U) / beta.
-    D is that of `intra`; where each channel has a decay of its own it is left to `grads`.
-    A program takes one chunk of one head. FLOPs: 2 C^2 V, with DELTA 4 C^2 V. Bytes per token and
-    head, b to an element: 2 V b read and C b written, with DELTA 3 V b and 2 C b.
+    dA = scale lower(dO W^T . D), and for the delta rule and RWKV-7 dP = -strictly lower(Y W^T . D).
+    The delta rule passes U of `fwd_state` as W, without its factor beta, and
+    dbeta = rowsum(Y U) / beta.
+    D is that of `fwd_intra`; a decay per channel is weighted in `bwd_inputs`.
+    A program takes one chunk of one head. FLOPs: 2 C^2 V, with dP 4 C^2 V. Bytes per token and
+    head, b per element: 2 V b read and C b written, with dP 3 V b and 2 C b.
     """
     chunks = tl.cdiv(tokens, C)
     chunk = tl.program_id(0).to(tl.int64)
@@ -51,35 +54,45 @@ def dintra(
     i = tl.arange(0, C)
     token = b * tokens + start
     head = token * heads + h
-    in_text = start + i < tokens
+    in_sequence = start + i < tokens
 
     dA = tl.zeros([C, C], tl.float32)
     dP = tl.zeros([C, C], tl.float32)
     dbeta = tl.zeros([C], tl.float32)
     for e0 in range(0, V, BV):
         e = e0 + tl.arange(0, BV)
-        inside = in_text[:, None] & (e[None, :] < V)
+        inside = in_sequence[:, None] & (e[None, :] < V)
         at = i[:, None] * (heads * V) + e[None, :]
         do = tl.load(do_ptr + head * V + at, mask=inside, other=0.0)
         W = W_ptr + token * W_stride + h * V
         W = tl.load(W + i[:, None] * W_stride + e[None, :], mask=inside, other=0.0)
         dA = tl.dot(do, tl.trans(W), dA, input_precision=PRECISION)
-        if DELTA:
+        if USE_DELTA_RULE or IS_RWKV7:
             Y = tl.load(Y_ptr + head * V + at, mask=inside, other=0.0)
             dP = tl.dot(Y, tl.trans(W), dP, input_precision=PRECISION)
-            if DELTA == 1:
+            if USE_DELTA_RULE:
                 dbeta += tl.sum(Y.to(tl.float32) * W, 1)
 
     D = within(
-        sum_ptr, segment_ids_ptr, b, h, start, tokens, heads, DECAY, USE_SEGMENT_IDS, False, C
+        sum_ptr,
+        segment_ids_ptr,
+        b,
+        h,
+        start,
+        tokens,
+        heads,
+        USE_SCALAR_DECAY,
+        USE_SEGMENT_IDS,
+        False,
+        C,
     )
-    if DELTA == 1:
-        beta = tl.load(beta_ptr + head + i * heads, mask=in_text, other=1.0)
-        tl.store(dbeta_ptr + head + i * heads, dbeta / beta, mask=in_text)
+    if USE_DELTA_RULE:
+        beta = tl.load(beta_ptr + head + i * heads, mask=in_sequence, other=1.0)
+        tl.store(dbeta_ptr + head + i * heads, dbeta / beta, mask=in_sequence)
         D *= beta[None, :]
     at = i[:, None] * (heads * C) + i[None, :]
     dtype = dA_ptr.dtype.element_ty
-    tl.store(dA_ptr + head * C + at, (scale * dA * D).to(dtype), mask=in_text[:, None])
-    if DELTA:
+    tl.store(dA_ptr + head * C + at, (scale * dA * D).to(dtype), mask=in_sequence[:, None])
+    if USE_DELTA_RULE or IS_RWKV7:
         dP = tl.where(i[:, None] > i[None, :], -dP * D, 0.0)
-        tl.store(dP_ptr + head * C + at, dP.to(dtype), mask=in_text[:, None])
+        tl.store(dP_ptr + head * C + at, dP.to(dtype), mask=in_sequence[:, None])

@@ -1,9 +1,10 @@
-"""The gradient of the state from chunk to chunk in Triton, backwards, and those of the values."""
+"""Gradients of the states, from the last chunk to the first, and of the values (Triton)."""
 
-# B batch, T tokens, N chunks, C tokens of a chunk, G key heads, H value heads, K key width, V value width
+# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width,
+# V value width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -14,7 +15,7 @@ from .tiles import edges, within
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def rscan(
+def bwd_state(
     q_ptr,
     e_ptr,
     k_ptr,
@@ -37,8 +38,10 @@ def rscan(
     tokens,
     heads,
     scale,
-    DECAY: tl.constexpr,
-    DELTA: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
+    USE_CHANNEL_DECAY: tl.constexpr,
+    USE_DELTA_RULE: tl.constexpr,
+    IS_RWKV7: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -48,26 +51,28 @@ def rscan(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """The adjoint of `scan`, which needs its inverse and none of its results. With dS the gradient of
-    the state after the chunk and dW = A^T dO + k_ dS:
+    """Linear recurrence, backward over chunk states: dV, and dS after each chunk.
 
-    dV = dW, or with DELTA 1 dV = Y = (I + P beta)^{-T} beta dW
-    dS <- e^{G_C} dS + q^^T dO, with DELTA less e^^T Y
-    DELTA 2: Y = (I + P_b)^{-T} (A_b^T dO + b_ dS) and dV = dW - P^T Y
+    The adjoint of `fwd_state`; it needs that one's inverse, none of its results. With
+    dW = A^T dO + k_ dS:
 
-    A program takes BV values of one head. Keeps Y with DELTA 2, and each dS. FLOPs and bytes are
-    those of `scan`.
+    dV = dW, or for the delta rule dV = Y = (I + P beta)^{-T} beta dW
+    dS <- e^{G_C} dS + q^^T dO, with the delta rule or RWKV-7 less e^^T Y
+    RWKV-7: Y = (I + P_b)^{-T} (A_b^T dO + b_ dS) and dV = dW - P^T Y
+
+    Stores each dS, and Y for RWKV-7. A program takes BV values of one head. FLOPs and bytes are
+    those of `fwd_state`.
     """
     head = tl.program_id(0).to(tl.int64)
     b = head // heads
     h = (head % heads).to(tl.int32)
     i = tl.arange(0, C)
     d = tl.arange(0, BK)
-    e = tl.program_id(1) * BV + tl.arange(0, BV)
+    f = tl.program_id(1) * BV + tl.arange(0, BV)
     chunks = tl.cdiv(tokens, C)
     dtype = do_ptr.dtype.element_ty
-    at_state = d[:, None] * V + e[None, :]
-    in_state = (d[:, None] < K) & (e[None, :] < V)
+    at_state = d[:, None] * V + f[None, :]
+    in_state = (d[:, None] < K) & (f[None, :] < V)
 
     dS = tl.load(dfinal_ptr + head * K * V + at_state, mask=in_state, other=0.0)
     for later in tl.range(chunks, disable_licm=True):
@@ -75,10 +80,10 @@ def rscan(
         start = chunk * C
         token = b * tokens + start
         of_head = token * heads + h
-        in_text = (start + i < tokens)[:, None]
-        in_keys = in_text & (d[None, :] < K)
-        in_values = in_text & (e[None, :] < V)
-        at_values = i[:, None] * (heads * V) + e[None, :]
+        in_sequence = (start + i < tokens)[:, None]
+        in_keys = in_sequence & (d[None, :] < K)
+        in_values = in_sequence & (f[None, :] < V)
+        at_values = i[:, None] * (heads * V) + f[None, :]
         at_keys = i[:, None] * k_stride + d[None, :]
         at_pairs = i[:, None] * (heads * C) + i[None, :]
         state = ((b * chunks + chunk) * heads + h) * K * V
@@ -91,11 +96,20 @@ def rscan(
         k = tl.load(k_ptr + keys + at_keys, mask=in_keys, other=0.0)
         do = tl.load(do_ptr + of_head * V + at_values, mask=in_values, other=0.0)
         from_start, to_end, through = edges(
-            sum_ptr, segment_ids_ptr, b, h, start, tokens, heads, DECAY, USE_SEGMENT_IDS, C
+            sum_ptr,
+            segment_ids_ptr,
+            b,
+            h,
+            start,
+            tokens,
+            heads,
+            USE_SCALAR_DECAY,
+            USE_SEGMENT_IDS,
+            C,
         )
         from_start, to_end = from_start[:, None], to_end[:, None]
-        if DECAY == 2 or DELTA:
-            AT = tl.trans(tl.load(A_ptr + of_head * C + at_pairs, mask=in_text, other=0.0))
+        if USE_CHANNEL_DECAY or USE_DELTA_RULE or IS_RWKV7:
+            AT = tl.trans(tl.load(A_ptr + of_head * C + at_pairs, mask=in_sequence, other=0.0))
         else:
             DT = within(
                 sum_ptr,
@@ -105,7 +119,7 @@ def rscan(
                 start,
                 tokens,
                 heads,
-                DECAY,
+                USE_SCALAR_DECAY,
                 USE_SEGMENT_IDS,
                 True,
                 C,
@@ -115,7 +129,7 @@ def rscan(
 
         dv = tl.dot(k, dS_now, input_precision=PRECISION) * to_end
         dv = tl.dot(AT, do, dv, input_precision=PRECISION)
-        if DECAY == 2:
+        if USE_CHANNEL_DECAY:
             sums = sum_ptr + ((b * tokens + tl.minimum(start + C, tokens) - 1) * heads + h) * K
             G_last = tl.load(sums + d, mask=d < K, other=0.0)
             dS *= (tl.exp2(G_last) * through)[:, None]
@@ -123,28 +137,28 @@ def rscan(
             dS *= through
         read = (do * (scale * from_start)).to(dtype)
         dS = tl.dot(tl.trans(q), read, dS, input_precision=PRECISION)
-        if DELTA:
-            if DECAY == 2:
-                beta = tl.load(e_ptr + keys + at_keys, mask=in_keys, other=0.0)
+        if USE_DELTA_RULE or IS_RWKV7:
+            if USE_CHANNEL_DECAY:
+                e = tl.load(e_ptr + keys + at_keys, mask=in_keys, other=0.0)
             else:
-                beta = k
-            inverse = tl.load(inverse_ptr + of_head * C + at_pairs, mask=in_text, other=0.0)
-            if DELTA == 1:
+                e = k
+            inverse = tl.load(inverse_ptr + of_head * C + at_pairs, mask=in_sequence, other=0.0)
+            if USE_DELTA_RULE:
                 beta = tl.load(beta_ptr + of_head + i * heads, mask=start + i < tokens, other=0.0)
                 dU = dv * beta[:, None]
             else:
-                A_b = tl.load(A_b_ptr + of_head * C + at_pairs, mask=in_text, other=0.0)
-                second = tl.load(b_ptr + keys + at_keys, mask=in_keys, other=0.0)
-                dU = tl.dot(second, dS_now, input_precision=PRECISION) * to_end
+                A_b = tl.load(A_b_ptr + of_head * C + at_pairs, mask=in_sequence, other=0.0)
+                b_key = tl.load(b_ptr + keys + at_keys, mask=in_keys, other=0.0)
+                dU = tl.dot(b_key, dS_now, input_precision=PRECISION) * to_end
                 dU = tl.dot(tl.trans(A_b), do, dU, input_precision=PRECISION)
             Y = tl.dot(tl.trans(inverse), dU.to(dtype), input_precision=PRECISION)
-            if DELTA == 1:
+            if USE_DELTA_RULE:
                 dv = Y
             else:
-                P = tl.load(P_ptr + of_head * C + at_pairs, mask=in_text, other=0.0)
+                P = tl.load(P_ptr + of_head * C + at_pairs, mask=in_sequence, other=0.0)
                 dv -= tl.dot(tl.trans(P), Y.to(dtype), input_precision=PRECISION)
                 tl.store(Y_ptr + of_head * V + at_values, Y.to(dtype), mask=in_values)
-            erased = (-Y * from_start).to(dtype)
-            dS = tl.dot(tl.trans(beta), erased, dS, input_precision=PRECISION)
+            correction = (-Y * from_start).to(dtype)
+            dS = tl.dot(tl.trans(e), correction, dS, input_precision=PRECISION)
         tl.store(dv_ptr + of_head * V + at_values, dv.to(dtype), mask=in_values)
     tl.store(dinitial_ptr + head * K * V + at_state, dS, mask=in_state)

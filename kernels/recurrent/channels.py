@@ -1,8 +1,8 @@
-"""The channel scan in Triton; the meaning is `channel_scan` in reference.py."""
+"""First-order scan per channel, `channel_scan` of reference.py (Triton)."""
 
 # B batch, T tokens, N channels
 
-# Triton takes an annotation on a kernel's argument for its type at run time; the tuples that grow
+# Triton reads an annotation on a kernel's argument as its type at run time; the tuples that grow
 # as it unrolls have no type outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false
@@ -25,9 +25,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def begins(segment_ids_ptr, row, first, end):
-    """Whether a token finds the state of another document, which it may not see.
+    """Whether a token starts a segment, so that the state before it counts as zero.
 
-    `row` counts the tokens of all texts; those of its own are first ... end - 1.
+    `row` indexes the tokens of all batch rows; those of its own are first ... end - 1.
     """
     inside = (row > first) & (row < end)
     own = tl.load(segment_ids_ptr + row, mask=inside, other=0)
@@ -51,8 +51,10 @@ def scan_forward(
     BN: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """h_t = e^{g_t} h_{t-1} + x_t; a program walks the tokens of BN channels, UNROLL of them on
-    their way from memory at a time. Bytes per token and channel, b to an element: 2 b + 4.
+    """Channel scan, forward: h_t = e^{g_t} h_{t-1} + x_t.
+
+    A program loops over the tokens of BN channels, UNROLL of them loaded ahead. Bytes per token and
+    channel, b per element: 2 b + 4.
     """
     b = tl.program_id(0).to(tl.int64)
     first, end = b * tokens, (b + 1) * tokens
@@ -96,9 +98,9 @@ def scan_backward(
     BN: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """dx_t = dh_t + e^{g_{t+1}} dx_{t+1}, dg_t = dx_t e^{g_t} h_{t-1}: the same walk backwards.
+    """Channel scan, backward: dx_t = dh_t + e^{g_{t+1}} dx_{t+1}, dg_t = dx_t e^{g_t} h_{t-1}.
 
-    Bytes per token and channel, b to an element: 3 b + 8.
+    Bytes per token and channel, b per element: 3 b + 8.
     """
     b = tl.program_id(0).to(tl.int64)
     first, end = b * tokens, (b + 1) * tokens
@@ -257,7 +259,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, dh_BTN: Tensor, dfinal_BN: Tensor) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient; the kernel's are contiguous
+    # autograd may pass an expanded gradient; the kernel's are contiguous
     dx, ddecay, dinitial = scan_backward_op(
         dh_BTN.contiguous(), dfinal_BN.contiguous(), *ctx.saved_tensors
     )

@@ -1,7 +1,7 @@
-"""`linear_recurrence` and `rwkv7_recurrence` from their kernels: what is launched, and what one launch leaves the next."""
+"""`linear_recurrence` and `rwkv7_recurrence` as custom operators over the chunk kernels."""
 
-# B batch, T tokens, N chunks, C tokens of a chunk, G key heads, H value heads, K key width, V value
-# width, P parts of the value heads of a key head, D parts of the keys
+# B batch, T tokens, N chunks, C tokens per chunk, G key heads, H value heads, K key width, V value
+# width, P groups of the value heads of a key head, D blocks of the keys
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,34 +14,42 @@ from torch import Tensor
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
 from ..requirements import needs_gradient, require
-from .bwd_inputs import grads
-from .bwd_intra import dintra
-from .bwd_state import rscan
-from .configs import CHUNKS, MOST_HEADS, WIDEST_KEY, Kind, chunk_of, config_for, precision_of
-from .eager import STRONGEST_CHANNEL_DECAY, STRONGEST_DECAY
-from .fwd_intra import intra
-from .fwd_state import scan
+from .bwd_inputs import bwd_inputs
+from .bwd_intra import bwd_intra
+from .bwd_state import bwd_state
+from .configs import (
+    CHUNKS,
+    MIN_LOG_DECAY_PER_CHANNEL,
+    MIN_LOG_DECAY_PER_HEAD,
+    MOST_HEADS,
+    WIDEST_KEY,
+    Kind,
+    chunk_of,
+    config_for,
+    precision_of,
+)
+from .fwd_intra import fwd_intra
+from .fwd_state import fwd_state
 from .gate import channel_gate, head_gate
 from .requirements import require_rows, require_short, require_whole, row_stride
 
-SMALLEST_BETA = 1e-12  # the gradient of beta is found as a share of it
-FLOORS = (0.0, STRONGEST_DECAY, STRONGEST_CHANNEL_DECAY)  # by DECAY, see tiles.py
+SMALLEST_BETA = 1e-12  # beta is raised to it: its gradient is found by a division by beta
 KERNELS = {
     "head_gate": head_gate,
     "channel_gate": channel_gate,
-    "intra": intra,
-    "scan": scan,
-    "rscan": rscan,
-    "dintra": dintra,
-    "grads": grads,
+    "fwd_intra": fwd_intra,
+    "fwd_state": fwd_state,
+    "bwd_state": bwd_state,
+    "bwd_intra": bwd_intra,
+    "bwd_inputs": bwd_inputs,
 }
 
-Arguments = Mapping[str, Any]  # tensors, numbers and strings by the kernels' names
+Arguments = Mapping[str, Any]  # by the kernels' argument names
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """One call: beta belongs to the delta rule, e = -a and b to RWKV-7."""
+class Inputs:
+    """The inputs of one call: beta for the delta rule, or e = -a and b for RWKV-7."""
 
     q_BTGK: Tensor
     k_BTGK: Tensor
@@ -61,20 +69,29 @@ class Given:
         return B, T, triton.cdiv(T, self.chunk), G, H, K, V
 
     @property
-    def DECAY(self) -> int:
-        return 0 if self.decay is None else self.decay.dim() - 2
+    def has_scalar_decay(self) -> bool:
+        return self.decay is not None and self.decay.dim() == 3
 
     @property
-    def DELTA(self) -> int:
-        return 2 if self.e_BTHK is not None else int(self.beta_BTH is not None)
+    def has_channel_decay(self) -> bool:
+        return self.decay is not None and self.decay.dim() == 4
+
+    @property
+    def has_delta_rule(self) -> bool:
+        """Whether a write is corrected by what the state holds: RWKV-7's too."""
+        return self.beta_BTH is not None or self.is_rwkv7
+
+    @property
+    def is_rwkv7(self) -> bool:
+        return self.e_BTHK is not None
 
     @property
     def kind(self) -> Kind:
-        return "two" if self.DELTA == 2 else "channel" if self.DECAY == 2 else "head"
+        return "rwkv7" if self.is_rwkv7 else "channel" if self.has_channel_decay else "head"
 
 
-class Kept(NamedTuple):
-    """What the forward leaves to the backward, empty where there is no such thing."""
+class Saved(NamedTuple):
+    """Tensors saved by the forward for the backward; those that a case does not have are empty."""
 
     A_BTHC: Tensor
     A_b_BTHC: Tensor
@@ -85,7 +102,7 @@ class Kept(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of q, k, v, decay, beta, e, b and the initial state, empty where there is none."""
+    """Gradients of the inputs; those that a case does not have are empty."""
 
     dq_BTGPK: Tensor
     dk_BTGPK: Tensor
@@ -97,139 +114,144 @@ class Gradients(NamedTuple):
     dinitial_BHKV: Tensor
 
 
-def new_outputs(given: Given) -> tuple[Tensor, Tensor]:
-    B, _, _, _, H, K, V = given.sizes
-    v_BTHV = given.v_BTHV
+def new_outputs(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    B, _, _, _, H, K, V = inputs.sizes
+    v_BTHV = inputs.v_BTHV
     return v_BTHV.new_empty(v_BTHV.shape), v_BTHV.new_empty(B, H, K, V, dtype=torch.float32)
 
 
-def new_kept(given: Given, save: bool) -> Kept:
-    B, T, N, _, H, K, V = given.sizes
-    new, pairs, two = given.v_BTHV.new_empty, (B, T, H, given.chunk), given.DELTA == 2
-    return Kept(
-        A_BTHC=new(pairs if given.DELTA or given.DECAY == 2 else 0),
-        A_b_BTHC=new(pairs if two else 0),
-        P_BTHC=new(pairs if two else 0),
-        inverse_BTHC=new(pairs if given.DELTA else 0),
-        U_BTHV=new((B, T, H, V) if given.DELTA and save else 0),
+def new_saved(inputs: Inputs, save: bool) -> Saved:
+    B, T, N, _, H, K, V = inputs.sizes
+    new, pairs, rwkv7 = inputs.v_BTHV.new_empty, (B, T, H, inputs.chunk), inputs.is_rwkv7
+    return Saved(
+        A_BTHC=new(pairs if inputs.has_delta_rule or inputs.has_channel_decay else 0),
+        A_b_BTHC=new(pairs if rwkv7 else 0),
+        P_BTHC=new(pairs if rwkv7 else 0),
+        inverse_BTHC=new(pairs if inputs.has_delta_rule else 0),
+        U_BTHV=new((B, T, H, V) if inputs.has_delta_rule and save else 0),
         S_BNHKV=new((B, N, H, K, V) if save else 0),
     )
 
 
-def new_gradients(arch: str, given: Given) -> Gradients:
-    B, T, _, G, H, K, V = given.sizes
+def new_gradients(arch: str, inputs: Inputs) -> Gradients:
+    B, T, _, G, H, K, V = inputs.sizes
     parts = H // G // heads_of(H // G)
     keys = triton.cdiv(
-        K, config_for(arch, "grads", given.kind, given.v_BTHV.dtype, K, V).tiles["BK"]
+        K, config_for(arch, "bwd_inputs", inputs.kind, inputs.v_BTHV.dtype, K, V).tiles["BK"]
     )
-    new, two = given.v_BTHV.new_empty, given.DELTA == 2
-    dtype = torch.float32 if parts > 1 else given.v_BTHV.dtype
+    new, rwkv7 = inputs.v_BTHV.new_empty, inputs.is_rwkv7
+    dtype = torch.float32 if parts > 1 else inputs.v_BTHV.dtype
+    ddecay_shape = (1, B, T, H, K) if inputs.has_channel_decay else (keys, B, T, H)
     return Gradients(
-        dq_BTGPK=new(B, T, G, parts, K, dtype=torch.float32 if two else dtype),
+        dq_BTGPK=new(B, T, G, parts, K, dtype=torch.float32 if rwkv7 else dtype),
         dk_BTGPK=new(B, T, G, parts, K, dtype=dtype),
         dv_BTHV=new(B, T, H, V),
-        ddecay=new((0, (keys, B, T, H), (1, B, T, H, K))[given.DECAY], dtype=torch.float32),
-        dbeta_BTH=new((B, T, H) if given.DELTA == 1 else 0, dtype=torch.float32),
-        de_BTHK=new((B, T, H, K) if two else 0, dtype=torch.float32),
-        db_BTHK=new((B, T, H, K) if two else 0),
+        ddecay=new(0 if inputs.decay is None else ddecay_shape, dtype=torch.float32),
+        dbeta_BTH=new((B, T, H) if inputs.beta_BTH is not None else 0, dtype=torch.float32),
+        de_BTHK=new((B, T, H, K) if rwkv7 else 0, dtype=torch.float32),
+        db_BTHK=new((B, T, H, K) if rwkv7 else 0),
         dinitial_BHKV=new(B, H, K, V, dtype=torch.float32),
     )
 
 
 def heads_of(sharing: int) -> int:
-    """How many of the value heads that share a key head one program of `grads` takes."""
+    """Value heads per program of `bwd_inputs`, of the `sharing` ones that have one key head."""
     return max(heads for heads in range(1, MOST_HEADS + 1) if sharing % heads == 0)
 
 
 def forward_launches(
-    arch: str, given: Given, o_BTHV: Tensor, final_BHKV: Tensor, kept: Kept, save: bool
+    arch: str, inputs: Inputs, o_BTHV: Tensor, final_BHKV: Tensor, saved: Saved, save: bool
 ) -> dict[str, Launch]:
-    B, _, N, _, H, _, V = given.sizes
-    launches, weighed = _gate(arch, given)
+    B, _, N, _, H, _, V = inputs.sizes
+    launches, decayed_keys = _gate(arch, inputs)
     arguments = {
-        **_shared(given),
-        "sum_ptr": weighed["sum_ptr"],
-        "A_ptr": kept.A_BTHC,
-        "A_b_ptr": kept.A_b_BTHC,
-        "inverse_ptr": kept.inverse_BTHC,
+        **_shared(inputs),
+        "sum_ptr": decayed_keys["sum_ptr"],
+        "A_ptr": saved.A_BTHC,
+        "A_b_ptr": saved.A_b_BTHC,
+        "inverse_ptr": saved.inverse_BTHC,
     }
 
-    def meet(k: Tensor, A: Tensor, P: Tensor, invert: bool) -> Launch:
+    def intra_launch(k: Tensor, A: Tensor, P: Tensor, invert: bool) -> Launch:
         ours = {
             **arguments,
-            **_keys(given),
+            **_keys(inputs),
             "k_ptr": k,
             "k_stride": row_stride(k),
             "A_ptr": A,
             "P_ptr": P,
             "INVERT": invert,
         }
-        return _launch(arch, "intra", given, ours, lambda _: (B * N, H))
+        return _launch(arch, "fwd_intra", inputs, ours, lambda _: (B * N, H))
 
-    if given.b_BTHK is not None:
-        launches["intra"] = meet(given.k_BTGK, kept.A_BTHC, kept.P_BTHC, False)
-        launches["intra b"] = meet(given.b_BTHK, kept.A_b_BTHC, kept.inverse_BTHC, True)
-    elif given.DELTA or given.DECAY == 2:
-        launches["intra"] = meet(given.k_BTGK, kept.A_BTHC, kept.inverse_BTHC, given.DELTA == 1)
+    if inputs.b_BTHK is not None:
+        launches["fwd_intra"] = intra_launch(inputs.k_BTGK, saved.A_BTHC, saved.P_BTHC, False)
+        launches["fwd_intra b"] = intra_launch(
+            inputs.b_BTHK, saved.A_b_BTHC, saved.inverse_BTHC, True
+        )
+    elif inputs.has_delta_rule or inputs.has_channel_decay:
+        launches["fwd_intra"] = intra_launch(
+            inputs.k_BTGK, saved.A_BTHC, saved.inverse_BTHC, inputs.beta_BTH is not None
+        )
     ours = {
         **arguments,
-        **weighed,
-        "v_ptr": given.v_BTHV,
-        "v_stride": row_stride(given.v_BTHV),
-        "P_ptr": kept.P_BTHC,
-        "initial_ptr": given.initial_BHKV,
-        "INITIAL": given.initial_BHKV is not None,
+        **decayed_keys,
+        "v_ptr": inputs.v_BTHV,
+        "v_stride": row_stride(inputs.v_BTHV),
+        "P_ptr": saved.P_BTHC,
+        "initial_ptr": inputs.initial_BHKV,
+        "INITIAL": inputs.initial_BHKV is not None,
         "o_ptr": o_BTHV,
-        "U_ptr": kept.U_BTHV,
-        "S_ptr": kept.S_BNHKV,
+        "U_ptr": saved.U_BTHV,
+        "S_ptr": saved.S_BNHKV,
         "final_ptr": final_BHKV,
         "SAVE": save,
     }
-    launches["scan"] = _launch(
-        arch, "scan", given, ours, lambda tiles: (B * H, triton.cdiv(V, tiles["BV"]))
+    launches["fwd_state"] = _launch(
+        arch, "fwd_state", inputs, ours, lambda tiles: (B * H, triton.cdiv(V, tiles["BV"]))
     )
     return launches
 
 
 def backward_launches(
-    arch: str, given: Given, kept: Kept, do_BTHV: Tensor, dfinal_BHKV: Tensor, out: Gradients
+    arch: str, inputs: Inputs, saved: Saved, do_BTHV: Tensor, dfinal_BHKV: Tensor, out: Gradients
 ) -> dict[str, Launch]:
-    B, _, N, G, H, K, V = given.sizes
+    B, _, N, G, H, K, V = inputs.sizes
     heads = heads_of(H // G)
-    launches, weighed = _gate(arch, given)
-    dA_BTHC, dP_BTHC = (do_BTHV.new_empty(B, given.sizes[1], H, given.chunk) for _ in range(2))
-    Y_BTHV = torch.empty_like(do_BTHV) if given.DELTA == 2 else out.dv_BTHV
+    launches, decayed_keys = _gate(arch, inputs)
+    dA_BTHC, dP_BTHC = (do_BTHV.new_empty(B, inputs.sizes[1], H, inputs.chunk) for _ in range(2))
+    Y_BTHV = torch.empty_like(do_BTHV) if inputs.is_rwkv7 else out.dv_BTHV
     arguments = {
-        **_shared(given),
-        "sum_ptr": weighed["sum_ptr"],
-        "decay_ptr": given.decay,
+        **_shared(inputs),
+        "sum_ptr": decayed_keys["sum_ptr"],
+        "decay_ptr": inputs.decay,
         "do_ptr": do_BTHV,
         "Y_ptr": Y_BTHV,
-        "S_ptr": kept.S_BNHKV,
-        "dS_ptr": torch.empty_like(kept.S_BNHKV),
+        "S_ptr": saved.S_BNHKV,
+        "dS_ptr": torch.empty_like(saved.S_BNHKV),
         "dA_ptr": dA_BTHC,
         "dP_ptr": dP_BTHC,
     }
     ours = {
         **arguments,
-        **weighed,
-        "A_ptr": kept.A_BTHC,
-        "A_b_ptr": kept.A_b_BTHC,
-        "P_ptr": kept.P_BTHC,
-        "inverse_ptr": kept.inverse_BTHC,
+        **decayed_keys,
+        "A_ptr": saved.A_BTHC,
+        "A_b_ptr": saved.A_b_BTHC,
+        "P_ptr": saved.P_BTHC,
+        "inverse_ptr": saved.inverse_BTHC,
         "dfinal_ptr": dfinal_BHKV,
         "dv_ptr": out.dv_BTHV,
         "dinitial_ptr": out.dinitial_BHKV,
     }
-    launches["rscan"] = _launch(
-        arch, "rscan", given, ours, lambda tiles: (B * H, triton.cdiv(V, tiles["BV"]))
+    launches["bwd_state"] = _launch(
+        arch, "bwd_state", inputs, ours, lambda tiles: (B * H, triton.cdiv(V, tiles["BV"]))
     )
 
-    def written(name: str, k: Tensor, W: Tensor, dk: Tensor, second: bool) -> None:
-        """The gradients that come through one write: keys k with values W."""
+    def add_gradient_launches(name: str, k: Tensor, W: Tensor, dk: Tensor, second: bool) -> None:
+        """Launches for the write of values W at keys k."""
         ours = {
             **arguments,
-            **_keys(given),
+            **_keys(inputs),
             "k_ptr": k,
             "k_stride": row_stride(k),
             "W_ptr": W,
@@ -242,92 +264,96 @@ def backward_launches(
             "SECOND": second,
             "HEADS": heads,
         }
-        launches[f"dintra{name}"] = _launch(arch, "dintra", given, ours, lambda _: (B * N, H))
-        launches[f"grads{name}"] = _launch(
+        launches[f"bwd_intra{name}"] = _launch(
+            arch, "bwd_intra", inputs, ours, lambda _: (B * N, H)
+        )
+        launches[f"bwd_inputs{name}"] = _launch(
             arch,
-            "grads",
-            given,
+            "bwd_inputs",
+            inputs,
             ours,
             lambda tiles: (B * N, H // heads, triton.cdiv(K, tiles["BK"])),
         )
 
-    W_BTHV = kept.U_BTHV if given.DELTA == 1 else given.v_BTHV
-    written("", given.k_BTGK, W_BTHV, out.dk_BTGPK, False)
-    if given.b_BTHK is not None:
-        written(" b", given.b_BTHK, kept.U_BTHV, out.db_BTHK, True)
+    W_BTHV = saved.U_BTHV if inputs.beta_BTH is not None else inputs.v_BTHV
+    add_gradient_launches("", inputs.k_BTGK, W_BTHV, out.dk_BTGPK, False)
+    if inputs.b_BTHK is not None:
+        add_gradient_launches(" b", inputs.b_BTHK, saved.U_BTHV, out.db_BTHK, True)
     return launches
 
 
-def _gate(arch: str, given: Given) -> tuple[dict[str, Launch], Arguments]:
-    """The launch that sums up the decays, and what `scan` and `rscan` then read."""
-    B, T, N, _, H, K, _ = given.sizes
-    keys = _keys(given)
-    if given.decay is None:
+def _gate(arch: str, inputs: Inputs) -> tuple[dict[str, Launch], Arguments]:
+    """The launch that sums the decays, and the keys that `fwd_state` and `bwd_state` read."""
+    B, T, N, _, H, K, _ = inputs.sizes
+    keys = _keys(inputs)
+    if inputs.decay is None:
         return {}, {**keys, "sum_ptr": None}
-    sums = torch.empty_like(given.decay)
-    ours = {**_shared(given), **keys, "decay_ptr": given.decay, "sum_ptr": sums}
-    if given.DECAY == 1:
+    sums = torch.empty_like(inputs.decay)
+    ours = {**_shared(inputs), **keys, "decay_ptr": inputs.decay, "sum_ptr": sums}
+    if inputs.has_scalar_decay:
         launch = _launch(
-            arch, "head_gate", given, ours, lambda tiles: (B * N, triton.cdiv(H, tiles["BH"]))
+            arch, "head_gate", inputs, ours, lambda tiles: (B * N, triton.cdiv(H, tiles["BH"]))
         )
         return {"head_gate": launch}, {**keys, "sum_ptr": sums}
     q, k, e, b = (
-        given.q_BTGK.new_empty((B, T, H, K) if used else 0)
-        for used in (True, True, given.DELTA > 0, given.DELTA == 2)
+        inputs.q_BTGK.new_empty((B, T, H, K) if used else 0)
+        for used in (True, True, inputs.has_delta_rule, inputs.is_rwkv7)
     )
     ours = {**ours, "q_in_ptr": q, "k_out_ptr": k, "e_in_ptr": e, "b_out_ptr": b}
     launch = _launch(
-        arch, "channel_gate", given, ours, lambda tiles: (B * N, H, triton.cdiv(K, tiles["BK"]))
+        arch, "channel_gate", inputs, ours, lambda tiles: (B * N, H, triton.cdiv(K, tiles["BK"]))
     )
-    weighed = {"q_ptr": q, "k_ptr": k, "e_ptr": e, "b_ptr": b, "sum_ptr": sums}
-    return {"channel_gate": launch}, {**weighed, "q_stride": H * K, "k_stride": H * K}
+    decayed_keys = {"q_ptr": q, "k_ptr": k, "e_ptr": e, "b_ptr": b, "sum_ptr": sums}
+    return {"channel_gate": launch}, {**decayed_keys, "q_stride": H * K, "k_stride": H * K}
 
 
-def _keys(given: Given) -> Arguments:
-    e = given.k_BTGK if given.e_BTHK is None else given.e_BTHK
-    b = given.k_BTGK if given.b_BTHK is None else given.b_BTHK
+def _keys(inputs: Inputs) -> Arguments:
+    e = inputs.k_BTGK if inputs.e_BTHK is None else inputs.e_BTHK
+    b = inputs.k_BTGK if inputs.b_BTHK is None else inputs.b_BTHK
     return {
-        "q_ptr": given.q_BTGK,
-        "k_ptr": given.k_BTGK,
+        "q_ptr": inputs.q_BTGK,
+        "k_ptr": inputs.k_BTGK,
         "e_ptr": e,
         "b_ptr": b,
-        "q_stride": row_stride(given.q_BTGK),
-        "k_stride": row_stride(given.k_BTGK),
+        "q_stride": row_stride(inputs.q_BTGK),
+        "k_stride": row_stride(inputs.k_BTGK),
         "e_stride": row_stride(e),
         "b_stride": row_stride(b),
     }
 
 
-def _shared(given: Given) -> Arguments:
-    _, T, _, G, H, K, V = given.sizes
+def _shared(inputs: Inputs) -> Arguments:
+    _, T, _, G, H, K, V = inputs.sizes
     return {
-        "beta_ptr": given.beta_BTH,
-        "segment_ids_ptr": given.segment_ids_BT,
+        "beta_ptr": inputs.beta_BTH,
+        "segment_ids_ptr": inputs.segment_ids_BT,
         "tokens": T,
         "heads": H,
-        "scale": given.scale,
-        "floor": FLOORS[given.DECAY],
-        "DECAY": given.DECAY,
-        "DELTA": given.DELTA,
-        "USE_SEGMENT_IDS": given.segment_ids_BT is not None,
+        "scale": inputs.scale,
+        "floor": MIN_LOG_DECAY_PER_CHANNEL if inputs.has_channel_decay else MIN_LOG_DECAY_PER_HEAD,
+        "USE_SCALAR_DECAY": inputs.has_scalar_decay,
+        "USE_CHANNEL_DECAY": inputs.has_channel_decay,
+        "USE_DELTA_RULE": inputs.beta_BTH is not None,
+        "IS_RWKV7": inputs.is_rwkv7,
+        "USE_SEGMENT_IDS": inputs.segment_ids_BT is not None,
         "K": K,
         "V": V,
         "R": H // G,
-        "LEVELS": (given.chunk // 8).bit_length(),
-        "PRECISION": precision_of(given.v_BTHV.dtype),
-        "C": given.chunk,
+        "LEVELS": (inputs.chunk // 8).bit_length(),
+        "PRECISION": precision_of(inputs.v_BTHV.dtype),
+        "C": inputs.chunk,
     }
 
 
 def _launch(
     arch: str,
     name: str,
-    given: Given,
+    inputs: Inputs,
     arguments: Arguments,
     grid: Callable[[Mapping[str, int]], tuple[int, ...]],
 ) -> Launch:
-    K, V = given.sizes[5:]
-    config = config_for(arch, name, given.kind, given.v_BTHV.dtype, K, V)
+    K, V = inputs.sizes[5:]
+    config = config_for(arch, name, inputs.kind, inputs.v_BTHV.dtype, K, V)
     arguments = {**arguments, **config.tiles}
     return Launch(
         kernel=KERNELS[name],
@@ -338,7 +364,7 @@ def _launch(
     )
 
 
-@torch.library.custom_op("archfront::mix", mutates_args=())
+@torch.library.custom_op("archfront::linear_recurrence", mutates_args=())
 def linear_recurrence_op(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
@@ -353,24 +379,35 @@ def linear_recurrence_op(
     chunk: int,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (q_BTGK, k_BTGK, v_BTHV, decay, beta_BTH, e_BTHK, b_BTHK, initial_BHKV, segment_ids_BT)
-    given = _given(*inputs, scale, chunk)
-    (o_BTHV, final_BHKV), kept = new_outputs(given), new_kept(given, save)
+    inputs = _inputs(
+        q_BTGK,
+        k_BTGK,
+        v_BTHV,
+        decay,
+        beta_BTH,
+        e_BTHK,
+        b_BTHK,
+        initial_BHKV,
+        segment_ids_BT,
+        scale,
+        chunk,
+    )
+    (o_BTHV, final_BHKV), saved = new_outputs(inputs), new_saved(inputs, save)
     arch = arch_of(v_BTHV.device)
-    for launch in forward_launches(arch, given, o_BTHV, final_BHKV, kept, save).values():
+    for launch in forward_launches(arch, inputs, o_BTHV, final_BHKV, saved, save).values():
         run(launch, v_BTHV)
-    A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV = kept
+    A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV = saved
     return o_BTHV, final_BHKV, A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV
 
 
 @linear_recurrence_op.register_fake
-def _mixed(*inputs: Any) -> tuple[Tensor, ...]:
-    *given, save = inputs
-    given = _given(*given)
-    return *new_outputs(given), *new_kept(given, save)
+def _fake_outputs(*arguments: Any) -> tuple[Tensor, ...]:
+    *of_call, save = arguments
+    inputs = _inputs(*of_call)
+    return *new_outputs(inputs), *new_saved(inputs, save)
 
 
-@torch.library.custom_op("archfront::mix_backward", mutates_args=())
+@torch.library.custom_op("archfront::linear_recurrence_backward", mutates_args=())
 def linear_recurrence_backward_op(
     do_BTHV: Tensor,
     dfinal_BHKV: Tensor,
@@ -392,12 +429,23 @@ def linear_recurrence_backward_op(
     scale: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (q_BTGK, k_BTGK, v_BTHV, decay, beta_BTH, e_BTHK, b_BTHK, initial_BHKV, segment_ids_BT)
-    given = _given(*inputs, scale, chunk)
-    kept = Kept(A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV)
+    inputs = _inputs(
+        q_BTGK,
+        k_BTGK,
+        v_BTHV,
+        decay,
+        beta_BTH,
+        e_BTHK,
+        b_BTHK,
+        initial_BHKV,
+        segment_ids_BT,
+        scale,
+        chunk,
+    )
+    saved = Saved(A_BTHC, A_b_BTHC, P_BTHC, inverse_BTHC, U_BTHV, S_BNHKV)
     arch = arch_of(v_BTHV.device)
-    out = new_gradients(arch, given)
-    for launch in backward_launches(arch, given, kept, do_BTHV, dfinal_BHKV, out).values():
+    out = new_gradients(arch, inputs)
+    for launch in backward_launches(arch, inputs, saved, do_BTHV, dfinal_BHKV, out).values():
         run(launch, v_BTHV)
     dtype = v_BTHV.dtype
     return (
@@ -413,8 +461,8 @@ def linear_recurrence_backward_op(
 
 
 @linear_recurrence_backward_op.register_fake
-def _mix_gradients(do_BTHV: Tensor, dfinal_BHKV: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    q, k, v, decay, beta, e, b, _, _, _, _ = others[len(Kept._fields) :]
+def _fake_gradients(do_BTHV: Tensor, dfinal_BHKV: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    q, k, v, decay, beta, e, b, _, _, _, _ = others[len(Saved._fields) :]
     return (
         *(v.new_empty(x.shape) for x in (q, k, v)),
         *(v.new_empty(0 if x is None else x.shape, dtype=torch.float32) for x in (decay, beta)),
@@ -423,7 +471,7 @@ def _mix_gradients(do_BTHV: Tensor, dfinal_BHKV: Tensor, *others: Any) -> tuple[
     )
 
 
-def _given(
+def _inputs(
     q_BTGK: Tensor,
     k_BTGK: Tensor,
     v_BTHV: Tensor,
@@ -435,8 +483,8 @@ def _given(
     segment_ids_BT: Tensor | None,
     scale: float,
     chunk: int,
-) -> Given:
-    return Given(
+) -> Inputs:
+    return Inputs(
         q_BTGK=q_BTGK,
         k_BTGK=k_BTGK,
         v_BTHV=v_BTHV,
@@ -462,11 +510,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, do_BTHV: Tensor, dfinal_BHKV: Tensor, *_: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    # autograd may hand over an expanded gradient; the kernels' are contiguous
+    # autograd may pass an expanded gradient; the kernels' are contiguous
     gradients = linear_recurrence_backward_op(
         do_BTHV.contiguous(), dfinal_BHKV.contiguous(), *saved, ctx.scale, ctx.chunk
     )
-    asked = [*saved[len(Kept._fields) :][:8]]
+    asked = [*saved[len(Saved._fields) :][:8]]
     named = [None if x is None else dx for x, dx in zip(asked, gradients, strict=True)]
     return *named, None, None, None, None
 
@@ -551,10 +599,10 @@ def _run(
 def _require(
     q_BTGK: Tensor, v_BTHV: Tensor, state: Tensor | None, chunk: int, segment_ids: Tensor | None
 ) -> int:
-    """Asks what every call needs of v and what goes with it; gives the width of the keys."""
+    """Check what both recurrences require of q, v, state and segment_ids; return K."""
     require_device(v_BTHV)
-    law = "q and v must be of shape [B, T, heads, width]"
-    require(v_BTHV.dim() == q_BTGK.dim() == 4, law, q=q_BTGK.shape, v=v_BTHV.shape)
+    constraint = "q and v must be of shape [B, T, heads, width]"
+    require(v_BTHV.dim() == q_BTGK.dim() == 4, constraint, q=q_BTGK.shape, v=v_BTHV.shape)
     (B, T, H, V), K = v_BTHV.shape, q_BTGK.shape[3]
     require(K <= WIDEST_KEY, f"keys must be at most {WIDEST_KEY} wide", K=K)
     require(chunk in CHUNKS, f"chunk must be one of {CHUNKS}", chunk=chunk)

@@ -1,4 +1,4 @@
-"""The recurrent kernels at the shapes that are compiled for every target."""
+"""Launches of the recurrent kernels that are compiled for every architecture."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from . import channels, chunks, one_token, selective
 from .configs import chunk_of
 
 TOKENS = 8192
-CHANNELS = (4096, 16)  # of Mamba-1, and the states of each
+CHANNELS = (4096, 16)  # of Mamba-1, and states per channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,9 @@ class Shape:
     H: int
     K: int
     V: int
-    decay: int  # how many axes stand behind [B, T]: none, the heads, the heads and their channels
+    decay: int  # axes after [B, T]: 0 no decay, 1 per head, 2 per head and channel
     delta: int  # 0, 1 the delta rule, 2 RWKV-7
-    kernels: tuple[str, ...]  # those that the shapes above it do not stand for
+    kernels: tuple[str, ...]  # those that no shape above covers
     segment_ids: bool = False
     dtype: torch.dtype = torch.bfloat16
 
@@ -37,7 +37,15 @@ SHAPES = (
         V=128,
         decay=1,
         delta=1,
-        kernels=("head_gate", "intra", "scan", "rscan", "dintra", "grads", "step"),
+        kernels=(
+            "head_gate",
+            "fwd_intra",
+            "fwd_state",
+            "bwd_state",
+            "bwd_intra",
+            "bwd_inputs",
+            "step",
+        ),
     ),
     Shape(
         name="kda",
@@ -47,7 +55,7 @@ SHAPES = (
         V=128,
         decay=2,
         delta=1,
-        kernels=("channel_gate", "intra", "scan", "grads", "step"),
+        kernels=("channel_gate", "fwd_intra", "fwd_state", "bwd_inputs", "step"),
     ),
     Shape(
         name="mamba-2",
@@ -57,11 +65,22 @@ SHAPES = (
         V=64,
         decay=1,
         delta=0,
-        kernels=("scan", "grads", "step"),
+        kernels=("fwd_state", "bwd_inputs", "step"),
         segment_ids=True,
     ),
-    Shape(name="gla", G=16, H=16, K=64, V=128, decay=2, delta=0, kernels=("scan", "grads", "step")),
-    Shape(name="olmo hybrid", G=30, H=30, K=96, V=192, decay=1, delta=1, kernels=("scan", "step")),
+    Shape(
+        name="gla",
+        G=16,
+        H=16,
+        K=64,
+        V=128,
+        decay=2,
+        delta=0,
+        kernels=("fwd_state", "bwd_inputs", "step"),
+    ),
+    Shape(
+        name="olmo hybrid", G=30, H=30, K=96, V=192, decay=1, delta=1, kernels=("fwd_state", "step")
+    ),
     Shape(
         name="rwkv-7",
         G=64,
@@ -70,7 +89,7 @@ SHAPES = (
         V=64,
         decay=2,
         delta=2,
-        kernels=("intra", "scan", "rscan", "grads b", "step"),
+        kernels=("fwd_intra", "fwd_state", "bwd_state", "bwd_inputs b", "step"),
     ),
     Shape(
         name="deltanet",
@@ -80,19 +99,19 @@ SHAPES = (
         V=64,
         decay=0,
         delta=1,
-        kernels=("scan",),
+        kernels=("fwd_state",),
         dtype=torch.float32,
     ),
 )
 
 
 def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
-    """(kernel, shape, launch): each kernel in each of its forms, at the widths of public models."""
+    """(kernel, shape, launch): each kernel in each of its variants, at widths of public models."""
     for shape in SHAPES:
-        of_shape = _of_a_text(arch, shape) | {"step": _of_a_token(arch, shape)}
+        of_shape = _sequence_launches(arch, shape) | {"step": _step_launch(arch, shape)}
         for kernel in shape.kernels:
             yield kernel, f"{shape.name} {shape.K} x {shape.V}", of_shape[kernel]
-    for kernel, launch in _without_products(arch):
+    for kernel, launch in _channel_launches(arch):
         yield kernel, f"{CHANNELS[0]} x {CHANNELS[1]}", launch
 
 
@@ -100,11 +119,11 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _of_a_text(arch: str, shape: Shape) -> dict[str, Launch]:
+def _sequence_launches(arch: str, shape: Shape) -> dict[str, Launch]:
     G, H, K, V, dtype = shape.G, shape.H, shape.K, shape.V, shape.dtype
     keys, values = _meta(1, TOKENS, G, K, dtype=dtype), _meta(1, TOKENS, H, V, dtype=dtype)
     by_token = _meta(1, TOKENS, H)
-    given = chunks.Given(
+    inputs = chunks.Inputs(
         q_BTGK=keys,
         k_BTGK=keys,
         v_BTHV=values,
@@ -117,15 +136,15 @@ def _of_a_text(arch: str, shape: Shape) -> dict[str, Launch]:
         scale=K**-0.5,
         chunk=chunk_of(64, dtype),
     )
-    o_BTHV, final_BHKV = chunks.new_outputs(given)
-    kept = chunks.new_kept(given, save=True)
-    forward = chunks.forward_launches(arch, given, o_BTHV, final_BHKV, kept, save=True)
-    out = chunks.new_gradients(arch, given)
-    backward = chunks.backward_launches(arch, given, kept, o_BTHV, final_BHKV, out)
+    o_BTHV, final_BHKV = chunks.new_outputs(inputs)
+    saved = chunks.new_saved(inputs, save=True)
+    forward = chunks.forward_launches(arch, inputs, o_BTHV, final_BHKV, saved, save=True)
+    out = chunks.new_gradients(arch, inputs)
+    backward = chunks.backward_launches(arch, inputs, saved, o_BTHV, final_BHKV, out)
     return forward | backward
 
 
-def _of_a_token(arch: str, shape: Shape) -> Launch:
+def _step_launch(arch: str, shape: Shape) -> Launch:
     B, H, K, V = 64, shape.H, shape.K, shape.V
     keys, values = _meta(B, shape.G, K, dtype=shape.dtype), _meta(B, H, V, dtype=shape.dtype)
     state = _meta(B, H, K, V)
@@ -140,7 +159,7 @@ def _of_a_token(arch: str, shape: Shape) -> Launch:
     )
 
 
-def _without_products(arch: str) -> Iterator[tuple[str, Launch]]:
+def _channel_launches(arch: str) -> Iterator[tuple[str, Launch]]:
     N, S = CHANNELS
     x, of_states = _meta(2, TOKENS, N, dtype=torch.bfloat16), _meta(2, TOKENS, S)
     gates, state = _meta(2, TOKENS, N), _meta(2, N)

@@ -1,4 +1,4 @@
-"""The recurrences of reference.py in plain torch, many tokens at once: how they train on a CPU.
+"""Torch implementation of the recurrences over chunks of tokens: backend="torch".
 
 Inside a chunk of C tokens, with G_i = g_1 + ... + g_i and S the state before it,
 
@@ -7,14 +7,14 @@ Inside a chunk of C tokens, with G_i = g_1 + ... + g_i and S the state before it
     A_ij = sum_k q_ik k_jk e^{G_ik - G_jk}  P_ij the same of k_i and k_j
     Q^ = Q e^G     K^ = K e^G               K_ = K e^{G_C - G}
 
-(arXiv 2405.21060, section 6; 2412.06464, section 3.3). With one decay for a head, A is a product of
-matrices with a factor for each element; with one for each channel `_products` forms it. RWKV-7
-writes twice, V and what it erases: P = (I - strictly lower(A_ab))^{-1} (a^ S + strictly lower(A_ak) V).
+(arXiv 2405.21060, section 6; 2412.06464, section 3.3). With a decay per head, A is a product of
+matrices with a factor per element; with one per channel `_products` forms it. RWKV-7 writes V and a
+correction P = (I - strictly lower(A_ab))^{-1} (a^ S + strictly lower(A_ak) V).
 """
 
-# B batch, T tokens, C tokens of a chunk, G key heads, H value heads, K key width, V value width,
+# B batch, T tokens, C tokens per chunk, G key heads, H value heads, K key width, V value width,
 # R = H / G value heads of a key head: key head g serves the value heads g R ... g R + R - 1,
-# X kinds of rows, Y kinds of columns, N channels, S states of a channel
+# X kinds of rows, Y kinds of columns, N channels, S states per channel
 
 import math
 from collections.abc import Iterator
@@ -27,21 +27,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# e^-64 forgets all that fp32 can tell; a larger step would cost the running sum its precision
-STRONGEST_DECAY = -64.0
-# of a channel: e^-20 forgets all but 2e-9, and half a BLOCK of such steps is an exponent fp32 holds
-STRONGEST_CHANNEL_DECAY = -20.0
+from .configs import MIN_LOG_DECAY_PER_CHANNEL, MIN_LOG_DECAY_PER_HEAD
+
 BLOCK = 8
-LARGEST_CHUNK = 32  # beyond, products of C x C cost more than fewer turns save
+LARGEST_CHUNK = 32  # beyond, products of C x C cost more than fewer iterations save
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meeting:
-    """What the tokens of a chunk do not meet, where a row holds several segment_ids."""
+class SegmentMasks:
+    """Boolean masks of the tokens of a chunk, for rows that hold several segments."""
 
-    apart_B1CC: Tensor  # each other: they belong to different documents
-    fresh_B1C1: Tensor  # the state before the chunk
-    over_B1C1: Tensor  # the state after it
+    different_segment_B1CC: Tensor  # pairs of tokens in different segments
+    after_first_segment_B1C1: Tensor  # tokens that do not see the state before the chunk
+    before_last_segment_B1C1: Tensor  # tokens that do not write to the state after it
 
 
 def linear_recurrence(
@@ -73,8 +71,8 @@ def linear_recurrence(
 
     state, reads = _first(state_BHKV, (B, H, K, V), v_BTHV), []
     parts = zip(*(x.split(chunk, 1) for x in tokens), strict=True)
-    for part, meeting in zip(parts, _meetings(segment_ids, T, chunk), strict=True):
-        o_BCHV, state = one_chunk(*part, state=state, meeting=meeting)
+    for part, masks in zip(parts, _segment_masks(segment_ids, T, chunk), strict=True):
+        o_BCHV, state = one_chunk(*part, state=state, masks=masks)
         reads.append(o_BCHV)
     return torch.cat(reads, 1)[:, :T].to(v_BTHV.dtype), state
 
@@ -87,21 +85,21 @@ def _chunk_by_head(
     beta_BCH: Tensor | None = None,
     *,
     state: Tensor,
-    meeting: Meeting | None,
+    masks: SegmentMasks | None,
 ) -> tuple[Tensor, Tensor]:
     heads = (q_BCGK.shape[2], v_BCHV.shape[2] // q_BCGK.shape[2])
     state_BGRKV = state.unflatten(1, heads)
     q_BGCK, k_BGCK = q_BCGK.transpose(1, 2), k_BCGK.transpose(1, 2)
     v_BGRCV = v_BCHV.unflatten(2, heads).permute(0, 2, 3, 1, 4)
-    decay_BGRC = decay_BCH.clamp(min=STRONGEST_DECAY).unflatten(2, heads).permute(0, 2, 3, 1)
+    decay_BGRC = decay_BCH.clamp(min=MIN_LOG_DECAY_PER_HEAD).unflatten(2, heads).permute(0, 2, 3, 1)
     sum_BGRC = decay_BGRC.cumsum(-1)
     from_start_BGRC1 = sum_BGRC.exp()[..., None]
     # exponents only as differences, masked before exp: e^{-G_j} alone overflows
     gap_BGRCC = sum_BGRC[..., :, None] - sum_BGRC[..., None, :]
     hidden = torch.ones(gap_BGRCC.shape[-2:], dtype=torch.bool, device=gap_BGRCC.device).triu(1)
-    if meeting is not None:
-        hidden = hidden | meeting.apart_B1CC[:, None]
-        from_start_BGRC1 = from_start_BGRC1.masked_fill(meeting.fresh_B1C1[:, None], 0)
+    if masks is not None:
+        hidden = hidden | masks.different_segment_B1CC[:, None]
+        from_start_BGRC1 = from_start_BGRC1.masked_fill(masks.after_first_segment_B1C1[:, None], 0)
     D_BGRCC = gap_BGRCC.masked_fill(hidden, -torch.inf).exp()
     to_end_BGRC1 = D_BGRCC[..., -1, :, None]
 
@@ -126,13 +124,13 @@ def _chunk_by_channel(
     beta_BCH: Tensor | None = None,
     *,
     state: Tensor,
-    meeting: Meeting | None,
+    masks: SegmentMasks | None,
 ) -> tuple[Tensor, Tensor]:
     q, k, v, decay = (x.transpose(1, 2) for x in (q_BCHK, k_BCHK, v_BCHV, decay_BCHK))
-    sum_BHCK = decay.clamp(min=STRONGEST_CHANNEL_DECAY).cumsum(-2)
-    from_start, to_end = _from_start(sum_BHCK, meeting), _to_end(sum_BHCK, meeting)
+    sum_BHCK = decay.clamp(min=MIN_LOG_DECAY_PER_CHANNEL).cumsum(-2)
+    from_start, to_end = _from_start(sum_BHCK, masks), _to_end(sum_BHCK, masks)
     rows = [q] if beta_BCH is None else [q, k]
-    A, *P = _met(_products(torch.stack(rows), k[None], sum_BHCK)[:, 0], meeting)
+    A, *P = _within_segments(_products(torch.stack(rows), k[None], sum_BHCK)[:, 0], masks)
     if beta_BCH is not None:
         beta_BHC1 = beta_BCH.mT[..., None]
         v = _solve(beta_BHC1 * P[0], beta_BHC1 * (v - (k * from_start) @ state))
@@ -159,15 +157,15 @@ def rwkv7_recurrence(
     tokens, segment_ids, chunk = _even(tokens, segment_ids, chunk)
     state, reads = _first(state_BHKV, (B, H, K, V), v_BTHV), []
     parts = zip(*(x.transpose(1, 2).split(chunk, 2) for x in tokens), strict=True)
-    for (r, w, k, v, a, b), meeting in zip(parts, _meetings(segment_ids, T, chunk), strict=True):
-        sum_BHCK = w.clamp(min=STRONGEST_CHANNEL_DECAY).cumsum(-2)
-        from_start, to_end = _from_start(sum_BHCK, meeting), _to_end(sum_BHCK, meeting)
+    for (r, w, k, v, a, b), masks in zip(parts, _segment_masks(segment_ids, T, chunk), strict=True):
+        sum_BHCK = w.clamp(min=MIN_LOG_DECAY_PER_CHANNEL).cumsum(-2)
+        from_start, to_end = _from_start(sum_BHCK, masks), _to_end(sum_BHCK, masks)
         # a_t reads what token t - 1 left: as a row of that token it decays as r does
         earlier_a = F.pad(a[..., 1:, :], (0, 0, 0, 1))
         of_r, of_a = _products(torch.stack([r, earlier_a]), torch.stack([k, b]), sum_BHCK)
-        A_rk, A_rb = _met(of_r, meeting)
-        A_ak, A_ab = _met(_next_row(of_a), meeting)
-        known = (a * _from_start(_next_row(sum_BHCK), meeting)) @ state
+        A_rk, A_rb = _within_segments(of_r, masks)
+        A_ak, A_ab = _within_segments(_next_row(of_a), masks)
+        known = (a * _from_start(_next_row(sum_BHCK), masks)) @ state
         p = _solve(-A_ab, known + A_ak @ v)
         reads.append(((r * from_start) @ state + A_rk @ v + A_rb @ p).transpose(1, 2))
         written = (k * to_end).mT @ v + (b * to_end).mT @ p
@@ -182,7 +180,7 @@ def channel_scan(
     *,
     segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """About sqrt(T) blocks of sqrt(T) tokens: all blocks from zero at once, then what each receives."""
+    """About sqrt(T) blocks of sqrt(T) tokens, all from zero; then their initial states."""
     wide, (B, T, N) = _wide(x_BTN), x_BTN.shape
     size = math.isqrt(T - 1) + 1
     keep = decay_BTN.to(wide).exp()
@@ -227,7 +225,7 @@ def selective_scan(
 
 
 class Selective(torch.autograd.Function):
-    """(y_BTN, state_BNS), BLOCK tokens at a time; the backward forms their states again.
+    """(y_BTN, state_BNS), BLOCK tokens at a time; the backward recomputes their states.
 
     With a_t = e^{dt_t A}, u = dt x and dh_t = C_t dy_t^T + a_{t+1} dh_{t+1},
 
@@ -282,7 +280,7 @@ class Selective(torch.autograd.Function):
 
 
 def _blocks(*inputs_BT: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """BLOCK tokens of each after the other, tokens first; None stays None."""
+    """Each input in blocks of BLOCK tokens [C, B, ...], one tuple per block; None stays None."""
     parts = (
         repeat(None) if x is None else x.transpose(0, 1).contiguous().split(BLOCK)
         for x in inputs_BT
@@ -298,7 +296,7 @@ def _states(
     begins_CB: Tensor | None,
     state_BSN: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(what is kept, the states) of each token, [C, B, S, N]: few states, many channels."""
+    """(decay factors, states) of each token, [C, B, S, N]: few states, many channels."""
     kept = (dt_CBN[:, :, None] * (math.log2(math.e) * A_SN)).exp2_()  # a third of exp's time
     if begins_CB is not None:
         kept.masked_fill_(begins_CB[..., None, None], 0)
@@ -310,11 +308,11 @@ def _states(
 
 
 def _products(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
-    """A[x, y]_ij = sum_k rows[x]_ik columns[y]_jk e^{G_ik - G_jk} for j <= i, else 0, with G = `sums`.
+    """A[x, y]_ij = sum_k rows[x]_ik columns[y]_jk e^{G_ik - G_jk} for j <= i, else 0; G is `sums`.
 
-    rows [X, ..., C, K], columns [Y, ..., C, K]. Blocks on the diagonal take their exponents from
-    their middle; then blocks are joined two by two, the square between them taking its own from
-    the end of the first: so no exponent there is above zero.
+    rows [X, ..., C, K], columns [Y, ..., C, K]. Exponents of the BLOCK-sized blocks on the diagonal
+    are relative to their middle; then blocks are joined two by two, the square between them
+    relative to the end of the first, so that no exponent there is positive.
     """
     size = BLOCK
     blocks_of_sums = sums.unflatten(-2, (-1, size))
@@ -337,7 +335,7 @@ def _products(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
 def _even(
     tokens: list[Tensor], segment_ids: Tensor | None, chunk: int
 ) -> tuple[list[Tensor], Tensor | None, int]:
-    """Whole chunks of 2^n tokens, as `_products` wants them: zeros neither decay nor write a state."""
+    """Inputs padded with zeros, which neither decay nor write, to whole chunks of 2^n tokens."""
     T = tokens[0].shape[1]
     chunk = min(chunk, max(BLOCK, 1 << (T - 1).bit_length()))
     extra = -T % chunk
@@ -347,7 +345,7 @@ def _even(
     return tokens, segment_ids, chunk
 
 
-def _meetings(segment_ids: Tensor | None, T: int, chunk: int) -> Iterator[Meeting | None]:
+def _segment_masks(segment_ids: Tensor | None, T: int, chunk: int) -> Iterator[SegmentMasks | None]:
     for start in range(0, T, chunk):
         if segment_ids is None:
             yield None
@@ -356,33 +354,35 @@ def _meetings(segment_ids: Tensor | None, T: int, chunk: int) -> Iterator[Meetin
             segment_ids[:, start : start + chunk],
             segment_ids[:, max(start - 1, 0), None],
         )
-        yield Meeting(
-            apart_B1CC=(of_BC[:, :, None] != of_BC[:, None, :])[:, None],
-            fresh_B1C1=(of_BC != before_B1)[:, None, :, None],
-            over_B1C1=(of_BC != of_BC[:, -1:])[:, None, :, None],
+        yield SegmentMasks(
+            different_segment_B1CC=(of_BC[:, :, None] != of_BC[:, None, :])[:, None],
+            after_first_segment_B1C1=(of_BC != before_B1)[:, None, :, None],
+            before_last_segment_B1C1=(of_BC != of_BC[:, -1:])[:, None, :, None],
         )
 
 
 def _begins(segment_ids: Tensor) -> Tensor:
-    """Whether a token begins a document and finds another's state."""
+    """Whether a token starts a segment, other than the first of its row."""
     return segment_ids != torch.cat([segment_ids[:, :1], segment_ids[:, :-1]], 1)
 
 
-def _met(products: Tensor, meeting: Meeting | None) -> Tensor:
-    return products if meeting is None else products.masked_fill(meeting.apart_B1CC, 0)
+def _within_segments(products: Tensor, masks: SegmentMasks | None) -> Tensor:
+    return products if masks is None else products.masked_fill(masks.different_segment_B1CC, 0)
 
 
-def _from_start(sums: Tensor, meeting: Meeting | None) -> Tensor:
-    return sums.exp() if meeting is None else sums.exp().masked_fill(meeting.fresh_B1C1, 0)
+def _from_start(sums: Tensor, masks: SegmentMasks | None) -> Tensor:
+    return (
+        sums.exp() if masks is None else sums.exp().masked_fill(masks.after_first_segment_B1C1, 0)
+    )
 
 
-def _to_end(sums: Tensor, meeting: Meeting | None) -> Tensor:
+def _to_end(sums: Tensor, masks: SegmentMasks | None) -> Tensor:
     decayed = (sums[..., -1:, :] - sums).exp()
-    return decayed if meeting is None else decayed.masked_fill(meeting.over_B1C1, 0)
+    return decayed if masks is None else decayed.masked_fill(masks.before_last_segment_B1C1, 0)
 
 
 def _next_row(x: Tensor) -> Tensor:
-    """Row i takes what stood in row i - 1; the first is zero."""
+    """x shifted down by one row; the first is zero."""
     return F.pad(x[..., :-1, :], (0, 0, 1, 0))
 
 

@@ -1,9 +1,9 @@
-"""What the tokens of a chunk have to do with each other, in Triton: all chunks at once."""
+"""Attention matrix within each chunk, and the inverse of the delta rule (Triton)."""
 
-# B batch, T tokens, C tokens of a chunk, G key heads, H value heads, K key width
+# B batch, T tokens, C tokens per chunk, G key heads, H value heads, K key width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -14,7 +14,7 @@ from .tiles import channel_sums, decayed, level, unit_lower_inverse, within
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def intra(
+def fwd_intra(
     q_ptr,
     e_ptr,
     k_ptr,
@@ -29,8 +29,10 @@ def intra(
     tokens,
     heads,
     scale,
-    DECAY: tl.constexpr,
-    DELTA: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
+    USE_CHANNEL_DECAY: tl.constexpr,
+    USE_DELTA_RULE: tl.constexpr,
+    IS_RWKV7: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
     INVERT: tl.constexpr,
     K: tl.constexpr,
@@ -40,14 +42,16 @@ def intra(
     C: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """A = scale lower(q k^T . D), and with DELTA P = strictly lower(e k^T . D), or INVERTed: its unit
-    lower inverse, (I + P beta)^{-1} with DELTA 1, where e = k, and (I + P)^{-1} with DELTA 2.
+    """Linear recurrence, forward within chunks: attention matrix A, and P of the delta rule.
 
-    D_ij = e^{G_i - G_j}, for the rows e of DELTA 2 e^{G_i - g_i - G_j}; with a decay for each channel
-    it stands inside the product (`level`).
-    A program takes one chunk of one head. FLOPs: 2 C^2 K, with DELTA twice that, 20 C^3 / 3 more to
-    invert; with a decay for each channel LEVELS times the products. Bytes per token and head, b to
-    an element: 2 K b, 4 for each decay, and 2 C b written.
+    A = scale lower(q k^T . D) and P = strictly lower(e k^T . D), e being k for the delta rule and
+    -a for RWKV-7. With INVERT P is replaced by its unit lower inverse: (I + P beta)^{-1} for the
+    delta rule, (I + P)^{-1} for RWKV-7 (the WY form of arXiv 2406.06484, section 3.2).
+    D_ij = e^{G_i - G_j}, for RWKV-7's rows e e^{G_i - g_i - G_j}; a decay per channel is weighted
+    inside the product (`level`).
+    A program takes one chunk of one head. FLOPs: 2 C^2 K, twice that with P, 20 C^3 / 3 more to
+    invert; with a decay per channel LEVELS times the products. Bytes per token and head, b per
+    element: 2 K b, 4 per decay, and 2 C b written.
     """
     chunks = tl.cdiv(tokens, C)
     chunk = tl.program_id(0).to(tl.int64)
@@ -56,29 +60,29 @@ def intra(
     h = tl.program_id(1)
     i = tl.arange(0, C)
     token = b * tokens + start
-    in_text = start + i < tokens
+    in_sequence = start + i < tokens
     dtype = k_ptr.dtype.element_ty
 
     A = tl.zeros([C, C], tl.float32)
     P = tl.zeros([C, C], tl.float32)
     for d0 in range(0, K, BK):
         d = d0 + tl.arange(0, BK)
-        inside = in_text[:, None] & (d[None, :] < K)
+        inside = in_sequence[:, None] & (d[None, :] < K)
         of_head = h // R * K + d[None, :]
         q = q_ptr + token * q_stride + (i[:, None] * q_stride + of_head)
         k = k_ptr + token * k_stride + (i[:, None] * k_stride + of_head)
         q = tl.load(q, mask=inside, other=0.0)
         k = tl.load(k, mask=inside, other=0.0)
-        if DELTA == 2:
+        if IS_RWKV7:
             e = e_ptr + token * e_stride + (i[:, None] * e_stride + of_head)
             e = tl.load(e, mask=inside, other=0.0)
         else:
             e = k
-        if DECAY == 2:
+        if USE_CHANNEL_DECAY:
             in_head = (d < K)[None, :]
             sums = sum_ptr + (token * heads + h) * K + d[None, :]
             G = channel_sums(sums, i, tokens - start, heads * K, in_head)
-            if DELTA == 2:
+            if IS_RWKV7:
                 has_past = in_head & (i > 0)[:, None]
                 G_e = channel_sums(sums, i - 1, tokens - start, heads * K, has_past)
             else:
@@ -90,27 +94,37 @@ def intra(
                 column = tl.trans((k * decayed(border - G, columns)).to(dtype))
                 met = tl.dot(q_row, column, input_precision=PRECISION)
                 A += tl.where(pairs, met, 0.0)
-                if DELTA:
+                if USE_DELTA_RULE or IS_RWKV7:
                     e_row = (e * decayed(G_e - border, rows)).to(dtype)
                     met = tl.dot(e_row, column, input_precision=PRECISION)
                     P += tl.where(pairs, met, 0.0)
         else:
             column = tl.trans(k)
             A = tl.dot(q, column, A, input_precision=PRECISION)
-            if DELTA:
+            if USE_DELTA_RULE or IS_RWKV7:
                 P = tl.dot(e, column, P, input_precision=PRECISION)
 
     D = within(
-        sum_ptr, segment_ids_ptr, b, h, start, tokens, heads, DECAY, USE_SEGMENT_IDS, False, C
+        sum_ptr,
+        segment_ids_ptr,
+        b,
+        h,
+        start,
+        tokens,
+        heads,
+        USE_SCALAR_DECAY,
+        USE_SEGMENT_IDS,
+        False,
+        C,
     )
     of_head = (token * heads + h) * C
     at = i[:, None] * (heads * C) + i[None, :]
-    tl.store(A_ptr + of_head + at, (scale * A * D).to(dtype), mask=in_text[:, None])
-    if DELTA:
+    tl.store(A_ptr + of_head + at, (scale * A * D).to(dtype), mask=in_sequence[:, None])
+    if USE_DELTA_RULE or IS_RWKV7:
         P = tl.where(i[:, None] > i[None, :], P * D, 0.0)
-        if DELTA == 1:
+        if USE_DELTA_RULE:
             beta = beta_ptr + token * heads + h + i * heads
-            P *= tl.load(beta, mask=in_text, other=0.0)[None, :]
+            P *= tl.load(beta, mask=in_sequence, other=0.0)[None, :]
         if INVERT:
             P = unit_lower_inverse(P, C, PRECISION)
-        tl.store(P_ptr + of_head + at, P.to(dtype), mask=in_text[:, None])
+        tl.store(P_ptr + of_head + at, P.to(dtype), mask=in_sequence[:, None])

@@ -1,9 +1,9 @@
-"""Running sums of decays inside chunks in Triton, and the queries and keys that they weight."""
+"""Cumulative sums of decays within chunks, and queries and keys weighted by them (Triton)."""
 
-# B batch, T tokens, C tokens of a chunk, H value heads, K key width
+# B batch, T tokens, C tokens per chunk, H value heads, K key width
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -15,7 +15,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit(do_not_specialize=["tokens"])
 def head_gate(decay_ptr, sum_ptr, tokens, heads, floor, C: tl.constexpr, BH: tl.constexpr):
-    """G = log2(e) cumulative sum of max(g, floor) over the tokens of each chunk.
+    """Scalar decay, cumulative sums: G = log2(e) cumsum(max(g, floor)) over each chunk.
 
     A program takes one chunk of BH heads. Bytes per token and head: 8.
     """
@@ -49,17 +49,19 @@ def channel_gate(
     tokens,
     heads,
     floor,
-    DELTA: tl.constexpr,
+    USE_DELTA_RULE: tl.constexpr,
+    IS_RWKV7: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """G as above for each channel, and what `scan` would weigh once for each block of values:
+    """Channel decay, cumulative sums G per channel, and the queries and keys weighted by them:
 
-    q^ = q e^G and k_ = k e^{G_C - G}; with DELTA 1 also k^ = k e^G; with DELTA 2 e^ = e e^{G - g} of
-    the sum before the token, and b_ = b e^{G_C - G}.
-    A program takes one chunk of BK channels of a head. Bytes per token and channel, b to an element:
-    8 + 4 b, with DELTA 1 8 + 5 b, with DELTA 2 8 + 8 b.
+    q^ = q e^G and k_ = k e^{G_C - G}; for the delta rule also k^ = k e^G; for RWKV-7
+    e^ = e e^{G - g} (the sum before the token) and b_ = b e^{G_C - G}. `fwd_state` and `bwd_state`
+    read these, once per block of values.
+    A program takes one chunk of BK channels of a head. Bytes per token and channel, b per element:
+    8 + 4 b, delta rule 8 + 5 b, RWKV-7 8 + 8 b.
     """
     chunks = tl.cdiv(tokens, C)
     chunk = tl.program_id(0).to(tl.int64)
@@ -82,10 +84,10 @@ def channel_gate(
     k = tl.load(k_ptr + row * k_stride + of_head, mask=inside, other=0.0)
     tl.store(q_in_ptr + at, (q * tl.exp2(G)).to(dtype), mask=inside)
     tl.store(k_out_ptr + at, (k * to_end).to(dtype), mask=inside)
-    if DELTA == 1:
+    if USE_DELTA_RULE:
         tl.store(e_in_ptr + at, (k * tl.exp2(G)).to(dtype), mask=inside)
-    if DELTA == 2:
+    if IS_RWKV7:
         e = tl.load(e_ptr + row * e_stride + of_head, mask=inside, other=0.0)
         tl.store(e_in_ptr + at, (e * tl.exp2(G - g)).to(dtype), mask=inside)
-        second = tl.load(b_ptr + row * b_stride + of_head, mask=inside, other=0.0)
-        tl.store(b_out_ptr + at, (second * to_end).to(dtype), mask=inside)
+        b_key = tl.load(b_ptr + row * b_stride + of_head, mask=inside, other=0.0)
+        tl.store(b_out_ptr + at, (b_key * to_end).to(dtype), mask=inside)

@@ -1,8 +1,8 @@
-"""One token of the recurrences in Triton; the meaning is `step` and `rwkv7_recurrence_step` in reference.py."""
+"""One-token steps of the recurrences for decoding (Triton); defined in reference.py."""
 
 # B batch, G key heads, H value heads, K key width, V value width
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false, reportArgumentType=false
 
 import torch
@@ -35,17 +35,19 @@ def linear_recurrence_step_kernel(
     beta_stride,
     heads,
     scale,
-    DECAY: tl.constexpr,
-    DELTA: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
+    USE_CHANNEL_DECAY: tl.constexpr,
+    USE_DELTA_RULE: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
     R: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """S <- e^g S; v' = v, or beta (v - S^T k); S <- S + k v'^T; o = scale S^T q.
+    """Linear recurrence, one token: S <- e^g S; v' = v, or for the delta rule beta (v - S^T k);
+    S <- S + k v'^T; o = scale S^T q.
 
-    A program takes BV values of one head. Bytes per head, s to an element of the state: 2 s K V.
+    A program takes BV values of one head. Bytes per head, s per element of the state: 2 s K V.
     """
     head = tl.program_id(0).to(tl.int64)
     b = head // heads
@@ -60,12 +62,12 @@ def linear_recurrence_step_kernel(
     v = tl.load(v_ptr + b * v_stride + h * V + e, mask=e < V, other=0.0).to(tl.float32)
     S = tl.load(S_ptr + at, mask=inside, other=0.0).to(tl.float32)
 
-    if DECAY == 1:
+    if USE_SCALAR_DECAY:
         S *= tl.exp2(tl.load(decay_ptr + b * decay_stride + h).to(tl.float32) * LOG2_E)
-    if DECAY == 2:
+    if USE_CHANNEL_DECAY:
         g = tl.load(decay_ptr + b * decay_stride + h * K + d, mask=d < K, other=0.0).to(tl.float32)
         S *= tl.exp2(g * LOG2_E)[:, None]
-    if DELTA:
+    if USE_DELTA_RULE:
         beta = tl.load(beta_ptr + b * beta_stride + h).to(tl.float32)
         v = beta * (v - tl.sum(k[:, None] * S, 0))
     S += k[:, None] * v[None, :]
@@ -96,9 +98,9 @@ def rwkv7_recurrence_step_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """S <- e^w S + b (a^T S) + k v^T; o = S^T r.
+    """RWKV-7, one token: S <- e^w S + b (a^T S) + k v^T; o = S^T r.
 
-    A program takes BV values of one head. Bytes per head, s to an element of the state: 2 s K V.
+    A program takes BV values of one head. Bytes per head, s per element of the state: 2 s K V.
     """
     head = tl.program_id(0).to(tl.int64)
     batch = head // heads
@@ -157,8 +159,9 @@ def linear_recurrence_step_launch(
             "beta_stride": 0 if beta_BH is None else beta_BH.stride(0),
             "heads": H,
             "scale": scale,
-            "DECAY": 0 if decay is None else max(1, decay.dim() - 1),
-            "DELTA": beta_BH is not None,
+            "USE_SCALAR_DECAY": decay is not None and decay.dim() < 3,
+            "USE_CHANNEL_DECAY": decay is not None and decay.dim() == 3,
+            "USE_DELTA_RULE": beta_BH is not None,
             "K": K,
             "V": V,
             "R": H // G,
@@ -180,7 +183,7 @@ def rwkv7_recurrence_step_launch(
     o_BHV: Tensor,
 ) -> Launch:
     (B, H, V), K = v_BHV.shape, r_BHK.shape[2]
-    config = config_for(arch, "step", "two", v_BHV.dtype, K, V)
+    config = config_for(arch, "step", "rwkv7", v_BHV.dtype, K, V)
     inputs = {"r": r_BHK, "w": w_BHK, "k": k_BHK, "v": v_BHV, "a": a_BHK, "b": b_BHK}
     return Launch(
         kernel=rwkv7_recurrence_step_kernel,
@@ -199,7 +202,7 @@ def rwkv7_recurrence_step_launch(
     )
 
 
-@torch.library.custom_op("archfront::recurrent_step", mutates_args=("state_BHKV",))
+@torch.library.custom_op("archfront::linear_recurrence_step", mutates_args=("state_BHKV",))
 def linear_recurrence_step_op(
     q_BGK: Tensor,
     k_BGK: Tensor,
@@ -216,7 +219,7 @@ def linear_recurrence_step_op(
 
 
 @linear_recurrence_step_op.register_fake
-def _read(
+def _fake_step(
     q_BGK: Tensor,
     k_BGK: Tensor,
     v_BHV: Tensor,
@@ -228,7 +231,7 @@ def _read(
     return v_BHV.new_empty(v_BHV.shape)
 
 
-@torch.library.custom_op("archfront::recurrent_step_rwkv7", mutates_args=("state_BHKV",))
+@torch.library.custom_op("archfront::rwkv7_recurrence_step", mutates_args=("state_BHKV",))
 def rwkv7_recurrence_step_op(
     r_BHK: Tensor,
     w_BHK: Tensor,
@@ -245,7 +248,7 @@ def rwkv7_recurrence_step_op(
 
 
 @rwkv7_recurrence_step_op.register_fake
-def _read_rwkv7(
+def _fake_rwkv7_step(
     r_BHK: Tensor,
     w_BHK: Tensor,
     k_BHK: Tensor,
@@ -297,10 +300,10 @@ def rwkv7_recurrence_step(
 
 
 def _require(q_BGK: Tensor, v_BHV: Tensor, state_BHKV: Tensor) -> tuple[int, int, int]:
-    """Asks what every step needs; gives B, H and K."""
+    """Check what both steps require of q, v and state; return B, H and K."""
     require_device(v_BHV)
-    law = "q and v must be of shape [B, heads, width]"
-    require(v_BHV.dim() == q_BGK.dim() == 3, law, q=q_BGK.shape, v=v_BHV.shape)
+    constraint = "q and v must be of shape [B, heads, width]"
+    require(v_BHV.dim() == q_BGK.dim() == 3, constraint, q=q_BGK.shape, v=v_BHV.shape)
     (B, H, V), K = v_BHV.shape, q_BGK.shape[2]
     require(K <= WIDEST_KEY, f"keys must be at most {WIDEST_KEY} wide", K=K)
     require_short("v", v_BHV)

@@ -1,4 +1,4 @@
-"""What the recurrent kernels ask of their inputs."""
+"""Input checks of the recurrent kernels."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,10 @@ from ..requirements import require, require_float
 
 
 def require_rows(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor, axes: int) -> None:
-    """Floats of `shape` beside `like`; a row is what stands behind the first `axes` axes.
+    """Raise Unsupported unless x is floating-point, of `shape`, not empty, on the device of `like`.
 
-    What a row holds lies together, and the rows lie at one distance: `row_stride`.
+    A row is what follows the first `axes` axes: it must be contiguous, and rows evenly spaced, at
+    `row_stride`.
     """
     require_float(x, name)
     require(
@@ -20,12 +21,12 @@ def require_rows(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor, axe
     )
     row = x[(0,) * axes]
     even = axes < 2 or 1 in shape[:2] or x.stride(0) == shape[1] * x.stride(1)
-    law = f"a row of {name} must lie together, and its rows at one distance"
-    require(row.is_contiguous() and even, law, shape=shape, strides=x.stride())
+    constraint = f"a row of {name} must be contiguous, and its rows evenly spaced"
+    require(row.is_contiguous() and even, constraint, shape=shape, strides=x.stride())
 
 
 def row_stride(x_BT: Tensor) -> int:
-    """The distance of a token of x [B, T, ...] from the next, be it of the next text."""
+    """Elements from a token of x [B, T, ...] to the next one, or to the next row's first."""
     return x_BT.stride(0) if x_BT.shape[1] == 1 else x_BT.stride(1)
 
 
@@ -36,12 +37,13 @@ def require_whole(
     dtypes: tuple[torch.dtype, ...],
     like: Tensor,
 ) -> None:
-    """None, or contiguous, of one of `dtypes`, and of `shape`, beside `like`."""
+    """Raise Unsupported unless x is None, or contiguous, of `shape`, a dtype and like's device."""
     if x is None:
         return
     require(
         x.shape == shape and x.dtype in dtypes and x.device == like.device and x.is_contiguous(),
-        f"{name} must be contiguous, {' or '.join(map(str, dtypes))}, of shape {shape}, on {like.device}",
+        f"{name} must be contiguous, {' or '.join(map(str, dtypes))}, of shape {shape}, "
+        f"on {like.device}",
         shape=tuple(x.shape),
         strides=x.stride(),
         dtype=x.dtype,
@@ -50,6 +52,6 @@ def require_whole(
 
 
 def require_short(name: str, x: Tensor) -> None:
-    """float32 or bfloat16: states and weights of a chunk are beyond what float16 holds."""
+    """Raise Unsupported unless x is float32 or bfloat16: chunk states exceed float16."""
     dtypes = (torch.float32, torch.bfloat16)
     require(x.dtype in dtypes, f"{name} must be float32 or bfloat16", dtype=x.dtype)

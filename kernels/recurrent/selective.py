@@ -1,8 +1,8 @@
-"""Mamba-1's selective scan in Triton; the meaning is `selective_scan` in reference.py."""
+"""Mamba-1's selective scan, `selective_scan` of reference.py (Triton)."""
 
-# B batch, T tokens, N channels, S states of a channel, P programs over channels, L blocks of tokens
+# B batch, T tokens, N channels, S states per channel, P programs over channels, L blocks of tokens
 
-# Triton takes an annotation on a kernel's argument for its type at run time; the tuples that grow
+# Triton reads an annotation on a kernel's argument as its type at run time; the tuples that grow
 # as it unrolls have no type outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
@@ -27,7 +27,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def renewed(h, x, dt, A, B, new, USE_SEGMENT_IDS: tl.constexpr):
-    """(h, its kept share) after a token: e^{dt A} h + dt x B^T, nothing kept of another document."""
+    """(e^{dt A} h + dt x B^T, e^{dt A}) for the next token; e^{dt A} is 0 at a segment start."""
     kept = tl.exp2(dt[:, None] * A * LOG2_E)
     if USE_SEGMENT_IDS:
         kept = tl.where(new, 0.0, kept)
@@ -61,10 +61,11 @@ def selective_forward(
     BS: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """h <- e^{dt A} h + dt x B^T and y = h C + D x, token after token of BN channels.
+    """Selective scan, forward: h <- e^{dt A} h + dt x B^T and y = h C + D x.
 
-    SAVE keeps h before each UNROLL tokens: the backward forms the others anew.
-    Bytes per token and channel, b to an element: 3 b and with SAVE 4 S / UNROLL.
+    A program loops over the tokens of BN channels. SAVE stores h before each UNROLL tokens: the
+    backward recomputes the others.
+    Bytes per token and channel, b per element: 3 b and with SAVE 4 S / UNROLL.
     """
     b = tl.program_id(0).to(tl.int64)
     first, end = b * tokens, (b + 1) * tokens
@@ -135,13 +136,16 @@ def selective_backward(
     BS: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """With a_t = e^{dt_t A} and dh_t = dy_t C_t^T + a_{t+1} dh_{t+1}, block after block backwards:
+    """Selective scan, backward, over blocks of tokens from the last to the first.
+
+    With a_t = e^{dt_t A} and dh_t = dy_t C_t^T + a_{t+1} dh_{t+1}:
 
     dx = D dy + dt sum_s(dh B)      dA = sum_t dt dh a h_{t-1}      dC_t = sum_n dy h
     ddt = sum_s dh (A a h_{t-1} + x B)      dB_t = sum_n dt x dh    dD = sum_t dy x
 
-    A program leaves its own share of dA, dD of its row, and of dB and dC of its channels. Bytes per
-    token and channel, b to an element: 5 b + 4 S / UNROLL + 8 S / BN.
+    A program writes its own partial sums of dA and dD over its row, and of
+    dB and dC over its channels. Bytes per
+    token and channel, b per element: 5 b + 4 S / UNROLL + 8 S / BN.
     """
     b = tl.program_id(0).to(tl.int64)
     first, end = b * tokens, (b + 1) * tokens
@@ -203,7 +207,7 @@ def selective_backward(
 
 
 class Gradients(NamedTuple):
-    """Of x, dt, A, B, C, D and the initial state, the middle four in shares that add up."""
+    """Gradients of x, dt, A, B, C, D and the initial state; A to D as partial sums."""
 
     dx_BTN: Tensor
     ddt_BTN: Tensor
@@ -403,7 +407,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, dy_BTN: Tensor, dfinal_BNS: Tensor, _: Tensor) -> tuple[Any, ...]:
-    # autograd may hand over an expanded gradient; the kernel's are contiguous
+    # autograd may pass an expanded gradient; the kernel's are contiguous
     *gradients, dinitial = selective_backward_op(
         dy_BTN.contiguous(), dfinal_BNS.contiguous(), *ctx.saved_tensors
     )
@@ -425,8 +429,8 @@ def selective_scan(
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     require_device(x_BTN)
-    law = "x must be of shape [B, T, N] and A of shape [N, S]"
-    require(x_BTN.dim() == 3 and A_NS.dim() == 2, law, x=x_BTN.shape, A=A_NS.shape)
+    constraint = "x must be of shape [B, T, N] and A of shape [N, S]"
+    require(x_BTN.dim() == 3 and A_NS.dim() == 2, constraint, x=x_BTN.shape, A=A_NS.shape)
     (B, T, N), S = x_BTN.shape, A_NS.shape[1]
     require(S <= MOST_STATES, f"a channel has at most {MOST_STATES} states", S=S)
     for name, y in {"x": x_BTN, "dt": dt_BTN}.items():

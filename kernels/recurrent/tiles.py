@@ -1,15 +1,18 @@
-"""What the chunk kernels share on the device: decays between the tokens of a chunk, and an inverse.
+"""Device functions of the chunk kernels: decays between the tokens of a chunk, and an inverse.
 
-Sums of decays, G, are exponents of two, from the start of each chunk, each token included; a token
-past the end of the text has the last one's sum. Exponents are formed as differences and hidden
-before `exp2`: e^{-G} alone overflows, and so does the decay from a later token to an earlier one.
-DECAY is 0 without decay, 1 with one for a head, 2 with one for each of its channels.
+G, the cumulative sum of decays from the start of each chunk, own token included, is kept as an
+exponent of two; a token past the end of the sequence has the last one's sum. Exponents are formed
+as differences and masked before `exp2`: e^{-G} alone overflows, and so does the decay from a later
+token to an earlier one.
+USE_SCALAR_DECAY: one decay per head and token. USE_CHANNEL_DECAY: one per channel of the key too.
+USE_DELTA_RULE: writes are corrected by what the state holds, with beta. IS_RWKV7: a correction and
+a write with keys of their own. At most one of each pair is set.
 """
 
-# C tokens of a chunk, K channels of a tile
+# C tokens per chunk, K channels per tile
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false
 
@@ -18,9 +21,9 @@ import triton.language as tl
 
 
 @triton.jit
-def head_sums(sum_ptr, b, h, start, tokens, heads, DECAY: tl.constexpr, C: tl.constexpr):
-    """(G_C, G of the chunk's last token) of one head; zeros where it has no decay of its own."""
-    if DECAY == 1:
+def head_sums(sum_ptr, b, h, start, tokens, heads, USE_SCALAR_DECAY: tl.constexpr, C: tl.constexpr):
+    """(G_C, G of the chunk's last token) of one head; zeros without USE_SCALAR_DECAY."""
+    if USE_SCALAR_DECAY:
         of_chunk = sum_ptr + (b * tokens + start) * heads + h
         last = tl.minimum(C, tokens - start) - 1
         G = tl.load(of_chunk + tl.minimum(tl.arange(0, C), last) * heads)
@@ -40,16 +43,16 @@ def edges(
     start,
     tokens,
     heads,
-    DECAY: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
     C: tl.constexpr,
 ):
-    """(from_start_C, to_end_C, through): what token i sees of the state before the chunk, what the
-    state after it keeps of token i's write, and of the state before.
+    """(from_start_C, to_end_C, through): decays from the chunk's start to token i, from token i to
+    the chunk's end, and over the whole chunk; 0 across a segment boundary.
 
-    With a decay for each channel only the documents speak: 0 or 1.
+    Without USE_SCALAR_DECAY they are the segment masks alone, 0 or 1.
     """
-    G, G_last = head_sums(sum_ptr, b, h, start, tokens, heads, DECAY, C)
+    G, G_last = head_sums(sum_ptr, b, h, start, tokens, heads, USE_SCALAR_DECAY, C)
     from_start, to_end, through = tl.exp2(G), tl.exp2(G_last - G), tl.exp2(G_last)
     if USE_SEGMENT_IDS:
         row = segment_ids_ptr + b * tokens
@@ -71,17 +74,17 @@ def within(
     start,
     tokens,
     heads,
-    DECAY: tl.constexpr,
+    USE_SCALAR_DECAY: tl.constexpr,
     USE_SEGMENT_IDS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     C: tl.constexpr,
 ):
-    """D_CC: what token i sees of token j's write, 0 for a later j; or its transpose.
+    """D_CC: the decay from token j to token i, 0 for j > i or another segment; or its transpose.
 
-    With a decay for each channel only the documents speak: 0 or 1.
+    Without USE_SCALAR_DECAY it is the mask alone, 0 or 1.
     """
     i = tl.arange(0, C)
-    G, _ = head_sums(sum_ptr, b, h, start, tokens, heads, DECAY, C)
+    G, _ = head_sums(sum_ptr, b, h, start, tokens, heads, USE_SCALAR_DECAY, C)
     if TRANSPOSED:
         seen = i[:, None] <= i[None, :]
         gap = G[None, :] - G[:, None]
@@ -95,23 +98,27 @@ def within(
 
 
 @triton.jit
-def channel_sums(sum_ptr, at, left, stride, inside):
-    """G_CK of the tokens `at` of a chunk; `sum_ptr` points to the channels of its first token, and
-    `left` tokens are left of the text from there.
+def channel_sums(sum_ptr, at, remaining, stride, inside):
+    """G_CK of the tokens `at` of a chunk. `sum_ptr` points to the channels of its first token, from
+    where `remaining` tokens are in the sequence.
     """
-    return tl.load(sum_ptr + tl.minimum(at, left - 1)[:, None] * stride, mask=inside, other=0.0)
+    return tl.load(
+        sum_ptr + tl.minimum(at, remaining - 1)[:, None] * stride, mask=inside, other=0.0
+    )
 
 
 @triton.jit
 def level(l, C: tl.constexpr):
-    """How the pairs j <= i of a chunk factor where each channel has a decay of its own.
+    """One level of the hierarchical split of the pairs j <= i of a chunk, for decays per channel.
 
-    With R the sum at a border between them, e^{G_i - G_j} = e^{G_i - R} e^{R - G_j}. Level l has the
-    pairs that one block of 8 2^l tokens holds and no proxy_fields one, i in its second half and j in its
-    first, the border between the halves: no exponent is above 0. Level 0 has all pairs of a block,
-    with exponents of four steps at most.
+    With R the sum at a border between j and i, e^{G_i - G_j} = e^{G_i - R} e^{R - G_j}: a product
+    of matrices. Level l has the pairs within a block of 8 2^l tokens that no smaller block holds, i
+    in its second half and j in its first, R between the halves: no exponent is positive. Level 0
+    has all pairs of a block of 8, R in its middle: exponents of four steps at most, which
+    configs.MIN_LOG_DECAY_PER_CHANNEL bounds. Secondary chunking as in GLA (arXiv 2312.06635,
+    section 4.3), with halves in place of subchunks.
 
-    (border_C of each token, rows_C1 that a pair may have, columns_C1, pairs_CC).
+    Returns (border_C of each token, rows_C1, columns_C1 and pairs_CC that belong to the level).
     """
     i = tl.arange(0, C)
     block = i >> (l + 3)
@@ -125,15 +132,16 @@ def level(l, C: tl.constexpr):
 
 @triton.jit
 def decayed(exponent, where):
+    """2^exponent, and 0 outside of `where`, without overflow there."""
     return tl.exp2(tl.where(where, exponent, float("-inf")))
 
 
 @triton.jit
 def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
-    """(I + A)^{-1} of a strictly lower A, by inverting blocks of twice the size again and again.
+    """(I + A)^{-1} of a strictly lower triangular A, by block inversion with doubling block size.
 
-    From X, the inverse of the diagonal blocks, that of the next: X - X L X, where L holds A in their
-    lower left quarters. As exact as forward substitution, without its chain of rows.
+    If X inverts the diagonal blocks, X - X L X inverts those of twice the size, L being A in their
+    lower left quarters. As exact as forward substitution, without its chain of dependent rows.
     """
     i = tl.arange(0, C)
     X = tl.where(i[:, None] == i[None, :], 1.0, 0.0)

@@ -1,4 +1,4 @@
-"""The row kernels at the shapes that are compiled for every target."""
+"""Launches of the row kernels that are compiled for every architecture."""
 
 # D width, H heads, N channels, V vocabulary
 
@@ -13,7 +13,7 @@ from . import conv, conv_step, cross_entropy, gated_norm, glu, l2, norm, rope
 Listed = Iterator[tuple[str, str, Launch]]
 EPS = 1e-6
 SHORT, WIDE = torch.bfloat16, torch.float32
-# rows, width, with a residual: a head, a width that divides nothing, a model, the widest rows
+# rows, width, with a residual: heads, a width that is no multiple of a tile, a model, the widest
 NORMS = (
     (65_536, 128, False, SHORT),
     (8192, 1000, True, SHORT),

@@ -1,12 +1,12 @@
-"""How the row kernels are launched: a tile for each class of widths."""
+"""Launch configurations of the row kernels, per class of widths."""
 
 from dataclasses import dataclass
 
 from ..configs import ARCHS, require_arch
 from ..requirements import Unsupported
 
-RESIDENT_WARPS = 32  # of one multiprocessor, where programs walk rows: half of what it can hold
-TILES_PER_PROGRAM = 8  # at least, there: what a program leaves behind is small beside what it read
+RESIDENT_WARPS = 32  # per multiprocessor, where programs loop over rows: half of its limit
+TILES_PER_PROGRAM = 8  # at least, there: partial sums stay small beside the rows read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class RowConfig:
     warps: int
 
 
-# kernel -> one Config per width class, narrowest first. Eight to sixteen elements a thread keep the
+# kernel -> one Config per width class, narrowest first. Eight to sixteen elements per thread keep
 # loads at 16 bytes. The norm's backward holds four tiles at once and spills beyond 8192 columns,
 # with 8, 16 and 32 warps alike.
 NARROW = (
@@ -47,7 +47,7 @@ EVERYWHERE = {
     "gated_rms_norm_backward": (*BACKWARD[:-1], RowConfig(block=8192, rows=1, warps=32)),
     "l2_norm": NARROW,
     "glu": NARROW,
-    # of one head the pairs, of heads and tokens together the rows
+    # block: pairs of one head; rows: heads times tokens
     "rope": (
         RowConfig(block=16, rows=64, warps=4),
         RowConfig(block=32, rows=32, warps=4),
@@ -58,11 +58,11 @@ EVERYWHERE = {
 }
 TABLE = {(arch, kernel): classes for arch in ARCHS for kernel, classes in EVERYWHERE.items()}
 
-# kernel -> its one tile, which cuts the rows of every width. The convolution's backward holds 14
-# tokens of x and 11 of dy at once: two elements a thread.
+# kernel -> its one tile, for rows of any width. The convolution's backward holds 14
+# tokens of x and 11 of dy at once: two elements per thread.
 CUT_EVERYWHERE = {
     "short_conv_forward": RowConfig(block=128, rows=16, warps=4),
-    "short_conv_backward": RowConfig(block=64, rows=8, warps=8),  # rows: segments of tokens
+    "short_conv_backward": RowConfig(block=64, rows=8, warps=8),  # rows: runs of consecutive tokens
     "short_conv_step": RowConfig(block=256, rows=4, warps=4),
     "cross_entropy": RowConfig(block=4096, rows=1, warps=8),
 }
@@ -70,7 +70,7 @@ CUT = {(arch, kernel): tile for arch in ARCHS for kernel, tile in CUT_EVERYWHERE
 
 
 def config_for(arch: str, kernel: str, width: int) -> RowConfig:
-    """The narrowest class that holds `width`."""
+    """The narrowest class that holds `width`; raises Unsupported where none does."""
     require_arch(arch)
     for config in TABLE[arch, kernel]:
         if width <= config.block:
@@ -85,6 +85,6 @@ def tile_for(arch: str, kernel: str) -> RowConfig:
 
 
 def walking_programs(arch: str, config: RowConfig, num_rows: int) -> int:
-    """How many programs share the rows, where each walks many and leaves its own partial sum."""
+    """Number of programs for kernels that loop over rows and write a partial sum each."""
     resident = ARCHS[arch].multiprocessors * RESIDENT_WARPS // config.warps
     return max(1, min(resident, num_rows // (TILES_PER_PROGRAM * config.rows)))

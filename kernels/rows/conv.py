@@ -1,11 +1,11 @@
-"""The short causal convolution of each channel with itself, in Triton.
+"""Causal depthwise convolution (Triton).
 
-The meaning is `short_conv` in reference.py.
+Reference: `short_conv` in reference.py.
 """
 
 # B batch, T tokens, N channels, W taps (a tail holds W - 1 tokens), P programs over tokens
 
-# Triton takes an annotation on a kernel's argument for its type at run time; what it unrolls, and
+# Triton reads an annotation on a kernel's argument as its type at run time; what it unrolls, and
 # the tuples that grow there, have no type outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false
@@ -22,15 +22,15 @@ from ..launch import Launch, require_device, run
 from ..requirements import as_rows, needs_gradient, require, require_float
 from .configs import tile_for
 
-FEWEST, MOST = 2, 8  # taps
-SEGMENT = 8  # consecutive tokens that one row of the backward's tile stands for
+FEWEST, MOST = 2, 8  # number of taps
+RUN = 8  # consecutive tokens in one row of the backward's tile
 
 
 @triton.jit
 def taps(
     weight_ptr, first, channels, W: tl.constexpr, W_TILE: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """The weight as W rows [1, CHANNELS], from one load along both of its dimensions."""
+    """The weight as a tuple of W rows [1, CHANNELS], from one load."""
     channel = first + tl.arange(0, CHANNELS)[:, None]
     tap = tl.arange(0, W_TILE)[None, :]
     inside = (tap < W) & (channel < channels)
@@ -43,7 +43,7 @@ def taps(
 
 @triton.jit
 def load_x(x_ptr, tail_ptr, token, channel, stride, tokens, channels, W, TAIL: tl.constexpr):
-    """x of `token`, from the tail where that lies before the first; zero beyond both."""
+    """x of `token`, from the tail before the first token; zero beyond both."""
     present = (token >= 0) & (token < tokens) & (channel < channels)
     x = tl.load(x_ptr + token.to(tl.int64) * stride + channel, mask=present, other=0.0)
     if TAIL:
@@ -55,7 +55,7 @@ def load_x(x_ptr, tail_ptr, token, channel, stride, tokens, channels, W, TAIL: t
 
 @triton.jit
 def owner(segment_ids_ptr, token, tokens):
-    """The document of `token`; what comes before the first token belongs to that one's."""
+    """The segment id of `token`; the tail has that of the first token."""
     return tl.load(segment_ids_ptr + tl.maximum(token, 0), mask=token < tokens, other=-1)
 
 
@@ -80,9 +80,10 @@ def short_conv_forward(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """z_t = bias + sum of w_i x_{t - W + 1 + i}, y = silu(z) or z; a tile of TOKENS x CHANNELS.
+    """Short convolution, forward: z_t = bias + sum_i w_i x_{t - W + 1 + i}, y = silu(z) or z.
 
-    The taps of a tile overlap, so x comes from memory once. Bytes per token, b to an element:
+    A program takes a tile of TOKENS x CHANNELS; its taps overlap, so x is read from memory once.
+    Bytes per token, b per element:
     2 b N; FLOPs per token: 2 W N.
     """
     blocks = tl.cdiv(tokens, TOKENS)
@@ -133,21 +134,22 @@ def short_conv_backward(
     USE_SEGMENT_IDS: tl.constexpr,
     W: tl.constexpr,
     W_TILE: tl.constexpr,
-    SEGMENT: tl.constexpr,
+    RUN: tl.constexpr,
     SEGMENTS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """dz = dy * silu'(z), dx_t = sum of w_i dz_{t + W - 1 - i}, dw_i = sum of dz_t x_{t - W + 1 + i}.
+    """Short convolution, backward: dz = dy * silu'(z), dx_t = sum_i w_i dz_{t + W - 1 - i},
+    dw_i = sum_t dz_t x_{t - W + 1 + i}.
 
-    A row of the tile stands for a segment of tokens and the W - 1 on either side of it, all in
-    registers: z is computed anew, once, and each shift is only another name. A program leaves its
-    own partial dw, and with BIAS dbias = sum of dz below it. Bytes per token, b to an element:
+    A row of the tile holds a run of consecutive tokens and the W - 1 on either side of it, in
+    registers: z is recomputed once, and a shift costs nothing. A program leaves its
+    own partial dw, and with BIAS dbias = sum of dz below it. Bytes per token, b per element:
     3 b N; FLOPs per token: 6 W N.
     """
     program = tl.program_id(0)
-    blocks = tl.cdiv(tokens, SEGMENTS * SEGMENT)
+    blocks = tl.cdiv(tokens, SEGMENTS * RUN)
     batch = (program // blocks).to(tl.int64)
-    first = ((program % blocks) * SEGMENTS + tl.arange(0, SEGMENTS)[:, None]) * SEGMENT
+    first = ((program % blocks) * SEGMENTS + tl.arange(0, SEGMENTS)[:, None]) * RUN
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     x_ptr += batch * x_batch_stride
     dy_ptr += batch * tokens * channels
@@ -157,13 +159,13 @@ def short_conv_backward(
     if USE_SEGMENT_IDS:
         segment_ids_ptr += batch * tokens
 
-    x, dy, own = (), (), ()  # x and own begin W - 1 tokens before the segment
-    for i in tl.static_range(SEGMENT + 2 * (W - 1)):
+    x, dy, own = (), (), ()  # x and own begin W - 1 tokens before the run
+    for i in tl.static_range(RUN + 2 * (W - 1)):
         at = first - (W - 1) + i
         x += (load_x(x_ptr, tail_ptr, at, channel, x_stride, tokens, channels, W, TAIL),)
         if USE_SEGMENT_IDS:
             own += (owner(segment_ids_ptr, at, tokens),)
-    for i in tl.static_range(SEGMENT + W - 1):
+    for i in tl.static_range(RUN + W - 1):
         inside = (first + i < tokens) & (channel < channels)
         place = (first + i).to(tl.int64) * channels + channel
         dy += (tl.load(dy_ptr + place, mask=inside, other=0.0),)
@@ -173,7 +175,7 @@ def short_conv_backward(
     if BIAS:
         bias += tl.load(bias_ptr + channel, mask=channel < channels, other=0.0).to(tl.float32)
     dz = ()
-    for t in tl.static_range(SEGMENT + W - 1):
+    for t in tl.static_range(RUN + W - 1):
         g = dy[t].to(tl.float32)
         if SILU:
             z = bias
@@ -186,7 +188,7 @@ def short_conv_backward(
             g *= s * (1.0 + z * (1.0 - s))
         dz += (g,)
 
-    for t in tl.static_range(SEGMENT):
+    for t in tl.static_range(RUN):
         dx = tl.zeros([SEGMENTS, CHANNELS], tl.float32)
         for i in tl.static_range(W):
             g = dz[t + W - 1 - i]
@@ -200,7 +202,7 @@ def short_conv_backward(
     dweight_ptr += program.to(tl.int64) * (W + BIAS) * channels + channel
     for i in tl.static_range(W):
         dw = tl.zeros([SEGMENTS, CHANNELS], tl.float32)
-        for t in tl.static_range(SEGMENT):
+        for t in tl.static_range(RUN):
             seen = x[t + i].to(tl.float32)
             if USE_SEGMENT_IDS:
                 seen = tl.where(own[t + i] == own[t + W - 1], seen, 0.0)
@@ -209,7 +211,7 @@ def short_conv_backward(
         tl.store(dweight_ptr + i * channels, dw, mask=channel < channels)
     if BIAS:
         db = tl.zeros([SEGMENTS, CHANNELS], tl.float32)
-        for t in tl.static_range(SEGMENT):
+        for t in tl.static_range(RUN):
             db += dz[t]
         db = tl.sum(db, 0, keep_dims=True)
         tl.store(dweight_ptr + W * channels, db, mask=channel < channels)
@@ -252,10 +254,10 @@ def forward_launch(
 
 
 def partial_sums(arch: str, x_BTN: Tensor, weight_NW: Tensor, bias_N: Tensor | None) -> Tensor:
-    """Memory for the gradients of weight and bias, a part for each program over tokens."""
+    """Buffer for partial gradients of weight and bias, one per program over tokens."""
     batch, tokens, channels = x_BTN.shape
     rows = tile_for(arch, "short_conv_backward").rows
-    programs = batch * triton.cdiv(tokens, rows * SEGMENT)
+    programs = batch * triton.cdiv(tokens, rows * RUN)
     entries = weight_NW.shape[1] + (bias_N is not None)
     return x_BTN.new_empty(programs, entries, channels, dtype=torch.float32)
 
@@ -293,7 +295,7 @@ def backward_launch(
             **kind_of(weight_NW, bias_N, silu),
             "TAIL": tail_BWN is not None,
             "USE_SEGMENT_IDS": segment_ids_BT is not None,
-            "SEGMENT": SEGMENT,
+            "RUN": RUN,
             "SEGMENTS": config.rows,
             "CHANNELS": config.block,
         },
@@ -378,7 +380,7 @@ def _save_short_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward_short_conv(ctx: Any, dy_BTN: Tensor) -> tuple[Tensor | None, ...]:
     _, weight_NW, bias_N, *_ = ctx.saved_tensors
-    # autograd may hand over an expanded gradient; the kernel's is contiguous
+    # autograd may pass an expanded gradient; the kernel's is contiguous
     dx_BTN, dweight_WN = short_conv_backward_op(dy_BTN.contiguous(), *ctx.saved_tensors, ctx.silu)
     width = weight_NW.shape[1]
     dweight_NW = dweight_WN[:width].T.contiguous().to(weight_NW.dtype)
@@ -411,7 +413,8 @@ def short_conv(
             and segment_ids.dtype == torch.int32
             and segment_ids.device == x_BTN.device
             and segment_ids.is_contiguous(),
-            f"documents must be contiguous, int32, of shape ({batch}, {tokens}), on {x_BTN.device}",
+            f"segment_ids must be contiguous, int32, of shape ({batch}, {tokens}), "
+            f"on {x_BTN.device}",
             shape=tuple(segment_ids.shape),
             dtype=segment_ids.dtype,
             device=segment_ids.device,

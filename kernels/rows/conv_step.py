@@ -1,11 +1,11 @@
-"""One token of the short convolution for each of many sequences, in Triton.
+"""One-token step of the causal depthwise convolution for decoding (Triton).
 
-The meaning is `short_conv_step` in reference.py.
+Reference: `short_conv_step` in reference.py.
 """
 
 # B sequences, N channels, W taps (a tail holds W - 1 tokens)
 
-# Triton takes an annotation on a kernel's argument for its type at run time, and what it unrolls
+# Triton reads an annotation on a kernel's argument as its type at run time, and what it unrolls
 # has no type outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 
@@ -40,9 +40,9 @@ def short_conv_step_forward(
     SEQUENCES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """The forward for one token of each sequence; the tail moves on by it.
+    """Short convolution, one token per sequence; shifts the tail by it in place.
 
-    Bytes per sequence, b to an element: 2 W b N.
+    Bytes per sequence, b per element: 2 W b N.
     """
     sequence = tl.program_id(0).to(tl.int64) * SEQUENCES + tl.arange(0, SEQUENCES)[:, None]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]

@@ -1,11 +1,11 @@
-"""The cross-entropy of rows of logits in Triton, with the gradient that takes their place.
+"""Cross-entropy of rows of logits, with their gradient (Triton).
 
-The meaning is `linear_cross_entropy` in reference.py; loss.py makes the logits, chunk by chunk.
+Reference: `linear_cross_entropy` in reference.py; loss.py computes the logits in chunks.
 """
 
 # C rows of a chunk, V vocabulary
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import torch
@@ -20,7 +20,7 @@ from .configs import tile_for
 from .reference import IGNORED
 
 IGNORED_TARGET = tl.constexpr(IGNORED)
-LOWEST = tl.constexpr(-1e30)  # below any logit, and finite: LOWEST - LOWEST is no NaN
+LOWEST = tl.constexpr(-1e30)  # below any logit, and finite: LOWEST - LOWEST is not NaN
 
 
 @triton.jit
@@ -49,12 +49,12 @@ def cross_entropy(
     GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """loss = lse - l_target + z_loss * lse^2 of one row, 0 where its target is ignored.
+    """Cross-entropy of one row: loss = lse - l_target + z_loss * lse^2, 0 for an ignored target.
 
     With GRADIENT dz = dl/dz * (e^{l - lse} * (1 + 2 * z_loss * lse) - [v is the target]), which may
-    be written over the logits: only this program reads them, and each before it writes there.
+    overwrite the logits: only this program reads them, each before it is written.
     A target that is neither ignored nor in the vocabulary gives NaN.
-    Bytes per logit: 4, with GRADIENT 8 and what the gradient takes.
+    Bytes per logit: 4, with GRADIENT 8 and the size of the gradient.
     """
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(target_ptr + row)

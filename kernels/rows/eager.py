@@ -1,4 +1,4 @@
-"""The torch form of the one row operator whose meaning is too large to run as it stands."""
+"""Torch implementation of the cross-entropy of rows of logits, in place."""
 
 # C rows of a chunk, V vocabulary
 
@@ -16,9 +16,9 @@ def cross_entropy_rows(
     softcap: float | None,
     z_loss: float,
 ) -> Tensor:
-    """The loss of each row, 0 where its target is ignored; writes over the logits.
+    """The loss per row, 0 for an ignored target; overwrites the logits.
 
-    `gradient_CV`, which may be the logits themselves, receives the gradient of the losses' sum.
+    `gradient_CV`, which may be the logits themselves, receives the gradient of the sum of losses.
     """
     counts = target_C != IGNORED
     hit_C1 = target_C.where(counts, 0).unsqueeze(1)

@@ -1,11 +1,11 @@
-"""RMS normalization of rows in Triton with a gate, before or after it.
+"""Gated RMS normalization of rows, gate before or after the norm (Triton).
 
-The meaning is `gated_rms_norm` in reference.py.
+Reference: `gated_rms_norm` in reference.py.
 """
 
-# M tokens, H heads, R = M H rows, G groups of a row, N = G D its width, P programs of a group
+# M tokens, H heads, R = M H rows, G groups per row, N = G D its width, P programs of a group
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from .configs import config_for, walking_programs
 from .heads import as_heads, row_start
 from .norm import require_weight
 
-WIDEST = 8192  # of a group: a whole one stays in the registers of one program
+WIDEST = 8192  # of a group, which stays in the registers of one program
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -44,9 +44,11 @@ def gated_rms_norm_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """y = u * r * w * a(z), r = 1 / sqrt(mean(u^2) + eps), u = x; with GATE_FIRST u = x * a(z) alone.
+    """Gated RMS norm, forward: y = u r w a(z), r = 1 / sqrt(mean(u^2) + eps), u = x.
 
-    a is silu or sigmoid; a program takes one group of ROWS rows. Bytes per row, b to an element:
+    With GATE_FIRST y = u r w, u = x a(z). a is silu or sigmoid. A program takes one group of ROWS
+    rows.
+    Bytes per row, b per element:
     3 b N.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -81,7 +83,7 @@ def operands(
     GATE_FIRST: tl.constexpr,
     EVICT,
 ):
-    """(x, a, da/dz, u, dy) of the backward's equations."""
+    """(x, a, da/dz, u, dy) of the equations of the backward."""
     x = tl.load(x_ptr, mask=inside, other=0.0, eviction_policy=EVICT).to(tl.float32)
     z = tl.load(gate_ptr, mask=inside, other=0.0, eviction_policy=EVICT).to(tl.float32)
     dy = tl.load(dy_ptr, mask=inside, other=0.0, eviction_policy=EVICT).to(tl.float32)
@@ -117,13 +119,13 @@ def gated_rms_norm_backward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """du = r * (dn - n * mean(dn * n)) with n = u * r; da is the gradient of a(z).
+    """Gated RMS norm, backward: du = r (dn - n mean(dn n)), n = u r; da is the gradient of a(z).
 
     dn = w * a * dy, da = w * n * dy, dx = du, dw = sum over rows of dy * n * a; with GATE_FIRST
     dn = w * dy, da = x * du, dx = a * du, dw = sum over rows of dy * n.
-    A program walks its rows of one group and leaves its own partial dw. Nothing is kept from the
-    forward but its inputs. A row is read again after its sums, from the cache, since its tiles
-    would not all stay in registers. Bytes per row, b to an element: 5 b N; 4 N per program for dw.
+    A program loops over its rows of one group and writes its own partial dw. The forward saves
+    only its inputs. A row is read again after its sums, from the cache, since its tiles
+    would not all stay in registers. Bytes per row, b per element: 5 b N; 4 N per program for dw.
     """
     program = tl.program_id(0)
     group = tl.program_id(1) * width
@@ -201,7 +203,7 @@ def forward_launch(
 
 
 def partial_sums(arch: str, x_MHN: Tensor, groups: int) -> Tensor:
-    """Memory for the weight's gradient, a row for each program of a group."""
+    """Buffer for partial gradients of the weight, a row per program of a group."""
     tokens, heads, entries = x_MHN.shape
     config = config_for(arch, "gated_rms_norm_backward", entries // groups)
     programs = triton.cdiv(walking_programs(arch, config, tokens * heads * groups), groups)
@@ -327,7 +329,7 @@ def _save_gated_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 def _backward_gated_rms_norm(ctx: Any, dy_RN: Tensor) -> tuple[Tensor | None, ...]:
     shape = ctx.saved_tensors[0].shape
-    # autograd may hand over an expanded gradient; the kernel's is contiguous
+    # autograd may pass an expanded gradient; the kernel's is contiguous
     dx_RN, dgate_RN, dweight_N = gated_rms_norm_backward_op(
         dy_RN.contiguous(), *ctx.saved_tensors, *ctx.settings
     )

@@ -1,11 +1,11 @@
-"""Gated linear units over rows in Triton, and the squared ReLU that has no gate.
+"""Gated linear units and squared ReLU (Triton).
 
-The meaning is `glu` and `relu2` in reference.py.
+Reference: `glu` and `relu2` in reference.py.
 """
 
 # M rows, F width of the hidden layer
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import math
@@ -22,20 +22,20 @@ from ..requirements import as_rows, require, require_float, require_like
 from .configs import config_for
 from .reference import OAI_LIMIT, OAI_SLOPE, Activation
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "oai")  # a kernel's ACTIVATION is the place of one
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "oai")  # a kernel's ACTIVATION is an index into them
 GELU, GELU_TANH, OAI, RELU2 = (tl.constexpr(place) for place in (1, 2, 3, 4))
-WIDEST_TILE = 1024  # no column needs another: a wider row is cut
+WIDEST_TILE = 1024  # elementwise: wider rows are split
 SLOPE = tl.constexpr(OAI_SLOPE)
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 DENSITY_AT_ZERO = tl.constexpr(math.sqrt(0.5 / math.pi))  # of the normal distribution
-# gelu by its tanh: gate * sigmoid(LINEAR * gate + CUBIC * gate^3) (arXiv 1606.08415)
+# gelu_tanh: gate * sigmoid(LINEAR * gate + CUBIC * gate^3) (arXiv 1606.08415)
 LINEAR = tl.constexpr(2.0 * math.sqrt(2.0 / math.pi))
 CUBIC = tl.constexpr(2.0 * math.sqrt(2.0 / math.pi) * 0.044715)
 
 
 @triton.jit
 def share(gate, ACTIVATION: tl.constexpr):
-    """(s, ds/dgate), where the activation lets gate * s through."""
+    """(s, ds/dgate) of an activation gate * s(gate)."""
     if ACTIVATION == GELU:
         s = 0.5 + 0.5 * tl.erf(gate * SQRT_HALF)
         slope = tl.exp(-0.5 * gate * gate) * DENSITY_AT_ZERO
@@ -67,10 +67,10 @@ def glu_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """y = gate * s(gate) * up, for oai up + 1 in the place of up; relu2: y = max(up, 0)^2.
+    """GLU, forward: y = gate * s(gate) * up, oai with up + 1 for up; relu2: y = max(up, 0)^2.
 
     With LIMITED gate <= limit and |up| <= limit first. A program takes a tile of ROWS x BLOCK.
-    Bytes per row, b to an element: 3 b F, for relu2 2 b F.
+    Bytes per row, b per element: 3 b F, for relu2 2 b F.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -109,10 +109,10 @@ def glu_backward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dgate = dy * up * (s + gate * ds), dup = dy * gate * s; relu2: dup = dy * 2 * max(up, 0).
+    """GLU, backward: dgate = dy up (s + gate ds), dup = dy gate s; relu2: dup = 2 dy max(up, 0).
 
-    With LIMITED nothing passes what was clamped. Nothing is kept from the forward but its inputs.
-    Bytes per row, b to an element: 5 b F, for relu2 3 b F.
+    With LIMITED clamped inputs have no gradient. The forward saves only its inputs.
+    Bytes per row, b per element: 5 b F, for relu2 3 b F.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -255,7 +255,7 @@ def _save_glu(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward_glu(ctx: Any, dy_MF: Tensor) -> tuple[Tensor | None, ...]:
     gate_MF, up_MF = ctx.saved_tensors
-    dy_MF = dy_MF.contiguous()  # autograd may hand over an expanded gradient
+    dy_MF = dy_MF.contiguous()  # autograd may pass an expanded gradient
     if gate_MF is None:
         return None, relu2_backward_op(dy_MF, up_MF), None, None
     return *glu_backward_op(dy_MF, gate_MF, up_MF, ctx.activation, ctx.limit), None, None
@@ -268,8 +268,8 @@ def glu(gate: Tensor, up: Tensor, activation: Activation, limit: float | None = 
     require_device(gate)
     require_float(gate, "gate")
     require_like(up, gate, "up")
-    law = f"the activation must be one of {', '.join(ACTIVATIONS)}"
-    require(activation in ACTIVATIONS, law, activation=activation)
+    constraint = f"the activation must be one of {', '.join(ACTIVATIONS)}"
+    require(activation in ACTIVATIONS, constraint, activation=activation)
     if limit is None and activation == "oai":
         limit = OAI_LIMIT
     return glu_op(as_rows(gate, "gate"), as_rows(up, "up"), activation, limit).view(gate.shape)

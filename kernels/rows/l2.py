@@ -1,11 +1,11 @@
-"""Rows of length one in Triton.
+"""L2 normalization of rows (Triton).
 
-The meaning is `l2_norm` in reference.py.
+Reference: `l2_norm` in reference.py.
 """
 
 # M tokens, H heads, R = M H rows, D width
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 from typing import Any
@@ -37,9 +37,9 @@ def l2_norm_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """y = x / sqrt(sum(x^2) + eps); a program takes ROWS whole rows.
+    """L2 norm, forward: y = x / sqrt(sum(x^2) + eps); a program takes ROWS whole rows.
 
-    Bytes per row, b to an element: 2 b D.
+    Bytes per row, b per element: 2 b D.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     col = tl.arange(0, BLOCK)[None, :]
@@ -66,9 +66,9 @@ def l2_norm_backward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dx = r * (dy - n * sum(dy * n)) with r = 1 / sqrt(sum(x^2) + eps), n = x * r.
+    """L2 norm, backward: dx = r (dy - n sum(dy n)) with r = 1 / sqrt(sum(x^2) + eps), n = x r.
 
-    Nothing is kept from the forward but its input. Bytes per row, b to an element: 3 b D.
+    The forward saves only its inputs. Bytes per row, b per element: 3 b D.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     col = tl.arange(0, BLOCK)[None, :]
@@ -148,7 +148,7 @@ def _save_l2_norm(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> Non
 
 def _backward_l2_norm(ctx: Any, dy_RD: Tensor) -> tuple[Tensor, None]:
     (x_MHD,) = ctx.saved_tensors
-    # autograd may hand over an expanded gradient; the kernel's is contiguous
+    # autograd may pass an expanded gradient; the kernel's is contiguous
     return l2_norm_backward_op(dy_RD.contiguous(), x_MHD, ctx.eps).view(x_MHD.shape), None
 
 

@@ -1,8 +1,8 @@
-"""The projection to the vocabulary and its cross-entropy, a chunk of rows at a time.
+"""Cross-entropy of a linear head over chunks of rows, without the full logits.
 
-The meaning is `linear_cross_entropy` in reference.py. The logits of a chunk give way to their
-gradient, and what the loss sends back to its inputs is complete when the forward ends: the backward
-only scales it. The products are torch's own, the rows in between a kernel's or torch's.
+Reference: `linear_cross_entropy` in reference.py. The logits of a chunk are overwritten by
+their gradient, and the forward already computes the gradients of all inputs: the backward only
+scales them. The products are torch's; the rows of logits are the kernel's or torch's.
 """
 
 # M rows, C rows of a chunk, D model width, V vocabulary
@@ -17,9 +17,9 @@ from ..requirements import needs_gradient
 from . import eager
 from .reference import IGNORED
 
-CHUNKS = 16  # the logits of one are a sixteenth of all,
-FEWEST_ROWS = 256  # but no fewer rows, for the products' sake,
-MOST_LOGITS = 2**28  # nor more than one GiB of them
+CHUNKS = 16  # a chunk has a sixteenth of the logits,
+FEWEST_ROWS = 256  # but no fewer rows, for efficient products,
+MOST_LOGITS = 2**28  # and no more than one GiB of logits
 
 
 def chunk_rows(num_rows: int, vocabulary: int) -> int:
@@ -37,7 +37,7 @@ def loss_and_gradients(
     gradient: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean of the losses, and its gradients for h, weight and bias; empty where not wanted."""
+    """The mean loss, and its gradients for h, weight and bias; empty where not required."""
     if backend == "triton":
         from .cross_entropy import cross_entropy_rows
     else:
@@ -72,7 +72,7 @@ def loss_and_gradients(
 
 
 def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
-    """a @ b, summed and given in `wide`: torch.mm takes an out_dtype on CUDA alone."""
+    """a @ b, summed and returned in `wide`: torch.mm takes an out_dtype on CUDA alone."""
     if a.is_cuda and a.dtype != wide:
         return torch.mm(a, b, out_dtype=wide)
     return a.to(wide) @ b.to(wide)
@@ -120,7 +120,7 @@ def _outputs(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)  # nothing comes back to the outputs that are gradients
+    ctx.set_materialize_grads(False)  # the outputs that are gradients get none
     ctx.save_for_backward(*output[1:])
     ctx.biased = inputs[3] is not None
 

@@ -1,11 +1,11 @@
-"""RMS normalization of rows in Triton, with or without a residual added first.
+"""RMS normalization of rows, with or without a residual added first (Triton).
 
-The meaning is `rms_norm` and `add_rms_norm` in reference.py.
+Reference: `rms_norm` and `add_rms_norm` in reference.py.
 """
 
 # M tokens, H heads, R = M H rows, D width, P programs
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 from typing import Any
@@ -45,10 +45,11 @@ def rms_norm_forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """y = x * rstd * w with rstd = 1 / sqrt(mean(x^2) + eps); a program takes ROWS whole rows.
+    """RMS norm, forward: y = x rstd w with rstd = 1 / sqrt(mean(x^2) + eps).
 
-    With ADD, summed = x + residual, as rounded for the store, takes the place of x.
-    Bytes per row, b to an element: 2 b D + 4, with ADD 4 b D + 4; the weight stays in the L2.
+    A program takes ROWS whole rows. With ADD, summed = x + residual, rounded to its dtype, is
+    stored and normalized.
+    Bytes per row, b per element: 2 b D + 4, with ADD 4 b D + 4; the weight stays in the L2.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     col = tl.arange(0, BLOCK)[None, :]
@@ -92,11 +93,13 @@ def rms_norm_backward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dx = rstd * (g - n * mean(g * n)), dw = sum over rows of dy * n; n = x * rstd, g = w * dy.
+    """RMS norm, backward: dx = rstd (g - n mean(g n)), dw = sum over rows of dy n.
 
-    With ADD, dx also takes dsummed, the gradient that reaches the sum past the norm.
-    A program walks rows_per_program rows and leaves its own partial dw, so no order is left to
-    chance. Bytes per row, b to an element: 3 b D + 4, with ADD 4 b D + 4; 4 D per program for dw.
+    n = x rstd, g = w dy.
+
+    With ADD, dx also takes dsummed, the gradient of the stored sum.
+    A program loops over rows_per_program rows and writes its own partial dw: deterministic.
+    Bytes per row, b per element: 3 b D + 4, with ADD 4 b D + 4; 4 D per program for dw.
     """
     program = tl.program_id(0)
     col = tl.arange(0, BLOCK)[None, :]
@@ -166,7 +169,7 @@ def forward_launch(
 
 
 def partial_sums(arch: str, x_MHD: Tensor) -> Tensor:
-    """Memory for the weight's gradient, a row for each program of the backward."""
+    """Buffer for partial gradients of the weight, a row per program of the backward."""
     tokens, heads, width = x_MHD.shape
     config = config_for(arch, "rms_norm_backward", width)
     programs = walking_programs(arch, config, tokens * heads)
@@ -306,7 +309,7 @@ def _save_add_rms_norm(
 
 
 def _backward_rms_norm(ctx: Any, dy_RD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    # autograd may hand over an expanded gradient; the kernel's are contiguous, here and below
+    # autograd may pass an expanded gradient; the kernel's are contiguous, here and below
     x_MHD = ctx.saved_tensors[0]
     dx_RD, dweight_D = rms_norm_backward_op(
         dy_RD.contiguous(), None, *ctx.saved_tensors, ctx.zero_centered
@@ -351,8 +354,8 @@ def _require(x_MHD: Tensor, weight: Tensor, gradient: bool) -> None:
     widest = WIDEST_WITH_GRADIENT if gradient else WIDEST
     require_device(x_MHD)
     require_float(x_MHD, "x")
-    law = f"one program holds a whole row: width <= {widest}"
-    require(width <= widest, law, width=width, gradient=gradient)
+    constraint = f"one program holds a whole row: width <= {widest}"
+    require(width <= widest, constraint, width=width, gradient=gradient)
     require_weight(weight, width, x_MHD)
 
 

@@ -1,7 +1,7 @@
-"""What each operator means, in plain torch: the specification that every kernel is held against.
+"""Reference of the operators in plain torch: the specification that all implementations match.
 
 Arithmetic runs in float32, or in float64 where the input is float64; a result is rounded once, to
-the dtype of the operator's first input. Autograd of these lines is the meaning of every gradient.
+the dtype of the operator's first input. Autograd of these lines defines every gradient.
 """
 
 # B batch, T tokens, H heads, D width, P pairs of rotated dimensions, N channels,
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 Activation = Literal["silu", "gelu", "gelu_tanh", "oai"]
 OAI_LIMIT = 7.0
 OAI_SLOPE = 1.702
-IGNORED = -100  # a target that counts for nothing
+IGNORED = -100  # a target without loss, as in torch
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool = False) -> Tensor:
@@ -53,7 +53,7 @@ def gated_rms_norm(
     """rms_norm(x) * weight * act(gate), or with `gate_first` rms_norm(x * act(gate)) * weight.
 
     The first is gated DeltaNet's (and with a sigmoid KDA's), the second Mamba-2's. The norm is
-    taken of each of `groups` equal parts of the last dimension; the weight spans all of them.
+    taken over each of `groups` equal parts of the last dimension; the weight spans all of them.
     """
     wide, gate = _wide(x), _wide(gate).to(_wide(x).dtype)
     act = gate.sigmoid() if activation == "sigmoid" else F.silu(gate)
@@ -72,9 +72,9 @@ def l2_norm(x: Tensor, eps: float) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension."""
     wide = _wide(x)
-    centerd = wide - wide.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(centerd.square().mean(-1, keepdim=True) + eps)
-    y = centerd * rstd * weight.to(wide.dtype)
+    centered = wide - wide.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
+    y = centered * rstd * weight.to(wide.dtype)
     return (y if bias is None else y + bias.to(wide.dtype)).to(x.dtype)
 
 
@@ -126,9 +126,9 @@ def rope(
 ) -> Tensor:
     """Pair (a, b) of each head becomes (a cos - b sin, b cos + a sin) (arXiv 2104.09864).
 
-    The first `rotated` dimensions are turned, with `last` the last ones; the others stay. Pair p is
-    (p, p + rotated / 2), or with `interleaved` (2 p, 2 p + 1). The tables, [T, rotated / 2] or with
-    a row for each sequence [B, T, rotated / 2], are the caller's and have no gradient.
+    The first `rotated` dimensions are rotated, with `last` the last ones; the others are copied.
+    Pair p is (p, p + rotated / 2), or with `interleaved` (2 p, 2 p + 1). The tables,
+    [T, rotated / 2] or per row [B, T, rotated / 2], have no gradient.
     """
     wide = _wide(x_BTHD)
     still = x_BTHD.shape[-1] - rotated
@@ -151,8 +151,8 @@ def short_conv(
 ) -> Tensor:
     """y_t = act(bias + sum over j < W of weight[W - 1 - j] * x_{t - j}), each channel by itself.
 
-    Before the first token stands `tail_BWN` [B, W - 1, N], of the first token's document, or zeros.
-    An input of another document than the token's own counts as zero.
+    The inputs before the first token are `tail_BWN` [B, W - 1, N], of its segment, or zeros. An
+    input of another segment than the token's own counts as zero.
     """
     wide, weight_NW = _wide(x_BTN), _wide(weight_NW).to(_wide(x_BTN).dtype)
     T, back = x_BTN.shape[1], weight_NW.shape[1] - 1
@@ -178,7 +178,7 @@ def short_conv_step(
     *,
     activation: Literal["silu"] | None,
 ) -> Tensor:
-    """One token of `short_conv`; the tail moves on by it, in place."""
+    """One token of `short_conv`; shifts `tail_BWN` by it in place."""
     y_BTN = short_conv(x_BN[:, None], weight_NW, bias_N, activation=activation, tail_BWN=tail_BWN)
     tail_BWN.copy_(torch.cat([tail_BWN[:, 1:], x_BN[:, None]], 1))
     return y_BTN[:, 0]
@@ -194,11 +194,11 @@ def linear_cross_entropy(
     scale: float = 1.0,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """The mean of lse - logit_target + z_loss * lse^2 over all targets but -100; 0 if there are none.
+    """Mean of lse - logit_target + z_loss * lse^2 over all targets but -100; 0 if there are none.
 
     logits = scale * (h weight^T + bias), then softcap * tanh(logits / softcap); lse is their
-    log-sum-exp, which z_loss keeps near zero (PaLM, arXiv 2204.02311). The one result that is not
-    rounded.
+    log-sum-exp, which z_loss keeps near zero (PaLM, arXiv 2204.02311). The result is not
+    rounded to h's dtype.
     """
     logits = _wide(h) @ weight_VD.to(_wide(h).dtype).T
     logits = scale * (logits if bias is None else logits + bias.to(logits.dtype))

@@ -1,11 +1,11 @@
-"""Rotary position embedding in Triton.
+"""Rotary position embedding (Triton).
 
-The meaning is `rope` in reference.py.
+Reference: `rope` in reference.py.
 """
 
 # M tokens of all sequences, T tokens of one, H heads, D head width, P pairs, L rows of the tables
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 from typing import Any
@@ -45,10 +45,10 @@ def rotate(
     PAIRS: tl.constexpr,
     STILL: tl.constexpr,
 ):
-    """(a, b) -> (a cos - b sin, b cos + a sin), with INVERSE by -sin: that is the backward.
+    """RoPE: (a, b) -> (a cos - b sin, b cos + a sin); the backward is INVERSE, with -sin.
 
     A program takes TOKENS x HEADS heads, and reads a token's row of the tables once for all of
-    them. Bytes per head, b to an element: 2 b D; 8 P per token for the tables.
+    them. Bytes per head, b per element: 2 b D; 8 P per token for the tables.
     """
     token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS))[:, None, None]
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[None, :, None]
@@ -153,7 +153,7 @@ def _save_rope(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward_rope(ctx: Any, dy_MHD: Tensor) -> tuple[Tensor | None, ...]:
     interleaved, last, inverse = ctx.settings
-    # autograd may hand over an expanded gradient; the kernel's has contiguous heads
+    # autograd may pass an expanded gradient; the kernel's has contiguous heads
     dx_MHD = rope_op(dy_MHD.contiguous(), *ctx.saved_tensors, interleaved, last, not inverse)
     return dx_MHD, None, None, None, None, None
 
@@ -169,8 +169,8 @@ def rope(
     require_device(x_BTHD)
     require_float(x_BTHD, "x")
     widest = min(width, WIDEST)
-    law = f"rotated must be even, > 0 and <= {widest}"
-    require(rotated % 2 == 0 and 0 < rotated <= widest, law, rotated=rotated)
+    constraint = f"rotated must be even, > 0 and <= {widest}"
+    require(rotated % 2 == 0 and 0 < rotated <= widest, constraint, rotated=rotated)
     require(not needs_gradient(cos, sin), "the tables of rope have no gradient", requires_grad=True)
     for name, table in (("cos", cos), ("sin", sin)):
         shapes = (tokens, rotated // 2), (batch, tokens, rotated // 2)

@@ -1,4 +1,4 @@
-"""The scaled kernels at the shapes that are compiled for every target that knows e4m3."""
+"""Launches of the FP8 kernels that are compiled for every architecture with e4m3."""
 
 # M and N rows of two matrices, K what their product sums over
 
@@ -14,7 +14,7 @@ from .quantize import encode_launch, scale_rows_launch
 from .reference import ROW, SQUARE, STRIP, TENSOR, Tile
 
 Listed = Iterator[tuple[str, str, Launch]]
-QUANTISED = ((4096, 7168), (4096, 1000))
+QUANTIZED = ((4096, 7168), (4096, 1000))
 PRODUCTS = ((4096, 7168, 2048), (4096, 1000, 1000))
 SCALES: tuple[tuple[str, Tile, Tile], ...] = (
     ("strips x squares", STRIP, SQUARE),
@@ -28,7 +28,7 @@ def launches(arch: str) -> Listed:
     """(kernel, shape, launch): every kernel at the shapes above."""
     if (arch, "matmul") not in TABLE:
         return
-    for M, N in QUANTISED:
+    for M, N in QUANTIZED:
         x, values = _empty(torch.bfloat16, M, N), _empty(torch.float8_e4m3fn, M, N)
         for name, tile in (("strips", STRIP), ("squares", SQUARE), ("row", ROW)):
             scales = _scales(M, N, tile)

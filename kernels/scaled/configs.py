@@ -1,10 +1,10 @@
-"""How the scaled kernels are launched, on the architectures that know e4m3."""
+"""Launch configurations of the FP8 kernels, for the architectures with e4m3."""
 
 from ..configs import ARCHS, Config, require_arch
 from ..requirements import require
 
-LOADED = 16  # a row of no multiple of it is loaded byte by byte, through more registers
-FIRST_WITH_E4M3 = 89  # sm_80 and sm_86 neither convert to e4m3 nor multiply it
+LOADED = 16  # rows that are no multiple of it are loaded by bytes, through more registers
+FIRST_WITH_E4M3 = 89  # sm_80 neither converts to e4m3 nor multiplies it
 
 EVERYWHERE = {
     "strips": Config(tiles={"ROWS": 32, "COLS": 128}, warps=4),
@@ -26,6 +26,6 @@ TABLE = {
 
 def config_for(arch: str, kernel: str) -> Config:
     require_arch(arch)
-    law = f"e4m3 needs sm_{FIRST_WITH_E4M3} or newer, backend='torch' simulates it"
-    require((arch, kernel) in TABLE, law, arch=arch)
+    constraint = f"e4m3 needs sm_{FIRST_WITH_E4M3} or newer, backend='torch' simulates it"
+    require((arch, kernel) in TABLE, constraint, arch=arch)
     return TABLE[arch, kernel]

@@ -1,8 +1,8 @@
-"""Products of FP8 matrices under their scales, in Triton."""
+"""Product of scaled FP8 matrices (Triton)."""
 
 # M and N rows of two matrices, K what their product sums over
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import torch
@@ -42,7 +42,7 @@ def matmul(
     BN: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """C = sum over blocks of 128 of K of (A B^T) * a_scale * b_scale.
+    """Scaled FP8 GEMM: C = sum over blocks of 128 of K of (A B^T) * a_scale * b_scale.
 
     The tensor cores sum one block at a time, in fewer than 24 bits on Hopper; the blocks are summed
     in fp32. A_HIGH rows of A share a scale, B_HIGH of B; all of them where the stride is 0.
@@ -148,7 +148,7 @@ def scaled_matmul(
             and x.stride(1) == 1
             and x.shape[1] == a_MK.shape[1]
             and x.device == a_MK.device,
-            "a and b must be matrices of float8_e4m3fn on one device, of contiguous rows of one length",
+            "a and b must be float8_e4m3fn matrices on one device, contiguous rows of one length",
             **{name: f"{tuple(x.shape)} {x.dtype} {x.device}, strides {x.stride()}"},
         )
         (size, depth), blocks = x.shape, triton.cdiv(x.shape[1], BLOCK)

@@ -1,8 +1,8 @@
-"""Rounding to FP8 under the scale of a tile, in Triton: `quantize` in reference.py, to the bit."""
+"""Quantization to FP8 with a scale per tile (Triton), to the bit as in reference.py."""
 
 # M rows, N columns
 
-# Triton takes an annotation on a kernel's argument for its type at run time.
+# Triton reads an annotation on a kernel's argument as its type at run time.
 # pyright: reportMissingParameterType=false
 
 import torch
@@ -38,10 +38,10 @@ def encode(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """values = e4m3(x / scale). A program takes a tile of ROWS x COLS.
+    """FP8 quantization: values = e4m3(x / scale). A program takes a tile of ROWS x COLS.
 
     Each row of that tile has its own scale, or with WHOLE the tile has one, which is stored; with
-    GIVEN each row's is loaded. Bytes per element of b bytes: b + 1, and 4 per scale.
+    GIVEN the scales of the rows are loaded. Bytes per element of b bytes: b + 1, and 4 per scale.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1).to(tl.int64) * COLS + tl.arange(0, COLS)
@@ -76,7 +76,10 @@ def scale_rows(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """scale = max(amax, 1e-12) / 448 of each row. A program takes ROWS rows. Bytes per row: b N."""
+    """FP8 scales per row: scale = max(amax, 1e-12) / 448. A program takes ROWS rows.
+
+    Bytes per row: b N.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     amax = tl.full([ROWS, COLS], SMALLEST_AMAX, tl.float32)
     for begin in range(0, width, COLS):
@@ -90,7 +93,7 @@ def scale_rows(
 
 
 def encode_launch(arch: str, x_MN: Tensor, values_MN: Tensor, scales: Tensor, tile: Tile) -> Launch:
-    """`scales` are written, or read where the tile is as long as a row."""
+    """The launch; `scales` are written, or read where a tile spans a whole row."""
     M, N = x_MN.shape
     config = config_for(arch, KERNELS[tile])
     rows, columns = config.tiles["ROWS"], config.tiles["COLS"]
@@ -154,7 +157,7 @@ def quantize_op(x_MN: Tensor, rows: int | None, columns: int | None) -> tuple[Te
 
 @quantize_op.register_fake
 def _quantize_outputs(x_MN: Tensor, rows: int | None, columns: int | None) -> tuple[Tensor, Tensor]:
-    """Scales lie column by column: a product reads those of one column together."""
+    """Empty (values, scales), scales column-major: a product reads those of one column together."""
     M, N = x_MN.shape
     high, across = (1 if size is None else -(-of // size) for of, size in ((M, rows), (N, columns)))
     scales = x_MN.new_empty(across, high, dtype=torch.float32).T
@@ -164,7 +167,9 @@ def _quantize_outputs(x_MN: Tensor, rows: int | None, columns: int | None) -> tu
 def quantize(x_MN: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
     require_device(x_MN)
     require_float(x_MN, "x")
-    law = f"x must be a matrix with elements, the tile one of {', '.join(map(str, KERNELS))}"
+    constraint = f"x must be a matrix with elements, the tile one of {', '.join(map(str, KERNELS))}"
     shape = tuple(x_MN.shape)
-    require(x_MN.dim() == 2 and x_MN.numel() > 0 and tile in KERNELS, law, shape=shape, tile=tile)
+    require(
+        x_MN.dim() == 2 and x_MN.numel() > 0 and tile in KERNELS, constraint, shape=shape, tile=tile
+    )
     return quantize_op(x_MN, *tile)

@@ -1,4 +1,4 @@
-"""What each operator means, in plain torch: the specification that every kernel is held against.
+"""Reference of the operators in plain torch: the specification that all implementations match.
 
 An FP8 number is e4m3, by the OCP's 8-bit floating point specification: three bits of mantissa,
 448 at most. Values are exact in every dtype that follows; products are summed in float32, or in
@@ -41,12 +41,15 @@ def quantize(x_MN: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
     padded = F.pad(x_MN.float(), (0, -N % columns, 0, -M % rows))
     tiles = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
     amax = tiles.abs().amax((1, 3)).clamp(min=SMALLEST_AMAX)
-    scales = amax / amax.new_tensor(E4M3_MAX)  # by a number, CUDA takes its rounded reciprocal
+    scales = amax / amax.new_tensor(
+        E4M3_MAX
+    )  # dividing by a Python number, CUDA multiplies by its rounded reciprocal
     values = (tiles / scales[:, None, :, None]).clamp(-E4M3_MAX, E4M3_MAX)
     return values.to(torch.float8_e4m3fn).flatten(2).flatten(0, 1)[:M, :N], scales
 
 
 def decode(values_MN: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """value * scale [M, N] in `dtype`, the inverse of `quantize` up to rounding."""
     M, N = values_MN.shape
     rows, columns = sharing(M, scales.shape[0]), sharing(N, scales.shape[1])
     scales_MN = scales.to(dtype).repeat_interleave(rows, 0)[:M]
@@ -54,7 +57,7 @@ def decode(values_MN: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sharing(size: int, num_scales: int) -> int:
-    """How many of `size` rows, or columns, share a scale: all, one, or a block of 128."""
+    """Number of rows, or columns, of `size` that share a scale: all, one, or a block of 128."""
     if num_scales == 1:
         return size
     return 1 if num_scales == size else BLOCK
@@ -63,7 +66,7 @@ def sharing(size: int, num_scales: int) -> int:
 def scaled_matmul(
     a_MK: Tensor, a_scales: Tensor, b_NK: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
 ) -> Tensor:
-    """A B^T of what `quantize` gave for A and B."""
+    """A B^T in `out_dtype` of the values and scales that `quantize` gave for A and B."""
     wide = torch.promote_types(out_dtype, torch.float32)
     return F.linear(decode(a_MK, a_scales, wide), decode(b_NK, b_scales, wide)).to(out_dtype)
 
@@ -75,10 +78,10 @@ def scaled_linear(
     quantize: Callable[..., tuple[Tensor, Tensor]] = quantize,
     scaled_matmul: Callable[..., Tensor] = scaled_matmul,
 ) -> Tensor:
-    """x W^T with both factors rounded to FP8 by the recipe's tiles, as is done for the gradients:
+    """x W^T with both factors quantized to FP8 by the recipe's tiles; so are the gradients:
 
     dX = dY W with tiles along O, of an activation and a weight; dW = dY^T X with tiles of
-    activations along the tokens, both rounded anew (DeepSeek-V3, arXiv 2412.19437, section 3.3).
+    activations along the tokens, both quantized again (DeepSeek-V3, arXiv 2412.19437, section 3.3).
     """
     return _ScaledLinear.apply(x_MI, weight_OI, recipe, quantize, scaled_matmul)
 

@@ -1,4 +1,4 @@
-"""The contract of every operator: outputs and all gradients against the reference in float64."""
+"""Comparison of operators with their reference in float64: outputs and all gradients."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def error(x: Tensor, truth: Tensor) -> float:
-    """Relative to the truth; what should be zero must be."""
+    """The error relative to `truth`; where that is zero, any error is huge."""
     return ((x.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item()
 
 
@@ -28,22 +28,24 @@ def outputs_and_gradients(
     return named | {f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}
 
 
-def check_meaning(
+def check_against_reference(
     family: str, name: str, inputs: dict[str, Tensor], **settings: float | bool
 ) -> None:
-    """The kernel behind a family's door against the family's reference.
+    """A kernel, through the public API of its family, against the reference of its family.
 
-    float32 errs by 1e-5 at most; bfloat16 by twice what the reference itself errs in bfloat16.
+    The relative error is at most 1e-5 in float32, and twice the reference's own in 16 bits.
     """
     reference, op = (import_module(f"archfront.kernels.{family}.{m}") for m in ("reference", "op"))
-    meaning = partial(getattr(reference, name), **settings)
+    definition = partial(getattr(reference, name), **settings)
     kernel = partial(getattr(op, name), backend="triton", **settings)
-    result = meaning(*inputs.values())
+    result = definition(*inputs.values())
     outputs = result if isinstance(result, tuple) else (result,)
     cotangents = [torch.randn_like(y) for y in outputs]
 
-    truth = outputs_and_gradients(meaning, {k: x.double() for k, x in inputs.items()}, cotangents)
-    plain = outputs_and_gradients(meaning, inputs, cotangents)
+    truth = outputs_and_gradients(
+        definition, {k: x.double() for k, x in inputs.items()}, cotangents
+    )
+    plain = outputs_and_gradients(definition, inputs, cotangents)
     ours = outputs_and_gradients(kernel, inputs, cotangents)
     for quantity, y in ours.items():
         assert (y.shape, y.dtype) == (plain[quantity].shape, plain[quantity].dtype), quantity
@@ -53,15 +55,15 @@ def check_meaning(
 
 
 @pytest.fixture
-def assert_means() -> Callable[..., None]:
-    """assert_means(family, name, inputs, **settings): the door's kernel does what the reference means."""
+def assert_matches_reference() -> Callable[..., None]:
+    """assert_matches_reference(family, name, inputs, **settings): `check_against_reference`."""
     torch.manual_seed(0)
-    return check_meaning
+    return check_against_reference
 
 
 @pytest.fixture
-def poison():
-    """Every fresh tensor holds NaN, so that an element no kernel has written cannot pass."""
+def nan_filled_empty():
+    """torch.empty fills with NaN, so that an element that no kernel wrote fails the test."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""The door to attention: its torch form, its cache, its laws."""
+"""Attention through its public API: torch implementation, cache, input checks."""
 
 import subprocess
 import sys
@@ -12,20 +12,18 @@ from archfront.kernels.attention import cache, op, reference
 from archfront.kernels.attention.configs import HALF, TABLE, config_for
 from archfront.kernels.requirements import Unsupported
 
-# texts of 300 tokens take three blocks of the torch form, the last of them cut
+# 300 tokens are three blocks of the torch implementation, the last one partial
 B, T, H, G = 2, 300, 4, 2
-USE_SEGMENT_IDS = torch.tensor(
-    [[0] * 10 + [3] * 200 + [4] * 90, [1] * 299 + [2]], dtype=torch.int32
-)
+SEGMENT_IDS = torch.tensor([[0] * 10 + [3] * 200 + [4] * 90, [1] * 299 + [2]], dtype=torch.int32)
 RULES = {
     "causal": {},
     "all": {"causal": False},
     "narrow window": {"window": 20},
     "window": {"window": 100},
     "wide window": {"window": 1000},
-    "segment_ids": {"segment_ids": USE_SEGMENT_IDS},
-    "documents in a window": {"segment_ids": USE_SEGMENT_IDS, "window": 20},
-    "whole documents": {"segment_ids": USE_SEGMENT_IDS, "causal": False},
+    "segment_ids": {"segment_ids": SEGMENT_IDS},
+    "segments in a window": {"segment_ids": SEGMENT_IDS, "window": 20},
+    "whole segments": {"segment_ids": SEGMENT_IDS, "causal": False},
     "soft cap": {"softcap": 2.0, "scale": 0.5},
 }
 
@@ -45,7 +43,7 @@ def lists(tokens=T, block=16, n=3):
 
 
 def with_gradients(function, inputs):
-    """All outputs, and the gradients of a fixed weighting of them."""
+    """All outputs, and gradients for fixed cotangents."""
     outputs = function(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     cotangents = [torch.cos(torch.arange(y.numel()).view(y.shape) / 7).to(y) for y in outputs]
@@ -53,7 +51,7 @@ def with_gradients(function, inputs):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_torch_form_means_the_reference(rule):
+def test_the_torch_implementation_matches_the_reference(rule):
     inputs = heads(dtype=torch.float64)
     ours = with_gradients(partial(op.attend, **RULES[rule]), inputs)
     torch.testing.assert_close(
@@ -63,16 +61,16 @@ def test_the_torch_form_means_the_reference(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("widths", [(24, 16), (16, 24)])
-def test_the_output_alone_means_the_reference(rule, widths):
+def test_the_output_alone_matches_the_reference(rule, widths):
     inputs = heads(K=widths[0], V=widths[1], dtype=torch.float64)
     ours = with_gradients(partial(op.attend_without_lse, **RULES[rule]), inputs)
     truth = with_gradients(lambda *x: reference.attend(*x, **RULES[rule])[0], inputs)
     torch.testing.assert_close(ours, truth)
 
 
-@pytest.mark.parametrize("segment_ids", [None, USE_SEGMENT_IDS])
+@pytest.mark.parametrize("segment_ids", [None, SEGMENT_IDS])
 @pytest.mark.parametrize("block", [16, 128])
-def test_the_torch_form_of_blocks_means_the_reference(block, segment_ids):
+def test_the_torch_implementation_of_blocks_matches_the_reference(block, segment_ids):
     inputs = heads(dtype=torch.float64)
     blocks = lists(block=block)
     blocks[..., 0] = torch.arange(T) // block  # so that all have an lse
@@ -100,11 +98,11 @@ def test_the_reference_agrees_with_torchs_own_operator():
     torch.testing.assert_close(reference.attend(q, k, v)[0], o.transpose(1, 2))
 
 
-@pytest.mark.parametrize("form", [op, reference])
-def test_a_query_that_sees_no_key_is_zero_with_gradients(form):
+@pytest.mark.parametrize("implementation", [op, reference])
+def test_a_query_that_sees_no_key_is_zero_with_gradients(implementation):
     inputs = heads(tokens=20)
     none = torch.full((B, G, 20, 2), -1, dtype=torch.int32)
-    o, lse = form.attend_blocks(*inputs, none, block=16)
+    o, lse = implementation.attend_blocks(*inputs, none, block=16)
     o.sum().backward()
     assert torch.equal(o, torch.zeros_like(o))
     assert (lse == -torch.inf).all()
@@ -129,7 +127,7 @@ def test_a_sink_is_one_more_key_without_a_value():
 
 
 def cached(dtype=torch.float32, pages=torch.float32, shared=False, **sizes):
-    """Rows of 7 and 33 tokens in pages of 16 that lie in no order; and the tokens themselves."""
+    """Rows of 7 and 33 tokens in pages of 16 in random order; and the tokens themselves."""
     sizes = {"kv_heads": G, "k_dim": 24, "v_dim": 16} | sizes
     held = cache.allocate(batch=B, tokens=40, page=16, dtype=pages, value_in_key=shared, **sizes)
     held.page_table.copy_(torch.randperm(held.page_table.numel()).view_as(held.page_table))
@@ -152,7 +150,7 @@ def test_what_was_appended_is_read_back(pages, shared):
         assert ours[0, 7:].count_nonzero() == 0
 
 
-def test_the_largest_of_a_quantized_row_meets_the_edge():
+def test_the_largest_of_a_quantized_row_is_the_largest_number():
     x = torch.tensor([[1.0, -3.0, 0.5], [0.0, 0.0, 0.0]])
     for dtype, edge in cache.LARGEST.items():
         values, scale = cache.quantize_rows(x, dtype)
@@ -164,16 +162,18 @@ def test_the_largest_of_a_quantized_row_meets_the_edge():
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("pages", [torch.float64, torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize("rule", [{}, {"window": 9}, {"softcap": 2.0, "scale": 0.5}])
-def test_the_torch_form_of_decoding_means_the_reference(pages, shared, rule):
+def test_the_torch_implementation_of_decoding_matches_the_reference(pages, shared, rule):
     held, _, _ = cached(pages=pages, shared=shared, dtype=torch.float64)
     for tokens in (1, 9):  # more than one row holds: some queries see no key
         q = torch.randn(B, tokens, H, 24, dtype=torch.float64)
-        ours, truth = (form.attend_cached(q, held, **rule) for form in (op, reference))
+        ours, truth = (
+            implementation.attend_cached(q, held, **rule) for implementation in (op, reference)
+        )
         torch.testing.assert_close(ours, truth, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("window", [None, 9])
-def test_decoding_gives_the_last_rows_of_the_text(window):
+def test_decoding_gives_the_last_rows_of_the_sequence(window):
     held, k, v = cached()
     q = torch.randn(B, 33, H, 24)
     o, lse = op.attend(q[1:], k[1:], v[1:], window=window)
@@ -182,7 +182,7 @@ def test_decoding_gives_the_last_rows_of_the_text(window):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", None])
-def test_a_meta_tensor_asks_for_shapes(backend):
+def test_a_meta_tensor_gives_shapes(backend):
     q = meta(2, 9, 4, 32, dtype=torch.bfloat16).requires_grad_()
     k, v = (meta(2, 9, 2, width, dtype=torch.bfloat16).requires_grad_() for width in (32, 16))
     segment_ids, blocks = meta(2, 9, dtype=torch.int32), meta(2, 2, 9, 3, dtype=torch.int32)
@@ -203,65 +203,65 @@ def test_a_meta_tensor_asks_for_shapes(backend):
             assert v.grad.shape == v.shape
 
 
-def text(q=(2, 9, 4, 32), k=(2, 9, 2, 32), v=(2, 9, 2, 16), dtype=torch.float32):
+def sequence(q=(2, 9, 4, 32), k=(2, 9, 2, 32), v=(2, 9, 2, 16), dtype=torch.float32):
     return meta(*q, dtype=dtype), meta(*k, dtype=dtype), meta(*v, dtype=dtype)
 
 
-REFUSED = {
+UNSUPPORTED = {
     "needs a CUDA tensor.*device=cpu": lambda: (heads(), {}),
-    "q must be float32, bfloat16 or float16.*float64": lambda: (text(dtype=torch.float64), {}),
+    "q must be float32, bfloat16 or float16.*float64": lambda: (sequence(dtype=torch.float64), {}),
     "heads must divide the query heads, got heads=3, kv_heads=2": lambda: (
-        text(q=(2, 9, 3, 32)),
+        sequence(q=(2, 9, 3, 32)),
         {},
     ),
     r"\[B, T, G, V\], none of them 0, got .*v=\(2, 8, 2, 16\)": lambda: (
-        text(v=(2, 8, 2, 16)),
+        sequence(v=(2, 8, 2, 16)),
         {},
     ),
     r"none of them 0, got q=\(2, 0, 4, 32\)": lambda: (
-        text(q=(2, 0, 4, 32), k=(2, 0, 2, 32), v=(2, 0, 2, 16)),
+        sequence(q=(2, 0, 4, 32), k=(2, 0, 2, 32), v=(2, 0, 2, 16)),
         {},
     ),
-    "k must have q's dtype": lambda: ((text()[0], *text(dtype=torch.float16)[1:]), {}),
+    "k must have q's dtype": lambda: ((sequence()[0], *sequence(dtype=torch.float16)[1:]), {}),
     "last dimension of v must be contiguous": lambda: (
-        (*text()[:2], meta(2, 9, 16, 2).transpose(2, 3)),
+        (*sequence()[:2], meta(2, 9, 16, 2).transpose(2, 3)),
         {},
     ),
-    r"documents must be \(2, 9\) torch.int32": lambda: (text(), {"segment_ids": meta(2, 9)}),
-    "scale must be > 0": lambda: (text(), {"scale": -1.0}),
-    "softcap must be > 0": lambda: (text(), {"softcap": 0.0}),
+    r"segment_ids must be \(2, 9\) torch.int32": lambda: (sequence(), {"segment_ids": meta(2, 9)}),
+    "scale must be > 0": lambda: (sequence(), {"scale": -1.0}),
+    "softcap must be > 0": lambda: (sequence(), {"softcap": 0.0}),
 }
 
 
-@pytest.mark.parametrize("law", REFUSED)
-def test_attention_refuses_by_its_law(law):
-    inputs, rule = REFUSED[law]()
-    with pytest.raises(Unsupported, match=law):
+@pytest.mark.parametrize("constraint", UNSUPPORTED)
+def test_attention_rejects_unsupported_inputs(constraint):
+    inputs, rule = UNSUPPORTED[constraint]()
+    with pytest.raises(Unsupported, match=constraint):
         op.attend(*inputs, **rule, backend="triton")
 
 
-def test_blocks_refuse_by_their_law():
+def test_blocks_reject_unsupported_inputs():
     blocks = meta(2, 2, 9, 3, dtype=torch.int32)
-    for law, inputs, listed, block in (
-        ("power of two >= 16, got block=48", text(), blocks, 48),
-        (r"blocks must be \[2, 2, 9, N\] torch.int32", text(), blocks.long(), 16),
-        ("at most 32 query heads", text(q=(2, 9, 66, 32)), blocks, 16),
+    for constraint, inputs, listed, block in (
+        ("power of two >= 16, got block=48", sequence(), blocks, 48),
+        (r"blocks must be \[2, 2, 9, N\] torch.int32", sequence(), blocks.long(), 16),
+        ("at most 32 query heads", sequence(q=(2, 9, 66, 32)), blocks, 16),
     ):
-        with pytest.raises(Unsupported, match=law):
+        with pytest.raises(Unsupported, match=constraint):
             op.attend_blocks(*inputs, listed, block=block, backend="triton")
 
 
-def test_a_cache_refuses_by_its_law():
+def test_a_cache_rejects_unsupported_inputs():
     held = cache.allocate(
         batch=2, tokens=9, kv_heads=2, k_dim=32, v_dim=16, dtype=torch.float32, device="meta"
     )
-    for law, q in (
+    for constraint, q in (
         ("read without gradients", meta(2, 1, 4, 32).requires_grad_()),
         ("pages must be of q's dtype", meta(2, 1, 4, 32, dtype=torch.bfloat16)),
         (r"k_pages must be contiguous, \(2, 64, 2, 24\)", meta(2, 1, 4, 24)),
         (r"page_table must be contiguous, \(3, 1\)", meta(3, 1, 4, 32)),
     ):
-        with pytest.raises(Unsupported, match=law):
+        with pytest.raises(Unsupported, match=constraint):
             op.attend_cached(q, held, backend="triton")
 
 
@@ -282,18 +282,18 @@ def test_what_has_a_forward_has_a_backward(arch):
         assert all(max(TABLE[arch][name, kind]) >= max(classes) for name in backwards)
 
 
-def test_a_head_wider_than_the_table_is_refused():
+def test_a_head_wider_than_the_table_is_unsupported():
     assert (
         config_for("sm_80", "forward", torch.float16, 512, 512)
         == TABLE["sm_80"]["forward", HALF][512]
     )
-    with pytest.raises(Unsupported, match="heads of at most 256 on sm_86, got K=257, V=64"):
-        config_for("sm_86", "forward", torch.bfloat16, 257, 64)
+    with pytest.raises(Unsupported, match="heads of at most 256 on sm_89, got K=257, V=64"):
+        config_for("sm_89", "forward", torch.bfloat16, 257, 64)
     with pytest.raises(Unsupported, match="in float8_e4m3fn does not run on sm_80"):
         config_for("sm_80", "decode_split", torch.float8_e4m3fn, 64, 64)
 
 
-def test_the_door_does_not_import_triton():
+def test_the_public_api_does_not_import_triton():
     code = (
         "import sys; from archfront.kernels.attention import op; sys.exit('triton' in sys.modules)"
     )

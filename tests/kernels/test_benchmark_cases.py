@@ -1,4 +1,4 @@
-"""The benchmark of the kernels: what it would run on a GPU runs up to the launches."""
+"""The cases of the kernel benchmark, as a dry run."""
 
 import warnings
 
@@ -19,9 +19,9 @@ with warnings.catch_warnings():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.operator} {c.direction} {c.shape}")
 def test_our_side_of_a_case_runs(case):
-    for name in case.forms.keys() & {*OWN}:
+    for name in case.implementations.keys() & {*OWN}:
         with on_absent("sm_90"), torch.device("meta"):
-            results = prepared(case.forms[name], case.direction)()
+            results = prepared(case.implementations[name], case.direction)()
         assert all(y.is_meta for y in results)
 
 
@@ -35,7 +35,9 @@ def test_a_goal_is_judged_by_the_values_of_its_forms():
 
 
 def test_the_peers_compute_the_same():
-    x, chosen, share, *weights = kernel_cases.mixture_case(33, 4, 2, 32, 16).forms[OURS].inputs()
+    x, chosen, share, *weights = (
+        kernel_cases.mixture_case(33, 4, 2, 32, 16).implementations[OURS].inputs()
+    )
     ours = experts.mixture(x, chosen, share, *weights, "silu")
     peers = kernel_cases.torch_mixture(x, chosen, share, *weights)
     torch.testing.assert_close(ours, peers, rtol=2e-2, atol=2e-2)

@@ -1,4 +1,4 @@
-"""The experts' door on the CPU: what the torch forms mean, and what the kernels refuse."""
+"""Mixture-of-experts operators on the CPU: torch implementation, input checks of the kernels."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_no_rows_make_empty_groups():
     assert op.group(torch.empty(0, dtype=torch.int64), 3).offsets_E1.tolist() == [0, 0, 0, 0]
 
 
-def test_every_row_meets_its_experts_matrix_and_bias():
+def test_every_row_uses_its_experts_matrix_and_bias():
     expert = torch.randint(0, 7, (40,))
     expert[expert == 3] = 4  # one expert without rows
     groups = op.group(expert, 7)
@@ -76,7 +76,7 @@ def test_a_mixture_is_the_shared_sum_of_its_tokens_experts():
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "oai", "relu2"])
 @pytest.mark.parametrize("limit", [None, 0.5])
-def test_the_torch_form_means_its_reference_in_every_gradient(activation, limit):
+def test_the_torch_implementation_matches_its_reference_in_every_gradient(activation, limit):
     chosen = choices()
     chosen[torch.rand(33, 3) < 0.2] = -1
     gated = activation != "relu2"
@@ -100,7 +100,7 @@ def test_a_dropped_choice_adds_nothing_and_leaves_no_gradient():
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", None])
-def test_a_meta_tensor_asks_for_shapes(backend):
+def test_a_meta_tensor_gives_shapes(backend):
     x, weight = meta(40, 16).requires_grad_(), meta(4, 32, 16).requires_grad_()
     down = meta(4, 16, 32).requires_grad_()
     chosen = torch.empty(40, 2, dtype=torch.int64, device="meta")
@@ -123,7 +123,7 @@ def mixed(x=(40, 16), share=(40, 2), up=(4, 32, 16), down=(4, 16, 32), gated=Tru
     )
 
 
-REFUSED = {
+UNSUPPORTED = {
     r"x must be \[N, D\].*down=\(4, 32, 16\)": lambda: mixed(down=(4, 32, 16)),
     r"share \[N, K\].*share=\(41, 2\)": lambda: mixed(share=(41, 2)),
     "must be relu2 without a gate.*activation=silu, gate=False": lambda: mixed(gated=False),
@@ -149,7 +149,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("law", REFUSED)
-def test_the_kernels_refuse_by_their_law(law):
-    with pytest.raises(Unsupported, match=law):
-        REFUSED[law]()
+@pytest.mark.parametrize("constraint", UNSUPPORTED)
+def test_the_kernels_reject_unsupported_inputs(constraint):
+    with pytest.raises(Unsupported, match=constraint):
+        UNSUPPORTED[constraint]()

@@ -1,4 +1,4 @@
-"""Our recurrences are those of flash-linear-attention: its naive forms, token by token, in float32."""
+"""The recurrences against the naive implementations of flash-linear-attention, in float32."""
 
 import warnings
 
@@ -33,7 +33,7 @@ def seed() -> None:
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v and a state to begin with; keys of length one."""
+    """q, k, v and an initial state; keys of length one."""
     q, k = torch.randn(2, B, T, H, K)
     return q, F.normalize(k, dim=-1), torch.randn(B, T, H, V), torch.randn(B, H, K, V)
 

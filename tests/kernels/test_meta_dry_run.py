@@ -1,9 +1,9 @@
-"""Operators as a GPU that is not here would run them."""
+"""Dry runs of operators on meta tensors for a GPU."""
 
 import pytest
 import torch
 
-from archfront.kernels.backend import chosen
+from archfront.kernels.backend import choose_backend
 from archfront.kernels.meta_dry_run import on_absent
 from archfront.kernels.recurrent import op
 from archfront.kernels.requirements import Unsupported
@@ -14,15 +14,15 @@ def keys_and_values(K):
     return q, k, torch.empty(1, 9, 4, 64, dtype=torch.bfloat16, device="meta")
 
 
-def test_a_meta_tensor_has_kernels_only_where_it_stands_for_a_gpu():
+def test_a_meta_tensor_has_kernels_only_where_it_counts_as_a_gpus():
     x = torch.empty(1, device="meta")
     with on_absent("sm_90"):
-        assert chosen(None, x) == "triton"
-        assert chosen(None, torch.empty(1)) == "torch"
-    assert chosen(None, x) == "torch"
+        assert choose_backend(None, x) == "triton"
+        assert choose_backend(None, torch.empty(1)) == "torch"
+    assert choose_backend(None, x) == "torch"
 
 
-def test_a_gpus_tables_answer_forward_and_backward():
+def test_the_kernels_of_a_gpu_run_forward_and_backward():
     with on_absent("sm_90"):
         o, _ = op.linear_recurrence(*keys_and_values(256))
         o.sum().backward()
@@ -32,7 +32,7 @@ def test_a_gpus_tables_answer_forward_and_backward():
         op.linear_recurrence(*keys_and_values(128))
 
 
-def test_an_unknown_gpu_is_refused():
-    law = r"the architecture must be one of sm_80, .* got sm_70"
-    with pytest.raises(Unsupported, match=law), on_absent("sm_70"):
+def test_an_unknown_gpu_is_unsupported():
+    constraint = r"the architecture must be one of sm_80, .* got sm_70"
+    with pytest.raises(Unsupported, match=constraint), on_absent("sm_70"):
         pass

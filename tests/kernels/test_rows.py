@@ -1,4 +1,4 @@
-"""The door: which backend runs, what it refuses, and what it costs to import."""
+"""Row operators through their public API: torch implementation, input checks, imports."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def test_the_convolution_agrees_with_torchs_own():
     torch.testing.assert_close(reference.short_conv(x, weight, activation=None), torchs)
 
 
-def test_a_tail_continues_a_sequence_and_a_document_begins_anew():
+def test_a_tail_continues_a_sequence_and_a_segment_starts_anew():
     x, weight = torch.randn(2, 17, 60, dtype=torch.float64), torch.randn(60, 4, dtype=torch.float64)
     whole = op.short_conv(x, weight, activation="silu")
     rest = op.short_conv(x[:, 5:], weight, activation="silu", tail_BWN=x[:, 2:5])
@@ -110,7 +110,7 @@ def test_the_reference_loss_agrees_with_torchs_own():
     torch.testing.assert_close(ours, F.cross_entropy(h @ weight.T, target))
 
 
-def test_the_loss_holds_a_tenth_of_the_plain_forms_memory():
+def test_the_loss_holds_a_tenth_of_the_plain_implementations_memory():
     h, weight = torch.randn(8192, 16), torch.randn(1024, 16)
     target = torch.randint(1024, (8192,))
     with LargestTensor() as chunked:
@@ -123,7 +123,7 @@ def test_the_loss_holds_a_tenth_of_the_plain_forms_memory():
 
 
 class LargestTensor(TorchDispatchMode):
-    """How large a tensor was that any operation in its scope gave, in the backward too."""
+    """The size of the largest tensor that an operation returned within it, backward included."""
 
     bytes = 0
 
@@ -136,7 +136,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", None])
-def test_a_meta_tensor_asks_for_shapes(backend):
+def test_a_meta_tensor_gives_shapes(backend):
     x, weight = meta(2, 3, 60, dtype=torch.bfloat16), meta(60).requires_grad_()
     normed, summed = op.add_rms_norm(x.requires_grad_(), x, weight, EPS, backend=backend)
     y = op.swiglu(normed, summed, backend=backend)
@@ -154,7 +154,7 @@ def test_a_meta_tensor_asks_for_shapes(backend):
     assert (x.grad.shape, weight.grad.dtype) == (x.shape, torch.float32)
 
 
-REFUSED = {
+UNSUPPORTED = {
     "needs a CUDA tensor.*device=cpu": lambda: (torch.empty(2, 60), torch.empty(60)),
     "x must be float32, bfloat16 or float16.*float64": lambda: (
         meta(2, 60, dtype=torch.float64),
@@ -174,7 +174,7 @@ REFUSED = {
         meta(60, 2).T,
         meta(60),
     ),
-    "rows of x must lie at one distance": lambda: (
+    "rows of x must be evenly spaced": lambda: (
         meta(4, 3, 2, 60).transpose(0, 1),
         meta(60),
     ),
@@ -183,14 +183,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("law", REFUSED)
-def test_the_norm_refuses_by_its_law(law):
-    with pytest.raises(Unsupported, match=law):
-        op.rms_norm(*REFUSED[law](), EPS, backend="triton")
+@pytest.mark.parametrize("constraint", UNSUPPORTED)
+def test_the_norm_rejects_unsupported_inputs(constraint):
+    with pytest.raises(Unsupported, match=constraint):
+        op.rms_norm(*UNSUPPORTED[constraint](), EPS, backend="triton")
 
 
 X = meta(2, 5, 60)
-OTHERS_REFUSED = {
+OTHERS_UNSUPPORTED = {
     "residual must have the first input's shape": lambda: op.add_rms_norm(
         X, X.half(), meta(60), EPS, backend="triton"
     ),
@@ -228,7 +228,7 @@ OTHERS_REFUSED = {
     "the tail has no gradient": lambda: op.short_conv(
         X, meta(60, 4), activation=None, tail_BWN=meta(2, 3, 60).requires_grad_(), backend="triton"
     ),
-    r"documents must be contiguous, int32, of shape \(2, 5\)": lambda: op.short_conv(
+    r"segment_ids must be contiguous, int32, of shape \(2, 5\)": lambda: op.short_conv(
         X, meta(60, 4), activation="silu", segment_ids=meta(2, 5), backend="triton"
     ),
     "a step has no gradient": lambda: op.short_conv_step(
@@ -243,12 +243,12 @@ OTHERS_REFUSED = {
 }
 
 
-@pytest.mark.parametrize("law", OTHERS_REFUSED)
-def test_each_operator_refuses_by_its_law(law):
-    with pytest.raises(Unsupported, match=law):
-        OTHERS_REFUSED[law]()
+@pytest.mark.parametrize("constraint", OTHERS_UNSUPPORTED)
+def test_each_operator_rejects_unsupported_inputs(constraint):
+    with pytest.raises(Unsupported, match=constraint):
+        OTHERS_UNSUPPORTED[constraint]()
 
 
-def test_the_door_does_not_import_triton():
+def test_the_public_api_does_not_import_triton():
     code = "import sys; from archfront.kernels.rows import op; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

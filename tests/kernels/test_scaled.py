@@ -1,4 +1,4 @@
-"""FP8's door on the CPU: what the torch forms mean, and what the kernels refuse."""
+"""FP8 operators on the CPU: torch implementation, input checks of the kernels."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_rounding_costs_a_linear_layer_a_few_percent(recipe):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", None])
-def test_a_meta_tensor_asks_for_shapes(backend):
+def test_a_meta_tensor_gives_shapes(backend):
     x, weight = meta(2, 9, 200).requires_grad_(), meta(60, 200).requires_grad_()
     y = op.scaled_linear(x, weight, "blockwise", backend=backend)
     y.sum().backward()
@@ -104,7 +104,7 @@ def product(a=(17, 256), b=(40, 256), of_a=(17, 2), of_b=(1, 2), dtype=torch.flo
     return op.scaled_matmul(a, a_scales, b, b_scales, out_dtype=torch.bfloat16, backend="triton")
 
 
-REFUSED = {
+UNSUPPORTED = {
     r"the tile one of \(1, 128\).*tile=\(2, 128\)": lambda: op.quantize(
         meta(4, 8), (2, 128), backend="triton"
     ),
@@ -124,12 +124,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("law", REFUSED)
-def test_the_kernels_refuse_by_their_law(law):
-    with pytest.raises(Unsupported, match=law):
-        REFUSED[law]()
+@pytest.mark.parametrize("constraint", UNSUPPORTED)
+def test_the_kernels_reject_unsupported_inputs(constraint):
+    with pytest.raises(Unsupported, match=constraint):
+        UNSUPPORTED[constraint]()
 
 
-def test_an_architecture_without_e4m3_is_refused_with_the_way_out():
+def test_an_architecture_without_e4m3_is_unsupported_with_an_alternative():
     with pytest.raises(Unsupported, match=r"sm_89 or newer, backend='torch' simulates it.*sm_80"):
         config_for("sm_80", "matmul")

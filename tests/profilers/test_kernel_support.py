@@ -75,7 +75,7 @@ def test_targets_of_one_architecture_are_checked_once():
 
 def test_the_choice_at_fault_is_named_for_each_gpu(tmp_path):
     found = unsupported_choices(space(tmp_path), ("sm_80", "sm_90", "sm_100"))
-    violated = "scan needs keys at most 128 wide on sm_80 in torch.bfloat16, got K=256"
+    violated = "fwd_state needs keys at most 128 wide on sm_80 in torch.bfloat16, got K=256"
     assert found[0] == UnsupportedChoice(
         choice="blocks.M.d_state",
         value=256,

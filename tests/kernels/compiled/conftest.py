@@ -1,4 +1,4 @@
-"""Kernels compiled for GPUs that are not here: run without TRITON_INTERPRET."""
+"""Kernels compiled ahead of time for every architecture: run without TRITON_INTERPRET."""
 
 import pytest
 import triton

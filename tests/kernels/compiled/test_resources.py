@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from archfront.kernels.compiled import TARGETS, Resources, compile_for, launches, violations
+from archfront.kernels.compiled import Resources, compile_for, launches, violations
 from archfront.kernels.configs import ARCHS
 from archfront.kernels.launch import Launch
 from archfront.kernels.requirements import Unsupported
@@ -13,13 +13,13 @@ from archfront.kernels.rows.configs import TABLE, config_for
 
 ROWS = [
     pytest.param(launch, arch, id=f"{kernel} {shape} {arch}")
-    for arch in TARGETS
+    for arch in ARCHS
     for kernel, shape, launch in launches(arch)
 ]
 
 
 @pytest.mark.parametrize(("launch", "arch"), ROWS)
-def test_a_kernel_stays_within_its_target(launch, arch):
+def test_a_kernel_stays_within_the_limits_of_its_architecture(launch, arch):
     resources = compile_for(launch, arch)
     assert resources.registers > 0
     assert violations(resources, arch) == []
@@ -51,7 +51,7 @@ def transposed_accumulator(x_ptr, y_ptr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def crowded(x_ptr, y_ptr, SIZE: tl.constexpr):
+def high_register_pressure(x_ptr, y_ptr, SIZE: tl.constexpr):
     col = tl.arange(0, SIZE)
     x = tl.load(x_ptr + col)
     total = tl.sum(x, 0)
@@ -66,16 +66,24 @@ def squares(kernel, size, warps, dtype=torch.bfloat16):
 
 def test_a_transposed_accumulator_is_found_on_hopper_alone():
     launch = squares(transposed_accumulator, 64, 4)
-    assert any("transposed" in law for law in violations(compile_for(launch, "sm_90"), "sm_90"))
-    assert not any("transposed" in law for law in violations(compile_for(launch, "sm_80"), "sm_80"))
+    assert any(
+        "transposed" in constraint
+        for constraint in violations(compile_for(launch, "sm_90"), "sm_90")
+    )
+    assert not any(
+        "transposed" in constraint
+        for constraint in violations(compile_for(launch, "sm_80"), "sm_80")
+    )
 
 
 def test_a_spill_is_found():
-    launch = squares(crowded, 32_768, 4, torch.float32)
-    assert any("spill" in law for law in violations(compile_for(launch, "sm_90"), "sm_90"))
+    launch = squares(high_register_pressure, 32_768, 4, torch.float32)
+    assert any(
+        "spill" in constraint for constraint in violations(compile_for(launch, "sm_90"), "sm_90")
+    )
 
 
-def test_shared_memory_is_held_to_the_targets_limit():
+def test_shared_memory_is_held_to_the_limit_of_the_architecture():
     resources = replace(FREE, shared_bytes=200_000)
     assert violations(resources, "sm_80") == ["shared_bytes must be <= 166912, got 200000"]
     assert violations(resources, "sm_90") == []
@@ -88,7 +96,7 @@ def test_a_dot_off_the_tensor_cores_is_found():
     ]
 
 
-def test_the_launchers_own_specialisation_is_compiled():
+def test_the_launchers_own_specialization_is_compiled():
     x = torch.empty(4096, dtype=torch.bfloat16, device="meta")
     arguments = {"x_ptr": x, "y_ptr": x, "SIZE": 4096}
     even, odd = (
@@ -110,6 +118,6 @@ def test_a_width_gets_the_narrowest_class_that_holds_it(arch, kernel):
         config_for(arch, kernel, blocks[-1] + 1)
 
 
-def test_an_unknown_architecture_is_refused():
+def test_an_unknown_architecture_is_unsupported():
     with pytest.raises(Unsupported, match=f"one of {', '.join(ARCHS)}, got sm_70"):
         config_for("sm_70", "swiglu", 64)

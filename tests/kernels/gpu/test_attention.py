@@ -1,4 +1,4 @@
-"""The attention operators' contract on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
+"""Attention against its reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = [
 ]
 BF16 = torch.bfloat16
 # batch, tokens, query heads, key/value heads, key width, value width
-TEXTS = [
+SEQUENCES = [
     (1, 1, 2, 1, 16, 16),
     (2, 17, 4, 4, 40, 24),
     (2, 1000, 8, 2, 64, 64),
@@ -36,7 +36,7 @@ RULES = {
 
 @pytest.fixture(autouse=True)
 def on_the_gpu():
-    """Poisoned as in conftest.py, but cuBLAS may run the reference without its variable."""
+    """NaN-filled as in conftest.py, but cuBLAS may run the reference without its variable."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     with torch.device("cuda"):
         yield
@@ -49,38 +49,38 @@ def heads(B, T, H, G, K, V, dtype=BF16):
 
 
 def segment_ids_of(batch, tokens, length=237):
-    document = torch.arange(tokens, dtype=torch.int32) // length
-    return document.expand(batch, tokens).contiguous()
+    segment = torch.arange(tokens, dtype=torch.int32) // length
+    return segment.expand(batch, tokens).contiguous()
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("shape", TEXTS)
+@pytest.mark.parametrize("shape", SEQUENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16])
-def test_attention_means_its_reference(assert_means, shape, dtype, rule):
-    assert_means("attention", "attend", heads(*shape, dtype), **RULES[rule])
+def test_attention_matches_its_reference(assert_matches_reference, shape, dtype, rule):
+    assert_matches_reference("attention", "attend", heads(*shape, dtype), **RULES[rule])
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", WIDE_TEXTS)
-def test_wide_heads_mean_their_reference(assert_means, shape, rule):
-    assert_means("attention", "attend", heads(*shape), **RULES[rule])
+def test_wide_heads_match_their_reference(assert_matches_reference, shape, rule):
+    assert_matches_reference("attention", "attend", heads(*shape), **RULES[rule])
 
 
 @pytest.mark.parametrize("rule", [{}, {"window": 100}, {"causal": False}])
-@pytest.mark.parametrize("shape", [*TEXTS[2:], *WIDE_TEXTS])
-def test_documents_do_not_see_each_other(assert_means, shape, rule):
+@pytest.mark.parametrize("shape", [*SEQUENCES[2:], *WIDE_TEXTS])
+def test_segments_do_not_see_each_other(assert_matches_reference, shape, rule):
     segment_ids = segment_ids_of(*shape[:2])
-    assert_means("attention", "attend", heads(*shape), segment_ids=segment_ids, **rule)
+    assert_matches_reference("attention", "attend", heads(*shape), segment_ids=segment_ids, **rule)
 
 
-def test_slices_of_a_projection_are_read_where_they_lie(assert_means):
+def test_slices_of_a_projection_are_read_in_place(assert_matches_reference):
     q, k, v = torch.randn(2, 1000, 12, 128, dtype=BF16).split([8, 2, 2], dim=2)
-    assert_means("attention", "attend", {"q": q, "k": k, "v": v})
+    assert_matches_reference("attention", "attend", {"q": q, "k": k, "v": v})
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_integers_come_out_exact(width):
-    """Equal weights of 1/1024, and sums of integers: no step of the products has to round."""
+    """Weights of 1/1024 and sums of integers: no product has to round."""
     q = torch.zeros(1, 1024, 4, width, dtype=BF16)
     k, v, do = torch.randint(-8, 9, (3, 1, 1024, 4, width)).to(BF16)
     v.requires_grad_()
@@ -119,10 +119,10 @@ def test_elements_past_two_to_the_31_are_reached():
     torch.testing.assert_close(lse[..., -100:], lse_truth[..., -100:], rtol=1e-4, atol=1e-4)
 
 
-def test_the_door_compiles_into_one_graph(assert_means, monkeypatch):
+def test_the_public_api_compiles_into_one_graph(assert_matches_reference, monkeypatch):
     monkeypatch.setattr(op, "attend", torch.compile(op.attend, fullgraph=True))
     inputs = heads(2, 1000, 8, 2, 64, 64)
-    assert_means("attention", "attend", inputs, segment_ids=segment_ids_of(2, 1000))
+    assert_matches_reference("attention", "attend", inputs, segment_ids=segment_ids_of(2, 1000))
 
 
 # new tokens, query heads, key/value heads, key width, value width, value in the key
@@ -139,7 +139,7 @@ LENGTHS = (4, 63, 1000, 5000)
 @pytest.mark.parametrize("rule", [{}, {"window": 300}])
 @pytest.mark.parametrize("sizes", CACHES)
 @pytest.mark.parametrize("pages", [BF16, torch.int8, torch.float8_e4m3fn])
-def test_a_cache_means_its_reference(sizes, pages, rule):
+def test_a_cache_matches_its_reference(sizes, pages, rule):
     Q, H, G, K, V, shared = sizes
     if pages == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no float8 on this device")
@@ -179,7 +179,7 @@ SELECTIONS = [
 
 @pytest.mark.parametrize("segment_ids", [None, segment_ids_of])
 @pytest.mark.parametrize("sizes", SELECTIONS)
-def test_listed_blocks_mean_the_reference(assert_means, sizes, segment_ids):
+def test_listed_blocks_match_the_reference(assert_matches_reference, sizes, segment_ids):
     H, G, K, V, block, n = sizes
     B, T = 2, 1000
     own = (torch.arange(T) // block).int()
@@ -190,4 +190,4 @@ def test_listed_blocks_mean_the_reference(assert_means, sizes, segment_ids):
         "block": block,
         "segment_ids": segment_ids and segment_ids(B, T),
     }
-    assert_means("attention", "attend_blocks", heads(B, T, H, G, K, V), **rule)
+    assert_matches_reference("attention", "attend_blocks", heads(B, T, H, G, K, V), **rule)

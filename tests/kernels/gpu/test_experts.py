@@ -1,4 +1,4 @@
-"""The experts' contract on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
+"""Experts against their reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from archfront.kernels.experts import op, reference
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.usefixtures("poison"),
+    pytest.mark.usefixtures("nan_filled_empty"),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # tokens, choices, experts, model width, hidden width
@@ -29,7 +29,7 @@ def on_the_gpu(monkeypatch):
 
 
 def choices(tokens, top_k, experts):
-    """A tenth is dropped, but never a token's first choice."""
+    """A tenth of the choices dropped, but never the first of a token."""
     chosen = torch.rand(tokens, experts).topk(top_k).indices
     dropped = (torch.rand(tokens, top_k) < 0.1) & (torch.arange(top_k) > 0)
     return chosen.masked_fill(dropped, -1)
@@ -51,51 +51,53 @@ def a_mixture(N, K, E, D, F, dtype, gated=True):
 
 
 @pytest.fixture
-def assert_mixes(assert_means, monkeypatch):
-    """assert_mixes(shape, dtype, activation): the contract, of what has a gradient."""
+def assert_matches_mixture(assert_matches_reference, monkeypatch):
+    """assert_matches_mixture(shape, dtype, activation): against the reference."""
 
     def check(shape, dtype, activation="silu"):
         gated = activation != "relu2"
         chosen = choices(*shape[:3])
 
-        def of_inputs(means):
+        def of_inputs(function):
             def with_inputs(x, share, *weights, **settings):
-                return means(x, chosen, share, *([] if gated else [None]), *weights, **settings)
+                return function(x, chosen, share, *([] if gated else [None]), *weights, **settings)
 
             return with_inputs
 
         for module in (reference, op):
             monkeypatch.setattr(module, "mixture", of_inputs(module.mixture))
         inputs = a_mixture(*shape, dtype, gated)
-        assert_means("experts", "mixture", inputs, activation=activation)
+        assert_matches_reference("experts", "mixture", inputs, activation=activation)
 
     return check
 
 
 @pytest.mark.parametrize("shape", MIXTURES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_mixture_means_its_reference(assert_mixes, shape, dtype):
-    assert_mixes(shape, dtype)
+def test_a_mixture_matches_its_reference(assert_matches_mixture, shape, dtype):
+    assert_matches_mixture(shape, dtype)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "oai", "relu2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_activation_means_its_reference(assert_mixes, activation, dtype):
-    assert_mixes((500, 2, 4, 256, 384), dtype, activation)
+def test_every_activation_matches_its_reference(assert_matches_mixture, activation, dtype):
+    assert_matches_mixture((500, 2, 4, 256, 384), dtype, activation)
 
 
 @pytest.mark.parametrize(
     ("rows", "experts", "wide", "long"), [(1, 2, 16, 16), (70, 4, 60, 33), (5000, 8, 1024, 1536)]
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_grouped_linear_means_its_reference(assert_means, rows, experts, wide, long, dtype):
+def test_a_grouped_linear_matches_its_reference(
+    assert_matches_reference, rows, experts, wide, long, dtype
+):
     groups = op.group((torch.arange(rows) + 1) % (experts + 1) - 1, experts)
     inputs = {
         "x": torch.randn(rows, wide, dtype=dtype),
         "weight": scaled(experts, long, wide, dtype=dtype),
         "bias": torch.randn(experts, long, dtype=dtype),
     }
-    assert_means("experts", "grouped_linear", inputs, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, groups=groups)
 
 
 @pytest.mark.parametrize("rows", [40, 4000])  # both classes of tiles
@@ -146,7 +148,7 @@ def test_no_host_waits_for_the_device():
     chosen = choices(500, 2, 8)
     inputs = a_mixture(500, 2, 8, 256, 128, torch.bfloat16)
     x, share, *weights = (t.requires_grad_() for t in inputs.values())
-    op.mixture(x, chosen, share, *weights, "silu").sum().backward()  # compiles what it needs
+    op.mixture(x, chosen, share, *weights, "silu").sum().backward()  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
         op.mixture(x, chosen, share, *weights, "silu").sum().backward()
@@ -155,7 +157,7 @@ def test_no_host_waits_for_the_device():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own code
-def test_the_door_compiles_into_one_graph():
+def test_the_public_api_compiles_into_one_graph():
     chosen = choices(500, 2, 8)
     x, share, *weights = a_mixture(500, 2, 8, 256, 128, torch.bfloat16).values()
     compiled = torch.compile(op.mixture, fullgraph=True)

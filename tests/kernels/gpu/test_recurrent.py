@@ -1,4 +1,4 @@
-"""The recurrences' contract on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
+"""Recurrences against their reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ pytestmark = [
 ]
 BF16 = torch.bfloat16
 DTYPES = [torch.float32, BF16]
-# decay: none, one for all time, one for a token, one for each of its channels; and the delta rule
-FORMS = {
+# (decay: none, per head, per token and head, per channel too; delta rule)
+VARIANTS = {
     "linear attention": (None, False),
     "deltanet": (None, True),
     "retention": ("head", False),
@@ -24,14 +24,14 @@ FORMS = {
     "gla": ("channel", False),
     "kda": ("channel", True),
 }
-# texts, tokens, key heads, value heads, key width, value width
-TEXTS = [(1, 1, 1, 1, 16, 16), (2, 17, 2, 4, 40, 24), (2, 1000, 2, 8, 128, 128)]
+# sequences, tokens, key heads, value heads, key width, value width
+SEQUENCES = [(1, 1, 1, 1, 16, 16), (2, 17, 2, 4, 40, 24), (2, 1000, 2, 8, 128, 128)]
 WIDE_TEXTS = [(1, 500, 1, 16, 128, 64), (1, 500, 3, 3, 96, 192), (3, 500, 2, 2, 64, 256)]
 
 
 @pytest.fixture(autouse=True)
 def on_the_gpu():
-    """Poisoned as in conftest.py, but cuBLAS may run the reference without its variable."""
+    """NaN-filled as in conftest.py, but cuBLAS may run the reference without its variable."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(0)
     with torch.device("cuda"):
@@ -39,9 +39,9 @@ def on_the_gpu():
     torch.use_deterministic_algorithms(False)
 
 
-def given(form, shape, dtype):
+def given(variant, shape, dtype):
     B, T, G, H, K, V = shape
-    decay, delta = FORMS[form]
+    decay, delta = VARIANTS[variant]
     decays = {
         "head": lambda: -torch.rand(H),
         "token": lambda: F.logsigmoid(torch.randn(B, T, H)),
@@ -74,8 +74,8 @@ def given_rwkv7(shape, dtype):
 
 
 def segment_ids_of(batch, tokens, length=237):
-    document = torch.arange(tokens, dtype=torch.int32) // length
-    return document.expand(batch, tokens).contiguous()
+    segment = torch.arange(tokens, dtype=torch.int32) // length
+    return segment.expand(batch, tokens).contiguous()
 
 
 def results(function, inputs, **settings):
@@ -90,8 +90,8 @@ def results(function, inputs, **settings):
     )
 
 
-def assert_means(name, inputs, scale=1.0, chunk=64, **settings):
-    """float32 as everywhere; bfloat16 products of a chunk err by a few roundings."""
+def assert_matches_reference(name, inputs, scale=1.0, chunk=64, **settings):
+    """Relative error of 1e-5 in float32, of a few roundings of products in bfloat16."""
     bound = 1e-5 if inputs["v_BTHV"].dtype == torch.float32 else 1e-2
     wide = {key: x.double() for key, x in inputs.items()}
     if name == "linear_recurrence":
@@ -102,58 +102,66 @@ def assert_means(name, inputs, scale=1.0, chunk=64, **settings):
     assert max(found.values()) < bound, found
 
 
-@pytest.mark.parametrize("shape", TEXTS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SEQUENCES)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_each_form_means_its_reference(form, shape, dtype):
-    assert_means("linear_recurrence", given(form, shape, dtype), scale=shape[4] ** -0.5)
+def test_each_variant_matches_its_reference(variant, shape, dtype):
+    assert_matches_reference(
+        "linear_recurrence", given(variant, shape, dtype), scale=shape[4] ** -0.5
+    )
 
 
 @pytest.mark.parametrize("shape", WIDE_TEXTS)
-@pytest.mark.parametrize("form", ["mamba-2", "gated deltanet", "kda"])
-def test_heads_of_public_models_mean_their_reference(form, shape):
-    assert_means("linear_recurrence", given(form, shape, BF16), scale=shape[4] ** -0.5)
+@pytest.mark.parametrize("variant", ["mamba-2", "gated deltanet", "kda"])
+def test_heads_of_public_models_match_their_reference(variant, shape):
+    assert_matches_reference(
+        "linear_recurrence", given(variant, shape, BF16), scale=shape[4] ** -0.5
+    )
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_documents_do_not_meet(form):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_segments_do_not_interact(variant):
     shape = (2, 1000, 2, 4, 64, 64)
-    assert_means(
-        "linear_recurrence", given(form, shape, BF16), segment_ids=segment_ids_of(*shape[:2])
+    assert_matches_reference(
+        "linear_recurrence", given(variant, shape, BF16), segment_ids=segment_ids_of(*shape[:2])
     )
 
 
 @pytest.mark.parametrize("chunk", configs.CHUNKS)
-@pytest.mark.parametrize("form", ["gated deltanet", "kda"])
-def test_the_chunk_does_not_matter(form, chunk):
-    assert_means("linear_recurrence", given(form, (1, 300, 2, 2, 64, 64), BF16), chunk=chunk)
+@pytest.mark.parametrize("variant", ["gated deltanet", "kda"])
+def test_the_chunk_does_not_matter(variant, chunk):
+    assert_matches_reference(
+        "linear_recurrence", given(variant, (1, 300, 2, 2, 64, 64), BF16), chunk=chunk
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 16, 16), (2, 500, 4, 4, 64, 64)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rwkv7_means_its_reference(shape, dtype):
+def test_rwkv7_matches_its_reference(shape, dtype):
     inputs = given_rwkv7(shape, dtype)
-    assert_means("rwkv7_recurrence", inputs)
-    assert_means("rwkv7_recurrence", inputs, segment_ids=segment_ids_of(*shape[:2]))
+    assert_matches_reference("rwkv7_recurrence", inputs)
+    assert_matches_reference("rwkv7_recurrence", inputs, segment_ids=segment_ids_of(*shape[:2]))
 
 
-@pytest.mark.parametrize("form", ["mamba-2", "kda"])
-def test_keys_of_256_run_where_there_are_warp_groups(form):
+@pytest.mark.parametrize("variant", ["mamba-2", "kda"])
+def test_keys_of_256_run_where_there_are_warp_groups(variant):
     if arch_of(torch.device("cuda", 0)) not in configs.WITH_WARP_GROUPS:
         pytest.skip("no warp groups on this device")
-    assert_means("linear_recurrence", given(form, (1, 300, 1, 2, 256, 64), BF16), scale=1 / 16)
+    assert_matches_reference(
+        "linear_recurrence", given(variant, (1, 300, 1, 2, 256, 64), BF16), scale=1 / 16
+    )
 
 
-# texts, tokens, channels, states
+# sequences, tokens, channels, states
 SCANS = [(1, 1, 3, 1), (2, 17, 100, 5), (2, 1000, 1024, 16)]
 
 
-@pytest.mark.parametrize(("texts", "tokens", "channels", "states"), SCANS)
+@pytest.mark.parametrize(("sequences", "tokens", "channels", "states"), SCANS)
 @pytest.mark.parametrize("segment_ids", [None, segment_ids_of])
-def test_the_scans_of_channels_mean_their_reference(texts, tokens, channels, states, segment_ids):
-    segment_ids = segment_ids and segment_ids(texts, tokens)
-    x, gate = torch.randn(2, texts, tokens, channels)
-    of_states = torch.randn(2, texts, tokens, states)
+def test_the_channel_scans_match_their_reference(sequences, tokens, channels, states, segment_ids):
+    segment_ids = segment_ids and segment_ids(sequences, tokens)
+    x, gate = torch.randn(2, sequences, tokens, channels)
+    of_states = torch.randn(2, sequences, tokens, states)
     calls = {
         "channel_scan": {"x_BTN": x, "decay_BTN": -gate.abs(), "state_BN": x[:, 0]},
         "selective_scan": {
@@ -163,7 +171,7 @@ def test_the_scans_of_channels_mean_their_reference(texts, tokens, channels, sta
             "B_BTS": of_states[0],
             "C_BTS": of_states[1],
             "D_N": torch.randn(channels),
-            "state_BNS": torch.randn(texts, channels, states),
+            "state_BNS": torch.randn(sequences, channels, states),
         },
     }
     for name, inputs in calls.items():
@@ -174,11 +182,11 @@ def test_the_scans_of_channels_mean_their_reference(texts, tokens, channels, sta
             assert (y - meant[key]).norm() <= 1e-5 * meant[key].norm(), (name, key)
 
 
-@pytest.mark.parametrize("form", [*FORMS, "rwkv-7"])
-def test_steps_walk_the_text_that_mix_takes_at_once(form):
+@pytest.mark.parametrize("variant", [*VARIANTS, "rwkv-7"])
+def test_steps_equal_the_whole_sequence(variant):
     tokens, shape = 9, (3, 9, 4, 4, 64, 64)
-    rwkv7 = form == "rwkv-7"
-    inputs = given_rwkv7(shape, torch.float32) if rwkv7 else given(form, shape, torch.float32)
+    rwkv7 = variant == "rwkv-7"
+    inputs = given_rwkv7(shape, torch.float32) if rwkv7 else given(variant, shape, torch.float32)
     recurrence, step = (
         (op.rwkv7_recurrence, op.rwkv7_recurrence_step)
         if rwkv7
@@ -198,7 +206,7 @@ def test_steps_walk_the_text_that_mix_takes_at_once(form):
 
 
 def test_integers_are_summed_exactly():
-    """Without decay all that is formed is a small whole number: only the results are rounded."""
+    """Without decay all intermediates are small integers: only the results are rounded."""
     whole = torch.randint(-1, 2, (4, 1, 200, 2, 64)).to(BF16)
 
     def run(module, dtype):
@@ -211,13 +219,13 @@ def test_integers_are_summed_exactly():
         assert torch.equal(ours, exact.to(ours.dtype))
 
 
-@pytest.mark.parametrize("form", [*FORMS, "rwkv-7"])
-def test_three_runs_give_the_same_bits(form):
+@pytest.mark.parametrize("variant", [*VARIANTS, "rwkv-7"])
+def test_three_runs_give_the_same_bits(variant):
     shape = (2, 2000, 2, 16, 128, 128)
-    if form == "rwkv-7":
+    if variant == "rwkv-7":
         function, inputs = op.rwkv7_recurrence, given_rwkv7((2, 2000, 16, 16, 64, 64), BF16)
     else:
-        function, inputs = op.linear_recurrence, given(form, shape, BF16)
+        function, inputs = op.linear_recurrence, given(variant, shape, BF16)
     first = results(function, inputs)
     for _ in range(2):
         again = results(function, inputs)
@@ -227,7 +235,7 @@ def test_three_runs_give_the_same_bits(form):
 def test_elements_past_two_to_the_31_are_reached():
     B, T, H, K = 2, 70_000, 128, 128
     q, k, v = (torch.randn(B, T, H, K, dtype=BF16) for _ in range(3))
-    decay = torch.full((B, T, H), -1.0)  # 300 tokens on, nothing is left of the past
+    decay = torch.full((B, T, H), -1.0)  # after 300 tokens nothing of the state is left
     k /= K**0.5
     o, state = op.linear_recurrence(q, k, v, decay)
     tail = [x[-1:, -300:, -1:].double() for x in (q, k, v, decay)]
@@ -236,8 +244,10 @@ def test_elements_past_two_to_the_31_are_reached():
     assert (state[-1:, -1:] - last).norm() < 1e-2 * last.norm()
 
 
-def test_the_door_compiles_into_one_graph(monkeypatch):
+def test_the_public_api_compiles_into_one_graph(monkeypatch):
     monkeypatch.setattr(
         op, "linear_recurrence", torch.compile(op.linear_recurrence, fullgraph=True)
     )
-    assert_means("linear_recurrence", given("gated deltanet", (2, 300, 2, 4, 64, 64), BF16))
+    assert_matches_reference(
+        "linear_recurrence", given("gated deltanet", (2, 300, 2, 4, 64, 64), BF16)
+    )

@@ -1,4 +1,4 @@
-"""The row operators' contract on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
+"""Row operators against their reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from archfront.kernels.rows import op, reference
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.usefixtures("poison"),
+    pytest.mark.usefixtures("nan_filled_empty"),
 ]
 EPS = 0.1
 SHAPES = [(1, 60), (7, 60), (33, 100), (2, 1000), (5000, 128), (1000, 4096), (600, 8192)]
@@ -36,13 +36,13 @@ def segment_ids_of(batch, tokens):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rms_norm_means_its_reference(assert_means, shape, dtype):
+def test_rms_norm_matches_its_reference(assert_matches_reference, shape, dtype):
     x, residual = torch.randn(2, *shape, dtype=dtype)
     weight = torch.randn(shape[1], dtype=dtype)
     for zero_centered in (False, True):
         settings = {"eps": EPS, "zero_centered": zero_centered}
-        assert_means("rows", "rms_norm", {"x": x, "weight": weight}, **settings)
-        assert_means(
+        assert_matches_reference("rows", "rms_norm", {"x": x, "weight": weight}, **settings)
+        assert_matches_reference(
             "rows", "add_rms_norm", {"x": x, "residual": residual, "weight": weight}, **settings
         )
 
@@ -50,52 +50,54 @@ def test_rms_norm_means_its_reference(assert_means, shape, dtype):
 @pytest.mark.parametrize("gate_first", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_gated_norm_means_its_reference(assert_means, shape, dtype, gate_first):
+def test_the_gated_norm_matches_its_reference(assert_matches_reference, shape, dtype, gate_first):
     x, gate = torch.randn(2, *shape, dtype=dtype)
     inputs = {"x": x, "gate": gate, "weight": torch.randn(shape[1], dtype=dtype)}
     for activation, groups in (("silu", 1), ("sigmoid", 4)):
         settings = {"eps": EPS, "activation": activation, "gate_first": gate_first}
-        assert_means("rows", "gated_rms_norm", inputs, groups=groups, **settings)
+        assert_matches_reference("rows", "gated_rms_norm", inputs, groups=groups, **settings)
 
 
 @pytest.mark.parametrize("shape", [(7, 60), (2, 1000), (2, 1000, 16, 128)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_l2_norm_means_its_reference(assert_means, shape, dtype):
-    assert_means("rows", "l2_norm", {"x": torch.randn(shape, dtype=dtype)}, eps=EPS)
+def test_l2_norm_matches_its_reference(assert_matches_reference, shape, dtype):
+    assert_matches_reference("rows", "l2_norm", {"x": torch.randn(shape, dtype=dtype)}, eps=EPS)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "oai"])
 @pytest.mark.parametrize("shape", [*SHAPES, (100, 14_336)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_glu_means_its_reference(assert_means, shape, dtype, activation):
+def test_glu_matches_its_reference(assert_matches_reference, shape, dtype, activation):
     gate, up = torch.randn(2, *shape, dtype=dtype)
     for limit in (None, 1.0):
         settings = {"activation": activation, "limit": limit}
-        assert_means("rows", "glu", {"gate": gate, "up": up}, **settings)
+        assert_matches_reference("rows", "glu", {"gate": gate, "up": up}, **settings)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (100, 14_336)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_relu2_means_its_reference(assert_means, shape, dtype):
-    assert_means("rows", "relu2", {"up": torch.randn(shape, dtype=dtype)})
+def test_relu2_matches_its_reference(assert_matches_reference, shape, dtype):
+    assert_matches_reference("rows", "relu2", {"up": torch.randn(shape, dtype=dtype)})
 
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("batch", "tokens", "heads", "width", "rotated"), ROPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rope_means_its_reference(
-    assert_means, batch, tokens, heads, width, rotated, interleaved, last, dtype
+def test_rope_matches_its_reference(
+    assert_matches_reference, batch, tokens, heads, width, rotated, interleaved, last, dtype
 ):
     x = torch.randn(batch, tokens, heads, width, dtype=dtype)
     settings = {"rotated": rotated, "interleaved": interleaved, "last": last}
     for shape in ((tokens, rotated // 2), (batch, tokens, rotated // 2)):
-        assert_means("rows", "rope", {"x": x}, **tables(*shape), **settings)
+        assert_matches_reference("rows", "rope", {"x": x}, **tables(*shape), **settings)
 
 
 @pytest.mark.parametrize(("batch", "tokens", "channels", "taps"), CONVOLUTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_convolution_means_its_reference(assert_means, batch, tokens, channels, taps, dtype):
+def test_the_convolution_matches_its_reference(
+    assert_matches_reference, batch, tokens, channels, taps, dtype
+):
     inputs = {
         "x": torch.randn(batch, tokens, channels, dtype=dtype),
         "weight": torch.randn(channels, taps, dtype=dtype),
@@ -106,7 +108,7 @@ def test_the_convolution_means_its_reference(assert_means, batch, tokens, channe
         "tail_BWN": torch.randn(batch, taps - 1, channels, dtype=dtype),
     }
     for activation, settings in (("silu", {}), ("silu", past), (None, past)):
-        assert_means("rows", "short_conv", inputs, activation=activation, **settings)
+        assert_matches_reference("rows", "short_conv", inputs, activation=activation, **settings)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,18 +121,20 @@ def test_token_by_token_equals_all_at_once(dtype):
     assert torch.equal(tail, x[:, -3:])
 
 
-def test_slices_of_a_projection_are_read_where_they_lie(assert_means):
+def test_slices_of_a_projection_are_read_in_place(assert_matches_reference):
     gate, up = torch.randn(2, 33, 2000, dtype=torch.bfloat16).chunk(2, dim=-1)
     weight = torch.randn(1000, dtype=torch.bfloat16)
-    assert_means("rows", "swiglu", {"gate": gate, "up": up})
-    assert_means("rows", "add_rms_norm", {"x": gate, "residual": up, "weight": weight}, eps=EPS)
+    assert_matches_reference("rows", "swiglu", {"gate": gate, "up": up})
+    assert_matches_reference(
+        "rows", "add_rms_norm", {"x": gate, "residual": up, "weight": weight}, eps=EPS
+    )
     taps = torch.randn(1000, 4, dtype=torch.bfloat16)
-    assert_means("rows", "short_conv", {"x": up, "weight": taps}, activation="silu")
+    assert_matches_reference("rows", "short_conv", {"x": up, "weight": taps}, activation="silu")
     x, z = (half.unflatten(-1, (10, 100)) for half in (gate, up))
     inputs = {"x": x, "gate": z, "weight": weight[:100].clone()}
-    assert_means("rows", "gated_rms_norm", inputs, eps=EPS, gate_first=False)
-    assert_means("rows", "l2_norm", {"x": z}, eps=EPS)
-    assert_means("rows", "rope", {"x": z}, **tables(33, 32), rotated=64)
+    assert_matches_reference("rows", "gated_rms_norm", inputs, eps=EPS, gate_first=False)
+    assert_matches_reference("rows", "l2_norm", {"x": z}, eps=EPS)
+    assert_matches_reference("rows", "rope", {"x": z}, **tables(33, 32), rotated=64)
 
 
 def test_whole_numbers_give_exact_results():
@@ -190,9 +194,9 @@ def test_no_rows_give_no_rows():
     assert torch.equal(weight.grad, torch.zeros(60))
 
 
-def test_the_door_compiles_into_one_graph(assert_means, monkeypatch):
+def test_the_public_api_compiles_into_one_graph(assert_matches_reference, monkeypatch):
     compiled = torch.compile(op.add_rms_norm, fullgraph=True)
     monkeypatch.setattr(op, "add_rms_norm", compiled)
     x, residual = torch.randn(2, 33, 1000)
     inputs = {"x": x, "residual": residual, "weight": torch.randn(1000)}
-    assert_means("rows", "add_rms_norm", inputs, eps=EPS)
+    assert_matches_reference("rows", "add_rms_norm", inputs, eps=EPS)

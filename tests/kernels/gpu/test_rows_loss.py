@@ -1,4 +1,4 @@
-"""The chunked loss on a GPU. Without poison: under its mode cuBLAS wants an environment variable."""
+"""The chunked loss on a GPU. Without nan_filled_empty, which makes cuBLAS want a variable."""
 
 import pytest
 import torch
@@ -28,9 +28,9 @@ def problem(rows, width, vocabulary, dtype):
 @pytest.mark.parametrize("settings", [{}, {"softcap": 30.0}, {"scale": 0.5, "z_loss": 1e-4}])
 @pytest.mark.parametrize("shape", [(2, 64, 100), (1000, 256, 5000), (5000, 512, 50_257)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_means_its_reference(assert_means, shape, dtype, settings):
+def test_the_loss_matches_its_reference(assert_matches_reference, shape, dtype, settings):
     inputs, target = problem(*shape, dtype)
-    assert_means("rows", "linear_cross_entropy", inputs, target=target, **settings)
+    assert_matches_reference("rows", "linear_cross_entropy", inputs, target=target, **settings)
 
 
 def test_three_runs_give_the_same_bits():
@@ -46,7 +46,7 @@ def test_three_runs_give_the_same_bits():
         assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
 
 
-def test_the_peak_is_a_tenth_of_the_plain_forms():
+def test_the_peak_is_a_tenth_of_the_plain_implementations():
     inputs, target = problem(16_384, 1024, 65_536, torch.bfloat16)
     h, weight = (x.requires_grad_() for x in inputs.values())
 
@@ -54,9 +54,9 @@ def test_the_peak_is_a_tenth_of_the_plain_forms():
         return F.cross_entropy((h @ weight.T).float(), target)
 
     peaks = []
-    for form in (lambda: op.linear_cross_entropy(h, weight, target), plain):
+    for implementation in (lambda: op.linear_cross_entropy(h, weight, target), plain):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        torch.autograd.grad(form(), (h, weight))
+        torch.autograd.grad(implementation(), (h, weight))
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[0] <= peaks[1] / 10

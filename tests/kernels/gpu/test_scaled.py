@@ -1,4 +1,4 @@
-"""FP8's contract on a GPU that has it: run as `pytest -m gpu tests/kernels/gpu`."""
+"""FP8 operators against their reference on a GPU: run as `pytest -m gpu tests/kernels/gpu`."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def knows_e4m3():
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not knows_e4m3(), reason="needs a CUDA device with e4m3"),
-    pytest.mark.usefixtures("poison"),
+    pytest.mark.usefixtures("nan_filled_empty"),
 ]
 SHAPES = [(1, 1), (17, 100), (1000, 300), (4096, 7168)]
 PRODUCTS = [(1, 16, 16), (100, 300, 1000), (1024, 2048, 4096), (4096, 7168, 2048)]
@@ -52,7 +52,7 @@ def test_values_and_scales_are_the_cpus_to_the_bit(shape, tile, dtype):
 
 @pytest.mark.parametrize("shape", PRODUCTS)
 @pytest.mark.parametrize(("of_a", "of_b"), [*TILES.values(), (STRIP, STRIP)])
-def test_a_product_means_its_reference(shape, of_a, of_b):
+def test_a_product_matches_its_reference(shape, of_a, of_b):
     M, N, K = shape
     factors = *op.quantize(torch.randn(M, K), of_a), *op.quantize(torch.randn(N, K), of_b)
     truth = reference.scaled_matmul(*factors, out_dtype=torch.float64)
@@ -72,13 +72,13 @@ def test_integers_are_summed_exactly(shape):
 
 @pytest.mark.parametrize("recipe", TILES)
 @pytest.mark.parametrize("shape", [(100, 300, 200), (2048, 1024, 512)])
-def test_a_linear_layer_means_its_reference(assert_means, recipe, shape):
+def test_a_linear_layer_matches_its_reference(assert_matches_reference, recipe, shape):
     M, I, O = shape
     inputs = {
         "x": torch.randn(M, I, dtype=torch.bfloat16),
         "weight": torch.randn(O, I, dtype=torch.bfloat16) * I**-0.5,
     }
-    assert_means("scaled", "scaled_linear", inputs, recipe=recipe)
+    assert_matches_reference("scaled", "scaled_linear", inputs, recipe=recipe)
 
 
 @pytest.mark.parametrize("recipe", TILES)
@@ -96,7 +96,7 @@ def test_three_runs_give_the_same_bits(recipe):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own code
-def test_the_door_compiles_into_one_graph():
+def test_the_public_api_compiles_into_one_graph():
     x, weight = (torch.randn(256, 512, dtype=torch.bfloat16) for _ in range(2))
     compiled = torch.compile(op.scaled_linear, fullgraph=True)
     assert torch.equal(compiled(x, weight, "blockwise"), op.scaled_linear(x, weight, "blockwise"))

@@ -55,7 +55,7 @@ def dot(self, a, b, accumulator, precision, imprecise):
 
 
 def masked_load(self, pointers, mask, other, *policies):
-    """What a mask hides without `other` is undefined on a GPU, so here it is NaN.
+    """NaN where a mask hides an element and `other` is not given: undefined on a GPU.
 
     Tiles of one element are left alone: there the interpreter takes other=0 for no `other`.
     """
@@ -69,13 +69,13 @@ def masked_load(self, pointers, mask, other, *policies):
 
 
 def patch_tensor(tensor, *scope):
-    """A loop's bound in triton 3.6, which numpy >= 2.4 refuses: drop with that triton."""
+    """Loop bounds of triton 3.6 as numpy >= 2.4 takes them: drop with that triton."""
     stock_patch(tensor, *scope)
     tensor.__index__ = lambda self: self.handle.data.item()
 
 
 @pytest.fixture(autouse=True)
-def repaired_interpreter(monkeypatch, poison):
+def repaired_interpreter(monkeypatch, nan_filled_empty):
     if not triton.knobs.runtime.interpret:
         pytest.skip("run as: TRITON_INTERPRET=1 pytest tests/kernels/interpreted")
     monkeypatch.setattr(interpreter, "_convert_float", convert)

@@ -3,7 +3,7 @@ import torch
 
 from archfront.kernels.attention import dense, op, reference
 
-USE_SEGMENT_IDS = torch.tensor([[0] * 3 + [2] * 40 + [5] * 21, [1] * 63 + [2]], dtype=torch.int32)
+SEGMENT_IDS = torch.tensor([[0] * 3 + [2] * 40 + [5] * 21, [1] * 63 + [2]], dtype=torch.int32)
 
 
 def heads(B, T, H, G, K, V, dtype=torch.float32):
@@ -13,56 +13,56 @@ def heads(B, T, H, G, K, V, dtype=torch.float32):
 
 @pytest.mark.parametrize("tokens", [1, 17, 64, 100])
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_means_its_reference(assert_means, tokens, causal):
-    assert_means("attention", "attend", heads(1, tokens, 2, 1, 20, 12), causal=causal)
+def test_attention_matches_its_reference(assert_matches_reference, tokens, causal):
+    assert_matches_reference("attention", "attend", heads(1, tokens, 2, 1, 20, 12), causal=causal)
 
 
 @pytest.mark.parametrize(("H", "G", "K", "V"), [(2, 2, 16, 64), (6, 2, 64, 16), (3, 1, 100, 80)])
-def test_heads_of_any_group_and_width(assert_means, H, G, K, V):
-    assert_means("attention", "attend", heads(1, 33, H, G, K, V))
+def test_heads_of_any_group_and_width(assert_matches_reference, H, G, K, V):
+    assert_matches_reference("attention", "attend", heads(1, 33, H, G, K, V))
 
 
 @pytest.mark.parametrize("window", [1, 20, 70, 1000])
-def test_a_window_holds_the_last_tokens(assert_means, window):
-    assert_means("attention", "attend", heads(1, 100, 2, 1, 16, 16), window=window)
+def test_a_window_holds_the_last_tokens(assert_matches_reference, window):
+    assert_matches_reference("attention", "attend", heads(1, 100, 2, 1, 16, 16), window=window)
 
 
 @pytest.mark.parametrize("rule", [{}, {"window": 9}, {"causal": False}])
-def test_documents_do_not_see_each_other(assert_means, rule):
-    assert_means(
-        "attention", "attend", heads(2, 64, 1, 1, 16, 16), segment_ids=USE_SEGMENT_IDS, **rule
+def test_segments_do_not_see_each_other(assert_matches_reference, rule):
+    assert_matches_reference(
+        "attention", "attend", heads(2, 64, 1, 1, 16, 16), segment_ids=SEGMENT_IDS, **rule
     )
 
 
 @pytest.mark.parametrize("softcap", [1.0, 30.0])
-def test_a_soft_cap_bends_the_scores(assert_means, softcap):
+def test_a_soft_cap_bends_the_scores(assert_matches_reference, softcap):
     inputs = heads(1, 40, 2, 1, 16, 16)
-    assert_means("attention", "attend", inputs, softcap=softcap, scale=0.7, window=30)
+    assert_matches_reference("attention", "attend", inputs, softcap=softcap, scale=0.7, window=30)
 
 
 # a whole tile and its parts: 128 queries or keys of it
 @pytest.mark.parametrize("tokens", [100, 300])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_short_dtype_errs_no_more_than_its_rounding(assert_means, tokens, dtype):
-    assert_means("attention", "attend", heads(1, tokens, 2, 1, 64, 48, dtype))
+def test_a_16_bit_dtype_errs_no_more_than_its_rounding(assert_matches_reference, tokens, dtype):
+    assert_matches_reference("attention", "attend", heads(1, tokens, 2, 1, 64, 48, dtype))
 
 
 @pytest.mark.parametrize("rule", [{"window": 260}, {"causal": False}])
-def test_full_tiles_lie_between_masked_ones(assert_means, rule):
+def test_full_tiles_lie_between_masked_ones(assert_matches_reference, rule):
     segment_ids = torch.tensor([[0] * 20 + [1] * 380], dtype=torch.int32)
     inputs = heads(1, 400, 1, 1, 32, 32, torch.bfloat16)
-    assert_means("attention", "attend", inputs, segment_ids=segment_ids, **rule)
+    assert_matches_reference("attention", "attend", inputs, segment_ids=segment_ids, **rule)
 
 
-# a key in two parts; a value so wide that dk and dv part; both at once
+# a key in two parts; a value so wide that dk and dv take two launches; both at once
 @pytest.mark.parametrize(("K", "V"), [(150, 40), (128, 130), (260, 260)])
-def test_a_wide_head_is_cut(assert_means, K, V):
-    assert_means("attention", "attend", heads(1, 140, 2, 1, K, V, torch.bfloat16))
+def test_a_wide_head_is_cut(assert_matches_reference, K, V):
+    assert_matches_reference("attention", "attend", heads(1, 140, 2, 1, K, V, torch.bfloat16))
 
 
-def test_slices_of_a_projection_are_read_where_they_lie(assert_means):
+def test_slices_of_a_projection_are_read_in_place(assert_matches_reference):
     q, k, v = torch.randn(2, 17, 8, 20).split([4, 2, 2], dim=2)
-    assert_means("attention", "attend", {"q": q, "k": k, "v": v[..., :12]})
+    assert_matches_reference("attention", "attend", {"q": q, "k": k, "v": v[..., :12]})
 
 
 def test_one_output_may_go_unused():
@@ -83,7 +83,7 @@ def test_the_output_alone_is_the_same_output():
 
 
 def test_integers_come_out_exact():
-    """Equal scores, values of small integers: each sum is a float32 and each mean a float32."""
+    """Equal scores and small integer values: sums and means are exact in float32."""
     q = torch.zeros(1, 128, 1, 16)
     v = torch.randint(-8, 8, (1, 128, 1, 16)).float()
     o, lse = op.attend(q, q, v, backend="triton")
@@ -92,9 +92,9 @@ def test_integers_come_out_exact():
     torch.testing.assert_close(lse[0, 0], count.log())
 
 
-def test_the_operators_keep_torchs_own_rules():
+def test_the_operators_pass_torchs_opcheck():
     q, k, v = heads(1, 7, 2, 1, 16, 16).values()
-    bounds = dense.document_bounds(USE_SEGMENT_IDS[:1, :7])
+    bounds = dense.segment_bounds(SEGMENT_IDS[:1, :7])
     rule = True, 5, 0.3, None
     o, lse = dense.attend_op(q, k, v, *bounds, *rule)
     gradients = torch.randn_like(o), torch.randn_like(lse)
@@ -103,8 +103,8 @@ def test_the_operators_keep_torchs_own_rules():
     torch.library.opcheck(dense.attend_op, (*leaves, *bounds, *rule))
 
 
-def test_the_door_compiles_into_one_graph(assert_means, monkeypatch):
+def test_the_public_api_compiles_into_one_graph(assert_matches_reference, monkeypatch):
     compiled = torch.compile(op.attend, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(op, "attend", compiled)
     inputs = heads(2, 64, 2, 1, 16, 16)
-    assert_means("attention", "attend", inputs, segment_ids=USE_SEGMENT_IDS, window=20)
+    assert_matches_reference("attention", "attend", inputs, segment_ids=SEGMENT_IDS, window=20)

@@ -10,7 +10,7 @@ def heads(B, T, H, G, K, V, dtype=torch.float32):
 
 
 def lists(B, G, T, *, block, n=3):
-    """Each token's own block first, then others, some of them behind it, some none."""
+    """Each token's own block first, then others: some later than the token, some -1."""
     own = (torch.arange(T) // block).int()
     others = torch.rand(B, G, T, -(-T // block)).topk(n).indices.int()
     others[(others == own[:, None]) | (torch.rand(others.shape) < 0.3)] = -1
@@ -18,36 +18,36 @@ def lists(B, G, T, *, block, n=3):
 
 
 @pytest.mark.parametrize("tokens", [1, 17, 40])
-def test_listed_blocks_mean_the_reference(assert_means, tokens):
+def test_listed_blocks_match_the_reference(assert_matches_reference, tokens):
     listed = lists(1, 1, tokens, block=16, n=min(3, -(-tokens // 16)))
     inputs = heads(1, tokens, 2, 1, 20, 12)
-    assert_means("attention", "attend_blocks", inputs, blocks_BGTN=listed, block=16)
+    assert_matches_reference("attention", "attend_blocks", inputs, blocks_BGTN=listed, block=16)
 
 
-def test_each_key_head_has_lists_of_its_own(assert_means):
+def test_each_key_head_has_lists_of_its_own(assert_matches_reference):
     listed = lists(1, 2, 17, block=16, n=2)
-    assert_means(
+    assert_matches_reference(
         "attention", "attend_blocks", heads(1, 17, 6, 2, 16, 16), blocks_BGTN=listed, block=16
     )
 
 
-def test_documents_do_not_see_each_other(assert_means):
+def test_segments_do_not_see_each_other(assert_matches_reference):
     segment_ids = torch.tensor([[0] * 5 + [2] * 25], dtype=torch.int32)
     rule = {"blocks_BGTN": lists(1, 1, 30, block=16, n=2), "block": 16, "segment_ids": segment_ids}
-    assert_means("attention", "attend_blocks", heads(1, 30, 2, 1, 16, 16), **rule)
+    assert_matches_reference("attention", "attend_blocks", heads(1, 30, 2, 1, 16, 16), **rule)
 
 
 # blocks of several tiles, and a key in two parts
 @pytest.mark.parametrize(("K", "block"), [(32, 64), (150, 32)])
-def test_a_short_dtype_errs_no_more_than_its_rounding(assert_means, K, block):
+def test_a_16_bit_dtype_errs_no_more_than_its_rounding(assert_matches_reference, K, block):
     listed = lists(1, 1, 33, block=block, n=1)
     inputs = heads(1, 33, 4, 1, K, 32, torch.bfloat16)
-    assert_means("attention", "attend_blocks", inputs, blocks_BGTN=listed, block=block)
+    assert_matches_reference("attention", "attend_blocks", inputs, blocks_BGTN=listed, block=block)
 
 
-def test_a_block_may_be_larger_than_a_tile(assert_means):
+def test_a_block_may_be_larger_than_a_tile(assert_matches_reference):
     listed = lists(1, 1, 9, block=128, n=1)
-    assert_means(
+    assert_matches_reference(
         "attention", "attend_blocks", heads(1, 9, 1, 1, 16, 16), blocks_BGTN=listed, block=128
     )
 
@@ -62,14 +62,14 @@ def test_a_token_without_blocks_reads_zeros():
     assert all(x.grad.count_nonzero() == 0 for x in inputs)
 
 
-def test_the_index_lists_the_askers_of_a_block():
+def test_the_inverted_lists_hold_the_tokens_of_a_block():
     listed = torch.tensor([[[[0, -1], [0, 1], [1, 0], [-1, -1]]]], dtype=torch.int32)
-    asker, offset = blocks.inverted(listed, block=2)
+    query_index, offset = blocks.invert_lists(listed, block=2)
     assert offset.tolist() == [[[0, 3, 5]]]
-    assert asker[0, 0, :5].tolist() == [0, 1, 2, 1, 2]
+    assert query_index[0, 0, :5].tolist() == [0, 1, 2, 1, 2]
 
 
-def test_the_operators_keep_torchs_own_rules():
+def test_the_operators_pass_torchs_opcheck():
     q, k, v = heads(1, 3, 2, 1, 16, 16).values()
     rule = lists(1, 1, 3, block=16, n=1), None, 16, 0.3
     o, lse = blocks.attend_blocks_op(q, k, v, *rule)

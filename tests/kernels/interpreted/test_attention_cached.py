@@ -5,7 +5,7 @@ from archfront.kernels.attention import cache, cached, op, reference
 
 
 def held(lengths, *, pages, G=2, K=32, V=16, shared=False, page=16, dtype=torch.float32):
-    """A cache of rows so long, in pages that lie in no order; its other places hold NaN."""
+    """A cache with rows of the given lengths, pages in random order, NaN in unused slots."""
     most = max(lengths)
     x = cache.allocate(
         batch=len(lengths),
@@ -30,7 +30,7 @@ def held(lengths, *, pages, G=2, K=32, V=16, shared=False, page=16, dtype=torch.
 
 
 def check(q, x, **rule):
-    """The bounds of the contract in conftest.py."""
+    """The error bounds of conftest.check_against_reference."""
     o, lse = op.attend_cached(q, x, **rule, backend="triton")
     truth, lse_truth = reference.attend_cached(q.double(), x, **rule)
     plain, _ = reference.attend_cached(q, x, **rule)
@@ -83,7 +83,7 @@ def test_scales_are_applied_beside_the_tile(pages, shared, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_short_dtype_errs_no_more_than_its_rounding(dtype):
+def test_a_16_bit_dtype_errs_no_more_than_its_rounding(dtype):
     check(torch.randn(2, 1, 4, 32).to(dtype), held((33, 150), pages=dtype, dtype=dtype))
 
 
@@ -97,7 +97,7 @@ def test_the_splits_fill_the_device_but_not_beyond_the_keys():
     assert splits == [33, 1, 1, 4]
 
 
-def test_the_operator_keeps_torchs_own_rules():
+def test_the_operator_passes_torchs_opcheck():
     x = held((5, 9), pages=torch.int8)
     torch.library.opcheck(
         cached.attend_cached_op,

@@ -15,32 +15,32 @@ def inputs_of(batch, tokens, channels, taps, *, bias=True, dtype=torch.float32):
 
 @pytest.mark.parametrize("activation", ["silu", None])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_convolution_means_its_reference(assert_means, shape, activation):
-    assert_means("rows", "short_conv", inputs_of(*shape), activation=activation)
+def test_the_convolution_matches_its_reference(assert_matches_reference, shape, activation):
+    assert_matches_reference("rows", "short_conv", inputs_of(*shape), activation=activation)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_short_dtype_errs_no_more_than_its_rounding(assert_means, dtype):
+def test_a_16_bit_dtype_errs_no_more_than_its_rounding(assert_matches_reference, dtype):
     inputs = inputs_of(2, 17, 60, 4, bias=False, dtype=dtype)
-    assert_means("rows", "short_conv", inputs, activation="silu")
+    assert_matches_reference("rows", "short_conv", inputs, activation="silu")
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
-def test_a_tail_stands_before_the_first_token(assert_means, tokens):
+def test_a_tail_stands_before_the_first_token(assert_matches_reference, tokens):
     tail = torch.randn(2, 3, 20)
     inputs = inputs_of(2, tokens, 20, 4)
-    assert_means("rows", "short_conv", inputs, activation="silu", tail_BWN=tail)
+    assert_matches_reference("rows", "short_conv", inputs, activation="silu", tail_BWN=tail)
 
 
 @pytest.mark.parametrize("taps", [2, 4])
-def test_no_tap_reaches_into_another_document(assert_means, taps):
+def test_no_tap_reaches_into_another_segment(assert_matches_reference, taps):
     segment_ids = torch.randint(0, 2, (2, 33), dtype=torch.int32).cumsum(1, dtype=torch.int32)
     settings = {"activation": "silu", "segment_ids": segment_ids}
     settings["tail_BWN"] = torch.randn(2, taps - 1, 20)
-    assert_means("rows", "short_conv", inputs_of(2, 33, 20, taps), **settings)
+    assert_matches_reference("rows", "short_conv", inputs_of(2, 33, 20, taps), **settings)
 
 
-def test_packed_documents_give_what_each_gives_alone():
+def test_packed_segments_give_what_each_gives_alone():
     inputs = inputs_of(1, 30, 20, 4)
     segment_ids = torch.tensor([0] * 11 + [1] * 2 + [2] * 17, dtype=torch.int32)[None]
     x, weight, bias = inputs.values()
@@ -50,10 +50,10 @@ def test_packed_documents_give_what_each_gives_alone():
     assert torch.equal(packed, torch.cat(alone, 1))
 
 
-def test_a_slice_of_a_wider_projection_is_read_where_it_lies(assert_means):
+def test_a_slice_of_a_wider_projection_is_read_in_place(assert_matches_reference):
     inputs = inputs_of(2, 17, 20, 4)
     inputs["x"] = torch.randn(2, 17, 50)[..., 30:]
-    assert_means("rows", "short_conv", inputs, activation="silu")
+    assert_matches_reference("rows", "short_conv", inputs, activation="silu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -75,7 +75,7 @@ def test_no_tokens_give_no_tokens_and_no_weight_gradient():
     assert torch.equal(weight.grad, torch.zeros(20, 4))
 
 
-def test_the_operators_keep_torchs_own_rules():
+def test_the_operators_pass_torchs_opcheck():
     x, weight, bias = inputs_of(2, 5, 6, 2).values()
     tail, segment_ids = torch.randn(2, 1, 6), torch.zeros(2, 5, dtype=torch.int32)
     operands = x, weight, bias, tail, segment_ids, True

@@ -16,12 +16,12 @@ def scaled(*shape, dtype):
 
 
 @pytest.fixture
-def assert_mixes(assert_means, monkeypatch):
-    """assert_mixes(chosen, D, F, experts, activation): the contract, of what has a gradient."""
+def assert_matches_mixture(assert_matches_reference, monkeypatch):
+    """assert_matches_mixture(chosen, D, F, experts, activation): against the reference."""
 
-    def of_inputs(means, chosen, gated):
+    def of_inputs(function, chosen, gated):
         def with_inputs(x, share, *weights, **settings):
-            return means(x, chosen, share, *([] if gated else [None]), *weights, **settings)
+            return function(x, chosen, share, *([] if gated else [None]), *weights, **settings)
 
         return with_inputs
 
@@ -37,65 +37,71 @@ def assert_mixes(assert_means, monkeypatch):
             inputs["gate"] = scaled(experts, F, D, dtype=dtype)
         inputs["up"] = scaled(experts, F, D, dtype=dtype)
         inputs["down"] = scaled(experts, D, F, dtype=dtype)
-        assert_means("experts", "mixture", inputs, activation=activation, limit=limit)
+        assert_matches_reference("experts", "mixture", inputs, activation=activation, limit=limit)
 
     return check
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "oai", "relu2"])
-def test_a_mixture_means_its_reference(assert_mixes, activation):
-    assert_mixes(choices(9, 2, 3), 20, 36, 3, activation)
+def test_a_mixture_matches_its_reference(assert_matches_mixture, activation):
+    assert_matches_mixture(choices(9, 2, 3), 20, 36, 3, activation)
 
 
 @pytest.mark.parametrize("activation", ["silu", "oai"])
-def test_what_a_limit_clamps_has_no_gradient(assert_mixes, activation):
-    assert_mixes(choices(9, 2, 3), 20, 36, 3, activation, limit=0.5)
+def test_what_a_limit_clamps_has_no_gradient(assert_matches_mixture, activation):
+    assert_matches_mixture(choices(9, 2, 3), 20, 36, 3, activation, limit=0.5)
 
 
-def test_dropped_choices_and_idle_experts_mean_their_reference(assert_mixes):
+def test_dropped_choices_and_idle_experts_match_their_reference(assert_matches_mixture):
     chosen = choices(17, 2, 3, dropped=0.4)
     chosen[chosen == 1] = 4
-    assert_mixes(chosen, 16, 16, 6)
+    assert_matches_mixture(chosen, 16, 16, 6)
 
 
-def test_a_single_token_means_its_reference(assert_mixes):
-    assert_mixes(torch.tensor([[2]]), 1, 1, 4)
+def test_a_single_token_matches_its_reference(assert_matches_mixture):
+    assert_matches_mixture(torch.tensor([[2]]), 1, 1, 4)
 
 
 @pytest.mark.parametrize("activation", ["silu", "relu2"])
 @pytest.mark.parametrize(("tokens", "experts"), [(17, 3), (70, 1)])
-def test_bfloat16_errs_no_more_than_its_rounding(assert_mixes, activation, tokens, experts):
+def test_bfloat16_errs_no_more_than_its_rounding(
+    assert_matches_mixture, activation, tokens, experts
+):
     top_k = min(2, experts)
     many = tokens * top_k > FEW * experts
     assert many == (experts == 1), "both classes of tiles are met"
-    assert_mixes(choices(tokens, top_k, experts), 48, 80, experts, activation, dtype=torch.bfloat16)
+    assert_matches_mixture(
+        choices(tokens, top_k, experts), 48, 80, experts, activation, dtype=torch.bfloat16
+    )
 
 
 @pytest.mark.parametrize(("rows", "experts", "wide", "long"), [(1, 2, 16, 16), (70, 4, 60, 33)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_grouped_linear_means_its_reference(assert_means, rows, experts, wide, long, dtype):
+def test_a_grouped_linear_matches_its_reference(
+    assert_matches_reference, rows, experts, wide, long, dtype
+):
     groups = op.group(torch.arange(rows) % 3 * 2 % experts, experts)
     inputs = {
         "x": torch.randn(rows, wide, dtype=dtype),
         "weight": scaled(experts, long, wide, dtype=dtype),
     }
-    assert_means("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
     inputs["bias"] = torch.randn(experts, long, dtype=dtype)
-    assert_means("experts", "grouped_linear", inputs, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, groups=groups)
 
 
-def test_a_row_of_no_expert_gives_zero(assert_means):
+def test_a_row_of_no_expert_gives_zero(assert_matches_reference):
     groups = op.group(torch.tensor([1, -1, 0, -1, -1] * 4), 2)
     inputs = {"x": torch.randn(20, 16), "weight": torch.randn(2, 32, 16)}
-    assert_means("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
     y = op.grouped_linear(*inputs.values(), None, groups, backend="triton")
     assert torch.equal(y[8:], torch.zeros(12, 32))
 
 
-def test_slices_are_read_where_they_lie(assert_means):
+def test_slices_are_read_in_place(assert_matches_reference):
     groups = op.group(torch.tensor([0, 1, 1]), 2)
     inputs = {"x": torch.randn(3, 40)[:, :16], "weight": torch.randn(2, 8, 16)}
-    assert_means("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
+    assert_matches_reference("experts", "grouped_linear", inputs, bias_EO=None, groups=groups)
 
 
 def test_no_tokens_give_no_tokens_and_zero_gradients():
@@ -117,7 +123,7 @@ def test_without_gradients_nothing_is_kept():
         assert len(gate) == len(up_rows) == rows
 
 
-def test_the_operators_keep_torchs_own_rules():
+def test_the_operators_pass_torchs_opcheck():
     groups = op.group(torch.tensor([0, 1, 1, 0]), 2)
     order, offsets = groups.order_M, groups.offsets_E1
     x, up, down = torch.randn(4, 16), torch.randn(2, 8, 16), torch.randn(2, 16, 8)
@@ -128,7 +134,7 @@ def test_the_operators_keep_torchs_own_rules():
     torch.library.opcheck(mixture.mixture_op, (x, share, up, up.detach(), down, *settings))
 
 
-def test_the_door_compiles_into_one_graph():
+def test_the_public_api_compiles_into_one_graph():
     chosen, share = choices(4, 2, 3), torch.rand(4, 2)
     x, up, down = torch.randn(4, 16), torch.randn(3, 8, 16), torch.randn(3, 16, 8)
     inputs = x, chosen, share, up, up, down, "silu"

@@ -1,4 +1,4 @@
-"""The repairs that the other tests of this folder stand on."""
+"""The repairs of the interpreter in conftest.py."""
 
 import pytest
 import torch
@@ -48,6 +48,6 @@ def test_what_a_mask_hides_is_nan_without_other():
     assert y.isnan().all()
 
 
-def test_a_fresh_tensor_is_poisoned():
+def test_an_empty_tensor_is_filled_with_nan():
     assert torch.empty(3).isnan().all()
     assert torch.ones(3).new_empty(3).isnan().all()

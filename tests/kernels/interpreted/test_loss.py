@@ -15,24 +15,26 @@ def problem(rows, width, vocabulary, *, dtype=torch.float32, ignored=0.2):
 
 @pytest.mark.parametrize("settings", KINDS)
 @pytest.mark.parametrize(("rows", "width", "vocabulary"), [(1, 16, 3), (17, 20, 100), (7, 8, 9000)])
-def test_the_loss_means_its_reference(assert_means, rows, width, vocabulary, settings):
+def test_the_loss_matches_its_reference(
+    assert_matches_reference, rows, width, vocabulary, settings
+):
     inputs, target = problem(rows, width, vocabulary, ignored=0.2 if rows > 1 else 0)
-    assert_means("rows", "linear_cross_entropy", inputs, target=target, **settings)
+    assert_matches_reference("rows", "linear_cross_entropy", inputs, target=target, **settings)
 
 
 @pytest.mark.parametrize("settings", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_short_dtype_errs_no_more_than_its_rounding(assert_means, dtype, settings):
+def test_a_16_bit_dtype_errs_no_more_than_its_rounding(assert_matches_reference, dtype, settings):
     inputs, target = problem(100, 32, 300, dtype=dtype)
-    assert_means("rows", "linear_cross_entropy", inputs, target=target, **settings)
+    assert_matches_reference("rows", "linear_cross_entropy", inputs, target=target, **settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_several_chunks_are_one_sum(assert_means, monkeypatch, dtype):
+def test_several_chunks_are_one_sum(assert_matches_reference, monkeypatch, dtype):
     monkeypatch.setattr(loss, "FEWEST_ROWS", 1)
     inputs, target = problem(50, 16, 60, dtype=dtype)
     assert loss.chunk_rows(50, 60) == 4
-    assert_means("rows", "linear_cross_entropy", inputs, target=target)
+    assert_matches_reference("rows", "linear_cross_entropy", inputs, target=target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -51,10 +53,10 @@ def inputs_of(inputs):
     return {"h": inputs["h"], "weight_VD": inputs["weight"]}
 
 
-def test_a_batch_of_sequences_is_taken_as_it_is(assert_means):
+def test_a_batch_of_sequences_is_taken_as_it_is(assert_matches_reference):
     h, target = torch.randn(2, 5, 16), torch.randint(60, (2, 5))
     inputs = {"h": h, "weight": torch.randn(60, 16)}
-    assert_means("rows", "linear_cross_entropy", inputs, target=target)
+    assert_matches_reference("rows", "linear_cross_entropy", inputs, target=target)
 
 
 def test_a_target_outside_the_vocabulary_gives_nan():
@@ -74,7 +76,7 @@ def test_without_a_target_there_is_no_loss_and_no_gradient():
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_the_operator_keeps_torchs_own_rules(backend):
+def test_the_operator_passes_torchs_opcheck(backend):
     inputs, target = problem(7, 16, 60)
     h, weight = (x.requires_grad_() for x in inputs.values())
     bias = torch.randn(60, requires_grad=True)

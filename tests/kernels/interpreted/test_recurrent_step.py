@@ -1,4 +1,4 @@
-"""One token at a time."""
+"""One-token steps of the recurrences."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
-def test_a_step_means_its_reference(decay, delta, dtype):
+def test_a_step_matches_its_reference(decay, delta, dtype):
     torch.manual_seed(0)
     shape = DECAYS[decay]
     gate = None if shape is None else -torch.rand(shape)
@@ -48,7 +48,7 @@ def test_a_step_means_its_reference(decay, delta, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
-def test_a_step_of_rwkv7_means_its_reference(dtype):
+def test_a_step_of_rwkv7_matches_its_reference(dtype):
     torch.manual_seed(0)
     assert_close(*both("rwkv7_recurrence_step", token_rwkv7(dtype), torch.randn(B, H, K, V)))
 
@@ -66,7 +66,7 @@ def test_a_state_forgets_at_once():
     assert_close(*both("step", inputs, torch.randn(B, H, K, V)))
 
 
-def test_the_first_token_of_a_text_is_read_where_it_lies():
+def test_the_first_token_of_a_sequence_is_read_in_place():
     x = torch.randn(B, 5, 2 * G * K + H * V)
     q, k, v = x[:, 0].split([G * K, G * K, H * V], dim=-1)
     heads = (q.unflatten(-1, (G, K)), k.unflatten(-1, (G, K)), v.unflatten(-1, (H, V)))
@@ -74,24 +74,24 @@ def test_the_first_token_of_a_text_is_read_where_it_lies():
     assert_close(*both("step", (*heads, gates[:, 0], None), torch.randn(B, H, K, V)))
 
 
-@pytest.mark.parametrize("form", ["gated deltanet", "rwkv-7"])
-def test_steps_walk_the_text_that_mix_takes_at_once(form):
+@pytest.mark.parametrize("variant", ["gated deltanet", "rwkv-7"])
+def test_steps_equal_the_whole_sequence(variant):
     torch.manual_seed(0)
     T, state = 5, torch.zeros(B, H, K, V)
-    if form == "rwkv-7":
+    if variant == "rwkv-7":
         tokens = [token_rwkv7() for _ in range(T)]
         recurrence, step = op.rwkv7_recurrence, op.rwkv7_recurrence_step
     else:
         tokens = [(*token(), -torch.rand(B, H), torch.rand(B, H)) for _ in range(T)]
         recurrence, step = op.linear_recurrence, op.linear_recurrence_step
     reads = [step(*inputs, state, backend="triton") for inputs in tokens]
-    text = [torch.stack(x, 1) for x in zip(*tokens, strict=True)]
-    o, last = recurrence(*text, backend="triton")
+    sequence = [torch.stack(x, 1) for x in zip(*tokens, strict=True)]
+    o, last = recurrence(*sequence, backend="triton")
     torch.testing.assert_close(torch.stack(reads, 1), o, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-4)
 
 
-def test_the_operators_keep_torchs_own_rules():
+def test_the_operators_pass_torchs_opcheck():
     state = torch.randn(B, H, K, V)
     inputs = (*token(), -torch.rand(B, H), torch.rand(B, H), state, 0.3)
     tests = ("test_schema", "test_faketensor")  # a step has no gradient

@@ -15,30 +15,34 @@ def tables(*shape):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("batch", "tokens", "heads", "width", "rotated"), SHAPES)
-def test_rope_means_its_reference(
-    assert_means, batch, tokens, heads, width, rotated, interleaved, last
+def test_rope_matches_its_reference(
+    assert_matches_reference, batch, tokens, heads, width, rotated, interleaved, last
 ):
     x = torch.randn(batch, tokens, heads, width)
     settings = {"rotated": rotated, "interleaved": interleaved, "last": last}
-    assert_means("rows", "rope", {"x": x}, **tables(tokens, rotated // 2), **settings)
+    assert_matches_reference("rows", "rope", {"x": x}, **tables(tokens, rotated // 2), **settings)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_short_dtype_errs_no_more_than_its_rounding(assert_means, dtype, interleaved):
+def test_a_16_bit_dtype_errs_no_more_than_its_rounding(
+    assert_matches_reference, dtype, interleaved
+):
     x = torch.randn(1, 17, 3, 20, dtype=dtype)
     settings = {"rotated": 12, "interleaved": interleaved}
-    assert_means("rows", "rope", {"x": x}, **tables(17, 6), **settings)
+    assert_matches_reference("rows", "rope", {"x": x}, **tables(17, 6), **settings)
 
 
-def test_each_sequence_may_have_its_own_positions(assert_means):
+def test_each_sequence_may_have_its_own_positions(assert_matches_reference):
     x = torch.randn(3, 17, 2, 16)
-    assert_means("rows", "rope", {"x": x}, **tables(3, 17, 8), rotated=16)
+    assert_matches_reference("rows", "rope", {"x": x}, **tables(3, 17, 8), rotated=16)
 
 
-def test_the_heads_of_a_wider_projection_are_read_where_they_lie(assert_means):
+def test_the_heads_of_a_wider_projection_are_read_in_place(assert_matches_reference):
     q, _ = torch.randn(2, 17, 90).split([60, 30], dim=-1)
-    assert_means("rows", "rope", {"x": q.unflatten(-1, (3, 20))}, **tables(17, 5), rotated=10)
+    assert_matches_reference(
+        "rows", "rope", {"x": q.unflatten(-1, (3, 20))}, **tables(17, 5), rotated=10
+    )
 
 
 def test_what_is_not_rotated_keeps_its_bits():
@@ -54,6 +58,6 @@ def test_no_tokens_give_no_tokens():
     assert y.shape == (2, 0, 3, 8)
 
 
-def test_the_operator_keeps_torchs_own_rules():
+def test_the_operator_passes_torchs_opcheck():
     x = torch.randn(17, 3, 20, requires_grad=True)
     torch.library.opcheck(rope.rope_op, (x, *tables(17, 6).values(), True, True, False))

@@ -34,11 +34,11 @@ def test_values_and_scales_are_the_references_to_the_bit(shape, tile, dtype):
 
 
 @pytest.mark.parametrize("tile", TILE_NAMES)
-def test_a_transposed_view_is_read_where_it_lies(tile):
+def test_a_transposed_view_is_read_in_place(tile):
     assert_same_bits(uneven(60, 140).bfloat16().T, TILE_NAMES[tile])
 
 
-def test_an_expanded_gradient_is_read_where_it_lies():
+def test_an_expanded_gradient_is_read_in_place():
     assert_same_bits(torch.tensor(3.0).expand(17, 130), STRIP)
 
 
@@ -46,7 +46,7 @@ def test_an_expanded_gradient_is_read_where_it_lies():
 @pytest.mark.parametrize(
     ("of_a", "of_b"), [*TILES.values(), (STRIP, STRIP), (ROW, SQUARE), (SQUARE, ROW)]
 )
-def test_a_product_means_its_reference(shape, of_a, of_b):
+def test_a_product_matches_its_reference(shape, of_a, of_b):
     M, N, K = shape
     factors = *reference.quantize(uneven(M, K), of_a), *reference.quantize(torch.randn(N, K), of_b)
     truth = reference.scaled_matmul(*factors, out_dtype=torch.float64)
@@ -65,9 +65,9 @@ def test_a_product_of_integers_is_exact():
 
 @pytest.mark.parametrize("recipe", TILES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_linear_layer_means_its_reference(assert_means, recipe, dtype):
+def test_a_linear_layer_matches_its_reference(assert_matches_reference, recipe, dtype):
     inputs = {"x": torch.randn(33, 100, dtype=dtype), "weight": torch.randn(60, 100, dtype=dtype)}
-    assert_means("scaled", "scaled_linear", inputs, recipe=recipe)
+    assert_matches_reference("scaled", "scaled_linear", inputs, recipe=recipe)
 
 
 def test_leading_dimensions_are_rows():
@@ -77,9 +77,9 @@ def test_leading_dimensions_are_rows():
     assert torch.equal(y, flat.view(2, 3, 60))
 
 
-def test_the_operators_keep_torchs_own_rules():
+def test_the_operators_pass_torchs_opcheck():
     x = torch.randn(17, 130)
-    for tile in TILE_NAMES.values():  # the schema's check multiplies, which e4m3 has not
+    for tile in TILE_NAMES.values():  # test_schema multiplies, which e4m3 cannot
         torch.library.opcheck(quantize_op, (x, *tile), test_utils=["test_faketensor"])
     factors = *quantize_op(x, *STRIP), *quantize_op(x, *SQUARE)
     arguments = *factors, torch.bfloat16
@@ -87,8 +87,8 @@ def test_the_operators_keep_torchs_own_rules():
 
 
 @pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated")  # torch's own tracer
-def test_the_door_compiles_into_one_graph(assert_means, monkeypatch):
+def test_the_public_api_compiles_into_one_graph(assert_matches_reference, monkeypatch):
     compiled = torch.compile(op.scaled_linear, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(op, "scaled_linear", compiled)
     inputs = {"x": torch.randn(3, 20), "weight": torch.randn(16, 20)}
-    assert_means("scaled", "scaled_linear", inputs, recipe="blockwise")
+    assert_matches_reference("scaled", "scaled_linear", inputs, recipe="blockwise")
