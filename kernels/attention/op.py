@@ -207,7 +207,7 @@ def attend_selected(
     names keys of `k_BCK`, each at most once; entries below 0 name none, and a query without keys
     reads zeros. The list has no gradient. Raises Unsupported (Triton).
     """
-    if chosen(backend, q_BTHK) == "torch":
+    if choose_backend(backend, q_BTHK) == "torch":
         implementation = eager
     else:
         from . import selected as implementation

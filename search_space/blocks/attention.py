@@ -10,7 +10,7 @@ from ..document import Terse
 from ..operators import (
     AttentionDecode,
     AttentionPrefill,
-    IndexScores,
+    Gemm,
     NumberFormat,
     Operator,
     Point,
@@ -277,16 +277,10 @@ class Attention(Block):
         }
         if self.rope or self.qk_norm != "none":
             yield Rows(rows=point.rows, elements=2 * (self.q_width + self.kv_width))
-        if sparse := self.block_sparse:
-            yield IndexScores(
-                batch=point.batch,
-                rows=point.tokens,
-                keys=ceil(point.context / (1 if sparse.index_heads else sparse.block)),
-                heads=sparse.index_heads or self.heads,
-                head_dim=sparse.index_dim if sparse.index_heads else self.head_dim,
-            )
         cached = visible(point.context, self._cached or self.chunk)
-        if not point.decode:
+        if self.block_sparse:
+            yield from self._over_blocks(self.block_sparse, point, kv)
+        elif not point.decode:
             yield from self._prefill(point, kv, size)
         elif self.dilation > 1:
             yield from masked_attention(batch=point.batch, tokens=1, keys=cached, **size)
@@ -296,15 +290,42 @@ class Attention(Block):
         if self.out_gate != "none":
             yield Rows(rows=point.rows, elements=3 * self.o_width)
 
+    def _over_blocks(
+        self, sparse: BlockSparse, point: Point, kv: NumberFormat
+    ) -> Iterator[Operator]:
+        """Scores of the blocks, then attention over the best: a list per index or query head."""
+        lists = sparse.index_heads or self.heads
+        keys = point.context if sparse.index_heads else ceil(point.context / sparse.block)
+        width = sparse.index_dim if sparse.index_heads else self.head_dim
+        yield Gemm(m=point.rows * lists, n=keys, k=width)
+        selected = sparse.top_k * sparse.block
+        size = {"head_dim": self.head_dim, "v_head_dim": self.value_dim, "kv": kv}
+        if point.decode:  # the pages of each list are rows of their own
+            yield AttentionDecode(
+                batch=point.batch * lists,
+                context=visible(point.context, selected),
+                heads=self.heads // lists,
+                kv_heads=1,
+                **size,
+            )
+        else:
+            yield AttentionPrefill(
+                batch=point.batch,
+                tokens=point.tokens,
+                heads=self.heads,
+                kv_heads=lists,
+                window=selected if selected < point.tokens else None,
+                **size,
+            )
+
     def _prefill(self, point: Point, kv: NumberFormat, size: dict[str, int]) -> Iterator[Operator]:
         """Texts are cut into chunks, or into `dilation` interleaved ones, that attend alone."""
         texts = ceil(point.tokens / self.chunk) if self.chunk else self.dilation
         tokens = ceil(point.tokens / texts)
-        window = self._selected if self.block_sparse else self.window
         yield AttentionPrefill(
             batch=point.batch * texts,
             tokens=tokens,
-            window=window if window and window < tokens else None,
+            window=self.window if self.window and self.window < tokens else None,
             kv=kv,
             **size,
         )
