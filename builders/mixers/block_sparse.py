@@ -18,8 +18,6 @@ from ..caches import PAGE, KeyValues
 from ..parameters import Parameters
 from ..positions import apply_rope
 
-SMALLEST_KERNEL_BLOCK = 16  # the kernel takes powers of two from here on
-
 
 class BlockIndex(nn.Module):
     """Selects `top_k` key blocks per query: the `local_blocks` nearest and the best by score.
@@ -168,7 +166,7 @@ def attend_selected_cached(
     size, position_B = index.sparse.block, run.positions_BT[:, 0]
     blocks_BI1M = index.lists(q_B1IK, index.scored(keys), run.positions_BT // size)
     H, G, I = q_B1HK.shape[2], keys["k"].shape[2], blocks_BI1M.shape[1]
-    L = _list_heads(H, G, I)
+    L = record.list_heads(H, G, I)
     blocks_BLM = blocks_BI1M.squeeze(2).repeat_interleave(L // I, 1).long()
     count_BL = (blocks_BLM >= 0).sum(-1)
     # ascending, so that the query's own block, the only partial one, is the last
@@ -223,8 +221,7 @@ def _attend_blocks(
 ) -> tuple[Tensor, Tensor]:
     """The kernel, with keys and values repeated where one key head has several lists."""
     H, G, I = q_BTHK.shape[2], k_BTGK.shape[2], blocks_BITM.shape[1]
-    L = _list_heads(H, G, I)
-    in_kernel = size >= SMALLEST_KERNEL_BLOCK and size.bit_count() == 1
+    L = record.list_heads(H, G, I)
     return attention.attend_blocks(
         q_BTHK,
         k_BTGK.repeat_interleave(L // G, 2) if L > G else k_BTGK,
@@ -233,11 +230,4 @@ def _attend_blocks(
         block=size,
         scale=scale,
         segment_ids=segment_ids_BT,
-        backend=None if in_kernel else "torch",
     )
-
-
-def _list_heads(heads: int, kv_heads: int, index_heads: int) -> int:
-    """How many groups of query heads share both a list and a key head."""
-    least, most = sorted((kv_heads, index_heads))
-    return most if most % least == 0 else heads

@@ -1,7 +1,7 @@
 """Softmax attention with grouped heads: global, windowed, chunked or block-sparse."""
 
 from collections.abc import Iterator
-from math import ceil
+from math import ceil, log2
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -49,6 +49,17 @@ class BlockSparse(Terse):
                 f"top_k={self.top_k}"
             )
         return self
+
+
+def _kernel_block(size: float) -> int:
+    """The nearest block size that the kernel takes: a power of two from 16 on."""
+    return max(16, 2 ** round(log2(size)))
+
+
+def list_heads(heads: int, kv_heads: int, index_heads: int) -> int:
+    """Groups of query heads that share both a list of blocks and a key head."""
+    least, most = sorted((kv_heads, index_heads))
+    return most if most % least == 0 else heads
 
 
 class Temperature(Terse):
@@ -293,19 +304,30 @@ class Attention(Block):
     def _over_blocks(
         self, sparse: BlockSparse, point: Point, kv: NumberFormat
     ) -> Iterator[Operator]:
-        """Scores of the blocks, then attention over the best: a list per index or query head."""
-        lists = sparse.index_heads or self.heads
-        keys = point.context if sparse.index_heads else ceil(point.context / sparse.block)
-        width = sparse.index_dim if sparse.index_heads else self.head_dim
-        yield Gemm(m=point.rows * lists, n=keys, k=width)
+        """Scores of the blocks, then attention over the best of them, listed per group of heads."""
+        scorers, width, keys = self.heads, self.head_dim, ceil(point.context / sparse.block)
+        if sparse.index_heads:
+            scorers, width, keys = sparse.index_heads, sparse.index_dim, keys * sparse.block
+        yield Gemm(m=point.rows * scorers, n=keys, k=width)
         selected = sparse.top_k * sparse.block
-        size = {"head_dim": self.head_dim, "v_head_dim": self.value_dim, "kv": kv}
-        if point.decode:  # the pages of each list are rows of their own
+        lists = list_heads(self.heads, self.kv_heads, scorers)
+        size = {"head_dim": self.head_dim, "v_head_dim": self.value_dim}
+        if point.decode:  # the selected pages of each list are a sequence of their own
             yield AttentionDecode(
                 batch=point.batch * lists,
                 context=visible(point.context, selected),
                 heads=self.heads // lists,
                 kv_heads=1,
+                kv=kv,
+                **size,
+            )
+        elif self.logit_softcap:  # the kernel has none
+            yield from masked_attention(
+                batch=point.batch,
+                tokens=point.tokens,
+                keys=point.tokens,
+                heads=self.heads,
+                kv_heads=self.kv_heads,
                 **size,
             )
         else:
@@ -315,6 +337,7 @@ class Attention(Block):
                 heads=self.heads,
                 kv_heads=lists,
                 window=selected if selected < point.tokens else None,
+                kv=kv,
                 **size,
             )
 
@@ -353,7 +376,7 @@ class Attention(Block):
             "block_sparse": sparse
             and sparse.model_dump()
             | {
-                "block": nearer(sparse.block),
+                "block": _kernel_block(sparse.block * context_fraction),
                 "index_dim": grained(sparse.index_dim * width_fraction),
             },
             "temperature": self.temperature

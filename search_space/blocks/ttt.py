@@ -70,14 +70,16 @@ class TTTLinear(Block):
     ) -> Iterator[Operator]:
         yield convolution(point, 3 * self.width, self.conv)
         rows, K = point.rows * self.heads, self.head_dim
-        batches = ceil(point.tokens / self.mini_batch)
         for _ in ("prediction", "gradient of W", "read"):
             yield Gemm(m=rows, n=K, k=K)
-        if not point.decode:  # what the gradients of a mini-batch add to its own reads
-            within = min(self.mini_batch, point.tokens)
-            yield Gemm(m=rows, n=within, k=K)
-            yield Gemm(m=rows, n=K, k=within)
-            yield Waiting(steps=batches, n=self.width, k=K)
+        if not point.decode:  # within a mini-batch, gradients of tokens change reads of later ones
+            whole, rest = divmod(point.tokens, self.mini_batch)
+            sequences = point.batch * self.heads
+            for count, size in ((whole, self.mini_batch), (1, rest)):
+                if count and size:
+                    yield Gemm(m=sequences * count * size, n=size, k=K)
+                    yield Gemm(m=sequences * count * size, n=K, k=size)
+            yield Waiting(steps=ceil(point.tokens / self.mini_batch), n=self.width, k=K)
         yield Rows(rows=point.rows, elements=9 * self.width)
 
     def operator_flops(self, d_model: int, context: int) -> float:
