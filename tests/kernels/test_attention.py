@@ -214,11 +214,11 @@ UNSUPPORTED = {
         sequence(q=(2, 9, 3, 32)),
         {},
     ),
-    r"\[B, T, G, V\], none of them 0, got .*v=\(2, 8, 2, 16\)": lambda: (
+    r"\[B, T, G, V\], no size 0, got .*v=\(2, 8, 2, 16\)": lambda: (
         sequence(v=(2, 8, 2, 16)),
         {},
     ),
-    r"none of them 0, got q=\(2, 0, 4, 32\)": lambda: (
+    r"no size 0, got q=\(2, 0, 4, 32\)": lambda: (
         sequence(q=(2, 0, 4, 32), k=(2, 0, 2, 32), v=(2, 0, 2, 16)),
         {},
     ),

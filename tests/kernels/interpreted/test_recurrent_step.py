@@ -44,7 +44,7 @@ def test_a_step_matches_its_reference(decay, delta, dtype):
     shape = DECAYS[decay]
     gate = None if shape is None else -torch.rand(shape)
     inputs = (*token(dtype), gate, 2 * torch.rand(B, H) if delta else None)
-    assert_close(*both("step", inputs, torch.randn(B, H, K, V), scale=0.3))
+    assert_close(*both("linear_recurrence_step", inputs, torch.randn(B, H, K, V), scale=0.3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
@@ -56,14 +56,16 @@ def test_a_step_of_rwkv7_matches_its_reference(dtype):
 def test_a_bfloat16_state_is_rounded_only_where_it_is_kept():
     torch.manual_seed(0)
     inputs = (*token(), -torch.rand(B, H), torch.rand(B, H))
-    (o, state), (expected, theirs) = both("step", inputs, torch.randn(B, H, K, V).to(BF16))
+    (o, state), (expected, theirs) = both(
+        "linear_recurrence_step", inputs, torch.randn(B, H, K, V).to(BF16)
+    )
     assert (o.double() - expected).norm() < 1e-6 * expected.norm()
     assert_close([state], [theirs])
 
 
 def test_a_state_forgets_at_once():
     inputs = (*token(), torch.full((B, H), -torch.inf), None)
-    assert_close(*both("step", inputs, torch.randn(B, H, K, V)))
+    assert_close(*both("linear_recurrence_step", inputs, torch.randn(B, H, K, V)))
 
 
 def test_the_first_token_of_a_sequence_is_read_in_place():
@@ -71,7 +73,9 @@ def test_the_first_token_of_a_sequence_is_read_in_place():
     q, k, v = x[:, 0].split([G * K, G * K, H * V], dim=-1)
     heads = (q.unflatten(-1, (G, K)), k.unflatten(-1, (G, K)), v.unflatten(-1, (H, V)))
     gates = -torch.rand(B, 5, H)
-    assert_close(*both("step", (*heads, gates[:, 0], None), torch.randn(B, H, K, V)))
+    assert_close(
+        *both("linear_recurrence_step", (*heads, gates[:, 0], None), torch.randn(B, H, K, V))
+    )
 
 
 @pytest.mark.parametrize("variant", ["gated deltanet", "rwkv-7"])
@@ -95,7 +99,7 @@ def test_the_operators_pass_torchs_opcheck():
     state = torch.randn(B, H, K, V)
     inputs = (*token(), -torch.rand(B, H), torch.rand(B, H), state, 0.3)
     tests = ("test_schema", "test_faketensor")  # a step has no gradient
-    torch.library.opcheck(one_token.step_op, inputs, test_utils=tests)
+    torch.library.opcheck(one_token.linear_recurrence_step_op, inputs, test_utils=tests)
     torch.library.opcheck(
         one_token.rwkv7_recurrence_step_op, (*token_rwkv7(), state), test_utils=tests
     )
