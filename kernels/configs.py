@@ -38,6 +38,7 @@ ARCHS = {
     "sm_100": Arch(shared_bytes=232_448, multiprocessors=148),
     "sm_120": Arch(shared_bytes=101_376, multiprocessors=188),
 }
+SAME_KERNELS = {"sm_103": "sm_100"}  # Blackwell Ultra runs what Blackwell runs
 INTERPRETER_ARCH = "sm_90"  # whose configurations the interpreter runs
 
 
@@ -88,4 +89,5 @@ def arch_of(device: torch.device) -> str:
 @cache
 def _capability(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
+    arch = f"sm_{major}{minor}"
+    return SAME_KERNELS.get(arch, arch)
