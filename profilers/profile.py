@@ -30,8 +30,9 @@ def profile(
 ) -> Iterator[Report | Failure]:
     """Measure a candidate's proxy model: one Report per rung of the plan, or a Failure at the end.
 
-    Only what `metrics` (names without workload) needs is run; None stands for every metric. What
-    needs no run is in static_metrics.py. Training goes on when the next report is asked for.
+    Only the tasks that `metrics` (names without workload) need are run; None stands for every
+    metric. A proxy model that is trained is timed too. What needs no run is in static_metrics.py.
+    Training goes on when the next report is asked for.
 
     Out of memory, a loss that is not finite and the time limit are Failures, and so is an
     architecture that has no module; an error of the program itself is raised. Raises InputError
@@ -49,7 +50,7 @@ def profile(
         at_rungs = measure(architecture, tasks, plan, seed=seed, device=device, deadline=deadline)
         latency: tuple[Measurement, ...] = ()
         for rung, quality in enumerate(at_rungs):
-            if rung == 0 and (metrics is None or not PROXY_LATENCY.isdisjoint(metrics)):
+            if rung == 0 and (tasks or metrics is None or not PROXY_LATENCY.isdisjoint(metrics)):
                 stage = "time"
                 latency = _latency(architecture, plan, device)
                 stage = "train"
