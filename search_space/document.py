@@ -185,6 +185,10 @@ def constraint_of(error: ErrorDetails, kind: Any) -> str:
             given = given.get("kind") if isinstance(given, dict) else given
             known = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
             return f"must be one of {', '.join(known)}, got {given!r}{_close(str(given), known)}"
+        case "tuple_type" | "list_type":
+            return f"must be a list, got {error['input']!r}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"must be a mapping, got {error['input']!r}"
         case _:
             fault = error["msg"][0].lower() + error["msg"][1:]
             return f"{fault}, got {error['input']!r}"
