@@ -97,7 +97,9 @@ def test_no_step_is_taken_until_the_next_report_is_asked_for(architecture, monke
         ({"total_params", "decode_ms"}, set()),
     ],
 )
-def test_only_the_tasks_that_the_metrics_need_are_run(architecture, metrics: set[str], measured: set[str]):
+def test_only_the_tasks_that_the_metrics_need_are_run(
+    architecture, metrics: set[str], measured: set[str]
+):
     (report,) = profile(architecture("*-"), plan_of(), seed=0, metrics=metrics)
     assert isinstance(report, Report)
     assert {m.name for m in report.measurements} == measured
