@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine.interfaces import DBAPICursor
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 
 from ..search_space.document import InputError, nearest
 from .tables import PREFIX, SCHEMA, VERSION_TABLE, Base
@@ -325,6 +325,8 @@ def _fault(error: DBAPIError | sqlite3.Error) -> str | None:
     if isinstance(origin, sqlite3.Error):
         name = getattr(origin, "sqlite_errorname", "")
         return SQLITE_FAULTS.get(name) or SQLITE_FAULTS.get("_".join(name.split("_")[:2]))
-    if isinstance(error, OperationalError) or getattr(origin, "sqlstate", None) in POSTGRES_DENIED:
+    sqlstate = getattr(origin, "sqlstate", None)
+    unconnected = isinstance(error, ProgrammingError) and sqlstate is None  # an unknown option
+    if isinstance(error, OperationalError) or unconnected or sqlstate in POSTGRES_DENIED:
         return str(origin).strip().splitlines()[0]
     return None
