@@ -1,6 +1,7 @@
 """The command that starts the dashboard."""
 
 import os
+import socket
 import subprocess
 import sys
 from typing import Annotated
@@ -22,6 +23,7 @@ def dashboard(
     from ..resolve import open_existing
 
     open_existing(store).close()
+    _check_address(host, port)
     script = files("archfront.dashboard").joinpath("app.py")
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
     command += ["--server.port", str(port), "--server.address", host]
@@ -35,3 +37,16 @@ def dashboard(
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     raise typer.Exit(ended.returncode)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise InputError where nothing can listen on the address."""
+    from ....search_space.document import InputError
+
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}") from None

@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     from ...search import Run
     from ...store import Store, Study
 
+MAX_SEED = 2**32 - 1  # of NumPy's generators
+MAX_TRIALS = 1_000_000
+
 
 def search(
     space: options.SpaceFile,
     target: Annotated[
         str | None, typer.Option(help="GPU to search for (default: from the space file)")
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trials to complete")] = 50,
+    trials: Annotated[int, typer.Option(min=1, max=MAX_TRIALS, help="Trials to complete")] = 50,
     seconds: options.Seconds = None,
     store: options.Store = DEFAULT_STORE,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of sampling, data order and initial weights")
+        int,
+        typer.Option(min=0, max=MAX_SEED, help="Seed of sampling, data order and initial weights"),
     ] = 0,
     sampler: options.Sampler = None,
     name: Annotated[
@@ -65,7 +69,10 @@ def search(
 def resume(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study")],
     trials: Annotated[
-        int | None, typer.Option(min=1, help="New total of trials to complete (default: unchanged)")
+        int | None,
+        typer.Option(
+            min=1, max=MAX_TRIALS, help="New total of trials to complete (default: unchanged)"
+        ),
     ] = None,
     seconds: options.Seconds = None,
     store: options.Store = DEFAULT_STORE,
