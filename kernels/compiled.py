@@ -1,12 +1,13 @@
 """Ahead-of-time compilation of every kernel, with its resources checked against the GPU's limits.
 
-    python -m archfront.kernels.compiled
+    python -m archfront.kernels.compiled [ARCH ...]
 
-prints registers, stack, shared memory and tensor-core instructions for every kernel, shape and
-architecture in configs.ARCHS, and exits 1 if one violates a limit. It needs no GPU, and a process
-without TRITON_INTERPRET.
+prints registers and stack per thread, shared memory per program (both in bytes) and the number of
+tensor-core instructions for every kernel, shape and architecture in configs.ARCHS, or for those
+given, and exits 1 if one violates a limit. It needs no GPU, and a process without TRITON_INTERPRET.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -118,10 +119,27 @@ def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
 
 
 def main() -> int:
-    line = "{:24} {:28} {:8} {:>9} {:>6} {:>7} {:>4}  {}\n".format
-    sys.stdout.write(line("kernel", "shape", "arch", "registers", "stack", "shared", "mma", ""))
+    parser = argparse.ArgumentParser(
+        prog="python -m archfront.kernels.compiled",
+        description="Compile every kernel and check its resources; minutes per architecture.",
+    )
+    parser.add_argument(
+        "archs",
+        nargs="*",
+        metavar="ARCH",
+        help=f"GPU architectures (default: all of {', '.join(ARCHS)})",
+    )
+    archs = parser.parse_args().archs or list(ARCHS)
+    for arch in archs:
+        if arch not in ARCHS:
+            parser.error(f"unknown architecture {arch!r}; known: {', '.join(ARCHS)}")
+    if INTERPRETED:
+        parser.error("compilation needs a process without TRITON_INTERPRET")
+    columns = ("registers", "stack_bytes", "shared_bytes", "tensor_core")
+    line = "{:6} {:23} {:58} {:>9} {:>11} {:>12} {:>11}  {}".format
+    sys.stdout.write(line("arch", "kernel", "shape", *columns, "violations") + "\n")
     failed = False
-    for arch in ARCHS:
+    for arch in archs:
         for kernel, shape, launch in launches(arch):
             cost = compile_for(launch, arch)
             exceeded = violations(cost, arch)
@@ -132,7 +150,10 @@ def main() -> int:
                 cost.shared_bytes,
                 cost.tensor_core_instructions,
             )
-            sys.stdout.write(line(kernel, shape, arch, *numbers, "; ".join(exceeded)))
+            plain = shape.replace("torch.", "")
+            row = line(arch, kernel, plain, *numbers, "; ".join(exceeded)).rstrip()
+            sys.stdout.write(row + "\n")
+            sys.stdout.flush()
     return int(failed)
 
 
