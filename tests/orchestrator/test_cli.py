@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -303,7 +304,7 @@ class TestStorePasswords:
         assert '--store "$ARCHFRONT_STORE"' in out
         assert "hunter2" not in warning + started + out + err
 
-    def test_the_dashboard_gets_the_store_in_its_environment(
+    def test_the_dashboard_gets_a_free_port_and_the_store_in_its_environment(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         url = f"sqlite:///{tmp_path}/runs.db"
@@ -315,7 +316,13 @@ class TestStorePasswords:
             return subprocess.CompletedProcess(command, 0)
 
         monkeypatch.setattr(subprocess, "run", run)
-        assert CliRunner().invoke(app, ["dashboard", "--store", url]).exit_code == 0
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            command = ["dashboard", "--store", url, "--port", str(server.getsockname()[1])]
+            taken = CliRunner().invoke(app, command)
+        assert isinstance(taken.exception, InputError)
+        assert "Address already in use" in str(taken.exception)
+        assert not started
+        assert CliRunner().invoke(app, command).exit_code == 0
         assert started["env"]["ARCHFRONT_STORE"] == url
         assert not any(url in word for word in started["command"])
 

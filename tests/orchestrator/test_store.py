@@ -903,6 +903,10 @@ class TestPostgres:
         with pytest.raises(InputError, match=r'postgresql://.*/no_.*: .*"no_.*" does not exist'):
             open_store(url)
 
+    def test_an_unknown_connection_option_is_named(self, postgres_url):
+        with pytest.raises(InputError, match='invalid connection option "colour"'):
+            open_store(f"{postgres_url}&colour=blue")
+
     def test_a_user_who_may_not_create_tables_gets_the_reason(self, postgres_url):
         role = f"guest_{os.urandom(4).hex()}"
         sql(postgres_url, f"CREATE ROLE {role} LOGIN PASSWORD 'hunter2'")
