@@ -12,7 +12,7 @@ from ...profilers.pricing import TargetTimings
 from ...profilers.report import Report
 from ...profilers.static_metrics import static_metrics
 from ...search_space import published
-from ...search_space.document import InputError, nearest
+from ...search_space.document import InputError, constraint_of, nearest
 from ...search_space.plan import Plan
 from ...search_space.workload import WORKLOADS, Workload
 from ..export import Exported, best_known, exported, read_config
@@ -154,4 +154,5 @@ def workloads_of(
         return (Workload.model_validate(first.model_dump() | fields),)
     except ValidationError as error:
         fault = error.errors()[0]
-        raise InputError(f"{fault['loc'][-1]}: {fault['msg']}, got {fault['input']}") from None
+        option = "--batch" if fault["loc"][-1] == "decode_batch" else "--context"
+        raise InputError(f"{option}: {constraint_of(fault, Workload)}") from None

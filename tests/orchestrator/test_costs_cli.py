@@ -98,7 +98,10 @@ class TestProfile:
             (("--target", "h200"), "unknown target 'h200'; did you mean 'h200_sxm'?"),
             (("--target", "9999xh200_sxm"), "a node has 1 to 64 devices, got '9999xh200_sxm'"),
             (("--workload", "chat4k"), "unknown workload 'chat4k'; did you mean 'chat-4k'?"),
-            (("--context", "1000000000"), "prefill_tokens: "),
+            (
+                ("--context", "1000000000"),
+                "--context: input should be less than or equal to 134217728",
+            ),
             (("--whole",), "--whole needs --measure"),
             (
                 ("--measure", "--device", "cpu", "--target", "h200_sxm"),
