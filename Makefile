@@ -13,9 +13,12 @@ demo: $(STAMP)  ## main job: a search, its front, an exported config
 test: test-kernels  ## the whole suite
 	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/kernels/interpreted --ignore tests/kernels/compiled tests
 
+# Which compilations run, as pytest's -k takes it.
+COMPILED ?=
+
 test-kernels: $(STAMP)  ## kernels in the interpreter, and compiled for every GPU architecture
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 tests/kernels/interpreted
-	$(BIN)/pytest -q -n 2 tests/kernels/compiled
+	$(BIN)/pytest -q -n 2 -k "$(COMPILED)" tests/kernels/compiled
 
 check: $(STAMP)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
