@@ -75,10 +75,10 @@ class Silent:
     """A view that shows nothing."""
 
     def show(self, state: object) -> None:
-        pass
+        """Show nothing."""
 
     def close(self) -> None:
-        pass
+        """Nothing is open."""
 
 
 def run_ours(seed: int) -> float:

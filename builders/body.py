@@ -1,6 +1,6 @@
 """The interface of a sub-block's body, and the context of one forward pass through the stack."""
 
-# B batch, T tokens, D model width, P rotated pairs of a head, N width of an RWKV-7 mixer
+# B batch, T tokens, D model width, P rotated pairs per head, N width of an RWKV-7 mixer
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple

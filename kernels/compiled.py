@@ -118,6 +118,7 @@ def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
 
 
 def main() -> int:
+    """Print the resources of every kernel; 1 if one violates a limit."""
     line = "{:24} {:28} {:8} {:>9} {:>6} {:>7} {:>4}  {}\n".format
     sys.stdout.write(line("kernel", "shape", "arch", "registers", "stack", "shared", "mma", ""))
     failed = False

@@ -1,4 +1,4 @@
-"""The driver of a running study: asks the sampler, judges the answers, writes the store.
+"""The driver of a running study: asks the sampler, checks the results, writes the store.
 
 The driver is the study's only writer and does not depend on Ray: `next_trial`, `report` and
 `finish` are all that a searcher calls. Its state is rebuilt from the store, so that a study can be
@@ -55,11 +55,11 @@ def is_dead(owner: str) -> bool:
     if host != socket.gethostname() or not process.isdigit():
         return False
     try:
-        os.kill(int(process), 0)  # signal 0 asks, and does nothing
+        os.kill(int(process), 0)  # sends nothing, checks that the process exists
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False  # it is someone else's, and alive
+        return False  # it exists and belongs to another user
     return False
 
 
@@ -148,7 +148,7 @@ class Driver:
         """Record what a running trial measured at a rung: a report as plain data.
 
         Without effect for a trial that is not running: the event came late, or twice. Values that
-        are not finite are left out; the trial's end judges them.
+        are not finite are left out; `finish` checks them again.
         """
         if number not in self.running or "measurements" not in answer:
             return

@@ -14,7 +14,7 @@ from .store import Store, Trial
 
 
 class Exported(Record):
-    """An architecture with the plan that judged it and the numbers it got."""
+    """An architecture with the plan under which it was profiled, and its measurements."""
 
     schema_version: Literal[1] = 1
     key: str

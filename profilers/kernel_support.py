@@ -11,7 +11,7 @@ import torch
 from ..builders.body import Unbuilt
 from ..builders.model import build
 from ..kernels.configs import ARCHS
-from ..kernels.meta_dry_run import on_absent
+from ..kernels.meta_dry_run import dry_run_on
 from ..kernels.requirements import Unsupported
 from ..search_space.architecture import Architecture
 from ..search_space.domain import Domain
@@ -114,7 +114,7 @@ def _distance(name: str, group: str) -> int:
 def unsupported_uses(unit: TimingUnit, arch: str) -> Violations:
     """The violated constraints of the uses in which a unit cannot run on a GPU of `arch`."""
     violations: Violations = {}
-    with on_absent(arch):
+    with dry_run_on(arch):
         try:
             model = build(unit.architecture, device="meta", dtype=torch.bfloat16)
         except Unbuilt as error:

@@ -268,7 +268,7 @@ class Pricing:
     ) -> Cost:
         """Timed layer groups and estimated ones together.
 
-        Half-widths of timings add up linearly, since a clock errs alike in all of them; those of
+        Half-widths of timings add up linearly, since an error of the clock is common to all; those of
         the timings, the composition and the estimate in quadrature.
         """
         composition = self.timings.composition

@@ -28,7 +28,7 @@ class Stated(Record):
 
 
 class Figures(Record):
-    """What an architecture counts to; caches in BF16 and recurrent states in fp32 unless said."""
+    """Counts of an architecture; caches in BF16 and recurrent states in fp32 by default."""
 
     total: PositiveInt | None = None
     """All parameters, MTP modules excluded."""

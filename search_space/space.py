@@ -48,7 +48,9 @@ class Bound(Record):
     @model_validator(mode="after")
     def _validate(self) -> Self:
         if (self.max is None) == (self.min is None):
-            raise ValueError("a constraint has either max or min")
+            raise ValueError(
+                f"a constraint has either max or min, got max={self.max}, min={self.min}"
+            )
         return self
 
     def violation(self, value: float) -> float:

@@ -3,7 +3,7 @@
 # B batch, T tokens, S tokens with every document at a block boundary, C keys, D model width,
 # H query heads, I index heads (H without an index branch), J heads of the scored keys,
 # G key/value heads, L heads with a block list of their own, K key width, V value width,
-# N blocks of keys, M blocks of a list
+# N blocks of keys, M blocks per list
 
 from typing import NamedTuple
 

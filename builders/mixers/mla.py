@@ -1,7 +1,7 @@
 """Multi-head latent attention: expanded to heads in prefill, absorbed into the latent in decode."""
 
 # B batch, T tokens, C keys, D model width, H heads, N key width without position, P rotated key
-# width, V value width, R latent width, L = R + P what a token caches, I heads of the indexer,
+# width, V value width, R latent width, L = R + P cached width per token, I heads of the indexer,
 # S tokens that it selects
 
 import torch

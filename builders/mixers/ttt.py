@@ -1,6 +1,6 @@
 """TTT-Linear: the state is a linear model trained by gradient descent on the tokens."""
 
-# B batch, T tokens, C tokens of a mini-batch, D model width, H heads, K head width
+# B batch, T tokens, C tokens per mini-batch, D model width, H heads, K head width
 
 import torch
 from torch import Tensor, nn

@@ -19,7 +19,7 @@ batch of one row (see segments.py). A query sees keys of its own segment only.
 """
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a query's list, Q new tokens
+# N listed blocks per query, Q new tokens
 
 import torch
 from torch import Tensor

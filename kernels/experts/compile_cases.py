@@ -73,7 +73,7 @@ def _mixture(
     limit: float | None,
 ) -> Rows:
     x, z = _empty(dtype, N, D), _empty(dtype, N * K, D)
-    share, bias = _empty(torch.float32, N, K), _empty(dtype, E, D)
+    topk_weights, bias = _empty(torch.float32, N, K), _empty(dtype, E, D)
     up_w, down_w = _empty(dtype, E, F, D), _empty(dtype, E, D, F)
     order = _empty(torch.int64, N * K)
     offsets = _empty(torch.int32, E + 1)
@@ -84,12 +84,12 @@ def _mixture(
     yield "gate_up", gate_up_launch(arch, *inputs, None, None, hidden, K, activation, limit)
     kept = gate, hidden, hidden
     yield "gate_up and keep", gate_up_launch(arch, *inputs, *kept, K, activation, limit)
-    into = hidden, gate, hidden, share
+    into = hidden, gate, hidden, topk_weights
     back = bwd_activation_launch(
-        hidden, share, order, offsets, gate, hidden, *into, activation, limit
+        hidden, topk_weights, order, offsets, gate, hidden, *into, activation, limit
     )
     yield "bwd_activation", back
-    yield "combine", combine_launch(z, share, x, K)
+    yield "combine", combine_launch(z, topk_weights, x, K)
     yield "combine dx", combine_launch(z, None, x, K)
 
     product = partial(grouped_gemm_launch, place_M=order, choices=K)

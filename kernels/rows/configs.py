@@ -80,11 +80,12 @@ def config_for(arch: str, kernel: str, width: int) -> RowConfig:
 
 
 def tile_for(arch: str, kernel: str) -> RowConfig:
+    """The one tile of a kernel for rows of any width. Raises Unsupported for an unknown `arch`."""
     require_arch(arch)
     return CUT[arch, kernel]
 
 
-def walking_programs(arch: str, config: RowConfig, num_rows: int) -> int:
+def persistent_programs(arch: str, config: RowConfig, num_rows: int) -> int:
     """Number of programs for kernels that loop over rows and write a partial sum each."""
     resident = ARCHS[arch].multiprocessors * RESIDENT_WARPS // config.warps
     return max(1, min(resident, num_rows // (TILES_PER_PROGRAM * config.rows)))

@@ -12,7 +12,7 @@ from ...search_space.space import Sample, SearchSpace
 from ...search_space.warm_start import starts
 from .render import block_lines
 
-if TYPE_CHECKING:  # it imports torch, which a box without triton may lack
+if TYPE_CHECKING:  # it imports torch, which may be absent where triton is
     from ...profilers.kernel_support import UnsupportedChoice
 
 

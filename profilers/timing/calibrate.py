@@ -246,6 +246,7 @@ SHAPES: dict[str, Sizes] = {
 
 
 def main() -> int:
+    """Calibrate the local device and write the JSON file."""
     parser = argparse.ArgumentParser(description="Time operators on the local device.")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--points", type=int, default=30, choices=POINTS)
