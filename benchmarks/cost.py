@@ -213,18 +213,18 @@ def left_out(family: str, fitted: Sequence[Timing], tested: Sequence[Timing]) ->
     model = fit(others, own=False)
     rng = np.random.default_rng(2)
     sums = {0: list(composed(model, own))}
-    operators_ = alone(model, own)
+    operators_ = call_errors(model, own)
     local: list[tuple[float, bool, float]] = []
     for points in (100, 30):
         drawn = sampled(own, points, rng)
         rest = [t for i, t in enumerate(own) if i not in drawn]
         here = calibrated(model, device(first), [own[i] for i in sorted(drawn)])
         sums[points] = list(composed(here, rest))
-        local += alone(here, rest)
+        local += call_errors(here, rest)
     return Unseen(operators=operators_, sums=sums, local_operators=local)
 
 
-def alone(model: Model, timings: Sequence[Timing]) -> list[tuple[float, bool, float]]:
+def call_errors(model: Model, timings: Sequence[Timing]) -> list[tuple[float, bool, float]]:
     """(absolute percentage error, inside its interval, half-width in log) of each call."""
     times, true = predict(model, timings), np.array([t.seconds for t in timings])
     inside = (times.low <= true) & (true <= times.high)

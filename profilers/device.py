@@ -39,7 +39,7 @@ class Device(Record):
 
     @property
     def family(self) -> str:
-        """The GPU family that shares the cost model's fits; Blackwell Ultra belongs to Blackwell."""
+        """The GPU family that the cost model is fitted by; Blackwell Ultra counts as Blackwell."""
         return _FAMILY_OF.get(self.arch, self.arch)
 
     def peak(self, format: NumberFormat) -> float:

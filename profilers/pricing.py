@@ -268,8 +268,8 @@ class Pricing:
     ) -> Cost:
         """Timed layer groups and estimated ones together.
 
-        Half-widths of timings add up linearly, since an error of the clock is common to all; those of
-        the timings, the composition and the estimate in quadrature.
+        Half-widths of timings add up linearly, since an error of the clock is common to all of
+        them; those of the timings, the composition and the estimate in quadrature.
         """
         composition = self.timings.composition
         layers = architecture.num_layers * composition.layer_s
