@@ -1,4 +1,4 @@
-"""The chosen config as one YAML file: it builds, trains and profiles again from itself alone."""
+"""Export of an architecture as one YAML file, which builds, trains and profiles without a store."""
 
 from pathlib import Path
 from typing import Any, Literal, Self

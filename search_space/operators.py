@@ -463,13 +463,13 @@ class Rows(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting(Operator):
+class SequentialGemm(Operator):
     """The latency of `steps` dependent products, each of which reads its weights [n, k] again.
 
-    The FLOPs of the products are those of a Gemm.
+    Their FLOPs are counted by a `Gemm` beside it.
     """
 
-    name = "waiting"
+    name = "sequential_gemm"
     steps: int
     n: int
     k: int

@@ -203,7 +203,7 @@ def priced(calls: Counter[Any]) -> Recorded:
                 found.product_flops += times * call.flops
             case ops.Experts():
                 found.expert_flops += times * call.flops
-            case ops.Rows() | ops.Waiting():
+            case ops.Rows() | ops.SequentialGemm():
                 pass
             case _:
                 found.calls[_tuple(call)] += times

@@ -19,7 +19,7 @@ from .glu import activation_arguments, gate_factor, up_factor
 def bwd_activation(
     u_ptr,
     topk_weights_ptr,
-    place_ptr,
+    choice_ptr,
     offset_ptr,
     gate_ptr,
     up_ptr,
@@ -40,14 +40,14 @@ def bwd_activation(
 
     With the row's routing weight s: ds = sum(u hidden), dgate and dup from dhidden = s u, and
     s hidden for the down matrix's gradient; hidden is recomputed from gate and up. The weight of
-    row r is that of choice place[r]; a row of no expert has ds = 0. dup may overwrite u. A program
+    row r is at choice[r]; a row of no expert has ds = 0. dup may overwrite u. A program
     takes ROWS rows.
     Bytes per row, b per element: 6 b F, relu2 4 b F.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mine = row < tl.load(offset_ptr + num_experts)
-    place = tl.load(place_ptr + row, mask=row < num_rows, other=0)
-    s = tl.load(topk_weights_ptr + place, mask=mine, other=0.0).to(tl.float32)[:, None]
+    choice = tl.load(choice_ptr + row, mask=row < num_rows, other=0)
+    s = tl.load(topk_weights_ptr + choice, mask=mine, other=0.0).to(tl.float32)[:, None]
     ds = tl.zeros([ROWS], tl.float32)
     dtype: tl.constexpr = hidden_ptr.dtype.element_ty
     for begin in range(0, width, BLOCK):
@@ -74,7 +74,7 @@ def bwd_activation(
         tl.store(hidden_ptr + at, (s * hidden).to(dtype), mask=inside)
         ds += tl.sum(u * hidden, 1)
     tl.store(
-        dtopk_weights_ptr + place, ds.to(dtopk_weights_ptr.dtype.element_ty), mask=row < num_rows
+        dtopk_weights_ptr + choice, ds.to(dtopk_weights_ptr.dtype.element_ty), mask=row < num_rows
     )
 
 
@@ -100,7 +100,7 @@ def bwd_activation_launch(
         arguments={
             "u_ptr": u_MF,
             "topk_weights_ptr": topk_weights_NK,
-            "place_ptr": order_M,
+            "choice_ptr": order_M,
             "offset_ptr": offsets_E1,
             "gate_ptr": gate_MF,
             "up_ptr": up_MF,

@@ -33,11 +33,11 @@ def combine(
     inside = (token < num_tokens)[:, None] & (col < width)[None, :]
     y = tl.zeros([ROWS, BLOCK], tl.float32)
     for k in range(choices):
-        place = token * choices + k
-        at = z_ptr + place[:, None] * width + col[None, :]
+        choice = token * choices + k
+        at = z_ptr + choice[:, None] * width + col[None, :]
         z = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         if topk_weights_ptr is not None:
-            topk_weights = tl.load(topk_weights_ptr + place, mask=token < num_tokens, other=0.0)
+            topk_weights = tl.load(topk_weights_ptr + choice, mask=token < num_tokens, other=0.0)
             z *= topk_weights.to(tl.float32)[:, None]
         y += z
     at = y_ptr + token[:, None] * width + col[None, :]

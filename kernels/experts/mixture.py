@@ -68,7 +68,7 @@ def mixture_op(
             limit,
         ),
         grouped_gemm_launch(
-            arch, hidden_MF, down_EDF.mT, None, offsets_E1, z_MD, place_M=order_M, y_by_place=True
+            arch, hidden_MF, down_EDF.mT, None, offsets_E1, z_MD, choice_M=order_M, y_by_choice=True
         ),
         combine_launch(z_MD, topk_weights_NK, y_ND, K),
     ):
@@ -121,9 +121,9 @@ def mixture_backward_op(
     gated = gate_EFD is not None
     dup_MF, hidden_MF, dgate_MF = (torch.empty_like(up_MF) for _ in range(3))
     dx_MD = x_ND.new_empty(M, x_ND.shape[1])
-    places = {"place_M": order_M, "choices": K}
+    by_choice = {"choice_M": order_M, "choices": K}
     down = grouped_gemm_launch(
-        arch, dy_ND, down_EDF, None, offsets_E1, dup_MF, **places, x_by_token=True
+        arch, dy_ND, down_EDF, None, offsets_E1, dup_MF, **by_choice, x_by_token=True
     )
     back = bwd_activation_launch(
         dup_MF,  # read, then overwritten
@@ -141,20 +141,20 @@ def mixture_backward_op(
     )
     matrices = [
         weight_grad_launch(
-            arch, dy_ND, hidden_MF, offsets_E1, ddown_EDF, **places, a_by_token=True
+            arch, dy_ND, hidden_MF, offsets_E1, ddown_EDF, **by_choice, a_by_token=True
         ),
-        weight_grad_launch(arch, dup_MF, x_ND, offsets_E1, dup_EFD, **places, b_by_token=True),
+        weight_grad_launch(arch, dup_MF, x_ND, offsets_E1, dup_EFD, **by_choice, b_by_token=True),
     ]
     other = None
     if gate_EFD is not None:
         other = dgate_MF, gate_EFD
         matrices.append(
             weight_grad_launch(
-                arch, dgate_MF, x_ND, offsets_E1, dgate_EFD, **places, b_by_token=True
+                arch, dgate_MF, x_ND, offsets_E1, dgate_EFD, **by_choice, b_by_token=True
             )
         )
     up = grouped_gemm_launch(
-        arch, dup_MF, up_EFD, None, offsets_E1, dx_MD, **places, y_by_place=True, other=other
+        arch, dup_MF, up_EFD, None, offsets_E1, dx_MD, **by_choice, y_by_choice=True, other=other
     )
     for launch in (down, back, *matrices, up, combine_launch(dx_MD, None, dx_ND, K)):
         run(launch, x_ND)

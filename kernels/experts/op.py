@@ -29,7 +29,7 @@ def grouped_linear(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """y_m = weight_e x_m + bias_e with e the expert of row m; 0 for rows of no expert.
+    """Linear layer per expert: y_m = weight_e x_m + bias_e with e the expert of row m, 0 for none.
 
     Args:
         x_MI: rows [M, I] sorted by expert, float32, bfloat16 or float16.
@@ -57,7 +57,9 @@ def mixture(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """y_n = sum_k topk_weights_nk * down_e act(gate_e x_n, up_e x_n), with e = chosen_nk.
+    """Routed feed-forward: y_n = sum_k topk_weights_nk * expert_e(x_n) with e = chosen_nk.
+
+    expert_e(x) = down_e act(gate_e x, up_e x).
 
     Args:
         x_ND: tokens [N, D], float32, bfloat16 or float16.

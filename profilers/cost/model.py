@@ -42,7 +42,7 @@ STAND_INS = {
     "scan_plain": "scan",
     "recurrent_step_plain": "recurrent_step",
     "rows": "conv",
-    "waiting": "gemm",
+    "sequential_gemm": "gemm",
     "index_scores": "attention_prefill",
     "selected_attention": "mla_decode",
     "channel_scan": "scan",

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from ..operators import Gemm, NumberFormat, Operator, Point, Rows, Waiting
+from ..operators import Gemm, NumberFormat, Operator, Point, Rows, SequentialGemm
 from .block import Block, Cache, Weight, biases, grained, linear, vector
 from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import convolution
@@ -79,7 +79,7 @@ class TTTLinear(Block):
                 if count and size:
                     yield Gemm(m=sequences * count * size, n=size, k=K)
                     yield Gemm(m=sequences * count * size, n=K, k=size)
-            yield Waiting(steps=ceil(point.tokens / self.mini_batch), n=self.width, k=K)
+            yield SequentialGemm(steps=ceil(point.tokens / self.mini_batch), n=self.width, k=K)
         yield Rows(rows=point.rows, elements=9 * self.width)
 
     def operator_flops(self, d_model: int, context: int) -> float:
