@@ -51,7 +51,7 @@ def scaled_matmul(
     """Product of FP8 matrices: A B^T [M, N] in `out_dtype`, of what `quantize` gave for A and B.
 
     `a_MK`, `b_NK` float8_e4m3fn; scales per tensor, per row, or per 128 along K (and 128 rows).
-    Raises Unsupported.
+    Sums are in float32. Raises Unsupported.
     """
     if choose_backend(backend, a_MK) == "torch":
         return reference.scaled_matmul(a_MK, a_scales, b_NK, b_scales, out_dtype=out_dtype)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows, SequentialGemm
-from .block import Block, Cache, Weight, biases, grained, linear
+from .block import Block, Cache, Weight, biases, linear, make_divisible
 from .heads import HeadLayout, head_rows
 
 GATES = {"gru": 3, "lstm": 4}
@@ -49,4 +49,4 @@ class RNN(Block):
         yield Rows(rows=point.rows, elements=2 * gates)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        return {"width": grained(self.width * width_fraction)}
+        return {"width": make_divisible(self.width * width_fraction)}

@@ -835,7 +835,7 @@ def nobodys_folder():
 
 
 def as_plain_user(url, readonly):
-    """Open a store as a user whom permissions bind, and say what came of it."""
+    """Open a store as a user who is subject to permissions, and return the outcome."""
     script = (
         "import os, sys, tempfile\n"
         "from archfront.orchestrator.store import InputError, open_store\n"

@@ -1,4 +1,4 @@
-"""Priced is what runs: the operator calls of every block kind, as made and as priced."""
+"""The operator calls of every block kind: those that are priced are those that run."""
 
 from collections import Counter
 
