@@ -18,7 +18,7 @@ class Unbuilt(ValueError):
 
 
 class RotaryKey(NamedTuple):
-    """What a pair of rotary tables depends on, apart from the positions of the pass."""
+    """Cache key of a pair of rotary tables within one pass."""
 
     rope: Rope
     rotated: int
@@ -69,7 +69,7 @@ class Pass:
     """Output of a Zamba2 shared block, added to the input of the next sub-block."""
 
     def copy(self) -> "Pass":
-        """The same context in a record of its own: what a sub-block writes stays in the copy."""
+        """A copy of the context: writes to it do not reach this one."""
         return replace(self, rotary_tables=dict(self.rotary_tables))
 
 

@@ -35,7 +35,7 @@ TENSOR_CORE = "HMMA|IMMA|QMMA|HGMMA|IGMMA|QGMMA|UTC[A-Z]*MMA"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a compiled kernel uses, read from its cubin and Triton's intermediate code."""
+    """Resources of a compiled kernel, read from its cubin and Triton's intermediate code."""
 
     registers: int  # per thread
     stack_bytes: int  # per thread; above zero, registers spill

@@ -57,7 +57,7 @@ def best_known(store: Store, key: str, study: str | None = None) -> tuple[Trial,
 
 
 def exported(store: Store, key: str, study: str | None = None) -> Exported:
-    """What `archfront export` writes: the trial that `best_known` finds, under its study's plan."""
+    """The file of `archfront export`: the trial that `best_known` finds, under its study's plan."""
     trial, report = best_known(store, key, study)
     source = store.study(trial.study)
     space = check_space(parse_document(source.space_yaml, source=f"study {source.name}"))

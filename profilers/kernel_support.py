@@ -61,7 +61,7 @@ def unsupported_choices(space: SearchSpace, archs: Sequence[str]) -> list[Unsupp
     known: dict[tuple[str, str], Violations] = {}
 
     def violated(units: Sequence[TimingUnit], arch: str) -> Violations | None:
-        """Of the first unit that cannot run; None where all can."""
+        """The violated constraints of the first unit that cannot run; None where all can."""
         for unit in units:
             key = unit.key, arch
             known[key] = known[key] if key in known else unsupported_uses(unit, arch)

@@ -40,7 +40,7 @@ TRANSFERS = "links"  # the layer group of transfers between devices
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTimings:
-    """What timings say about a target: the inputs of an estimate beside the architecture.
+    """Inputs of an estimate beside the architecture: cost model and timings of a target.
 
     `model` is the cost model, calibrated where the target was; `timed` has the timings of units
     and whole models by unit key and point; `composition` corrects a sum of units; `device` is the

@@ -17,7 +17,7 @@ from .operators import NumberFormat
 
 
 class Stated(Record):
-    """What the publisher states, as published."""
+    """Parameter counts as the publisher states them."""
 
     total: str
     """Total parameters."""

@@ -192,7 +192,7 @@ def _choice(record: type[BaseModel], field: str, values: Schema) -> Schema:
 
 
 def _in_template(plain: Schema) -> Schema:
-    """The same value where records in it may have choices."""
+    """The schema of a value in a space, where records in it may have choices."""
     if "$ref" in plain:
         return {**plain, "$ref": plain["$ref"] + IN_SPACE}
     if "anyOf" in plain:

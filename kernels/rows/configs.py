@@ -20,7 +20,7 @@ class RowConfig:
 
 # kernel -> one Config per width class, narrowest first. Eight to sixteen elements per thread keep
 # loads at 16 bytes. The norm's backward holds four tiles at once and spills beyond 8192 columns,
-# with 8, 16 and 32 warps alike.
+# with 8, 16 and 32 warps.
 NARROW = (
     RowConfig(block=64, rows=16, warps=4),
     RowConfig(block=128, rows=8, warps=4),

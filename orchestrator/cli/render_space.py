@@ -78,7 +78,7 @@ def _values(domain: Any) -> str:
 
 
 def plain(checked: SearchSpace, drawn: Sample, kernels: Kernels | None) -> dict[str, Any]:
-    """The same as plain data."""
+    """A checked space as plain data."""
     return {
         "space": checked.name,
         "choices": {

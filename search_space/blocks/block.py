@@ -63,7 +63,7 @@ class Weight:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """What one sequence caches between decoding steps.
+    """Cache of one sequence between decoding steps, in elements.
 
     `kv_elements` are cached for each of the last `window` tokens (None: all), in the KV format,
     with `kv_scales` fp32 scales per token where that has 8 bits. `compressed_elements` and the
@@ -134,7 +134,7 @@ class Block(Terse):
         return {}
 
     def cache(self, d_model: int) -> Cache:
-        """What one sequence caches; by default nothing."""
+        """The cache of one sequence; by default nothing."""
         return Cache()
 
     def operators(
