@@ -69,7 +69,7 @@ def unsupported_choices(space: SearchSpace, archs: Sequence[str]) -> list[Unsupp
                 return known[key]
         return None
 
-    def cures(taken: Choices, name: str, group: str, arch: str) -> bool:
+    def runs_when_changed(taken: Choices, name: str, group: str, arch: str) -> bool:
         others = (_units_by_group(other).get(group) for other in _changed(space, taken, name))
         return any(units and violated(units, arch) is None for units in others)
 
@@ -82,7 +82,7 @@ def unsupported_choices(space: SearchSpace, archs: Sequence[str]) -> list[Unsupp
             constraints = violated(units_by_group[group], arch)
             if constraints is None:
                 continue
-            faults = [name for name in taken if cures(taken, name, group, arch)]
+            faults = [name for name in taken if runs_when_changed(taken, name, group, arch)]
             nearest = min((_distance(name, group) for name in faults), default=None)
             values = {n: taken[n] for n in faults if _distance(n, group) == nearest}
             for name, value in (values or {f"blocks.{group}": None}).items():

@@ -493,7 +493,7 @@ def masked_attention(
     """Attention of every query over `keys` keys under a mask, as products outside of a kernel.
 
     Scores and outputs are products; between them fp32 scores are masked and exponentiated, and
-    keys and values are widened first.
+    keys and values are converted to fp32 first.
     """
     rows = batch * tokens * heads
     yield Rows(rows=batch * keys * kv_heads, elements=2 * (head_dim + v_head_dim))

@@ -108,7 +108,7 @@ _DECODING = (AttentionDecode, MLADecode, RecurrentStep, ConvStep)
 def points_of(sizes: "Sizes", here: Device, points: int, local: torch.device) -> list[Operator]:
     """At most `points` calls of one cost class that fit the device's memory and time.
 
-    They are spread evenly over the logarithms of its sizes, the same for every call.
+    They are evenly distributed over the logarithms of its sizes, the same for every call.
     """
     small = local.type == "cpu"
     drawn = SobolEngine(len(sizes.ranges), scramble=True, seed=0).draw(DRAWN * points)
