@@ -35,7 +35,7 @@ TENSOR_CORE = "HMMA|IMMA|QMMA|HGMMA|IGMMA|QGMMA|UTC[A-Z]*MMA"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a compiled kernel uses, read from its cubin and Triton's intermediate code."""
+    """Resources of a compiled kernel, read from its cubin and Triton's intermediate code."""
 
     registers: int  # per thread
     stack_bytes: int  # per thread; above zero, registers spill
@@ -118,6 +118,7 @@ def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
 
 
 def main() -> int:
+    """Print the resources of every kernel; 1 if one violates a limit."""
     line = "{:24} {:28} {:8} {:>9} {:>6} {:>7} {:>4}  {}\n".format
     sys.stdout.write(line("kernel", "shape", "arch", "registers", "stack", "shared", "mma", ""))
     failed = False

@@ -1,4 +1,4 @@
-"""The house itself: what is packaged, what the README promises."""
+"""The repository: packages are listed, and the README is true."""
 
 import re
 import tomllib
