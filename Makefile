@@ -2,20 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
-# Small matrices: one thread a process is the fast way, processes share the cores.
+# Small matrices: one thread per process is fastest, and processes share the cores.
 export OMP_NUM_THREADS := 1
 
 .PHONY: demo test test-kernels check dashboard bench bench-kernels bench-cost fit-cost-model kernels-compile clean
 
-demo: $(STAMP)  ## the main job: a search, its front, an exported config
+demo: $(STAMP)  ## main job: a search, its front, an exported config
 	$(BIN)/python -P -m archfront.examples.demo
 
 test: test-kernels  ## the whole suite
 	$(BIN)/pytest -q -n 2 --dist loadfile --ignore tests/kernels/interpreted --ignore tests/kernels/compiled tests
 
-test-kernels: $(STAMP)  ## kernels in the interpreter, and compiled for GPUs that are not here
+# Which compilations run, as pytest's -k takes it.
+COMPILED ?=
+
+test-kernels: $(STAMP)  ## kernels in the interpreter, and compiled for every GPU architecture
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 tests/kernels/interpreted
-	$(BIN)/pytest -q -n 2 tests/kernels/compiled
+	$(BIN)/pytest -q -n 2 -k "$(COMPILED)" tests/kernels/compiled
 
 check: $(STAMP)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -26,22 +29,22 @@ check: $(STAMP)  ## format, lint, types, import contracts
 dashboard: $(STAMP)  ## browse the demo's store
 	$(BIN)/archfront dashboard --store sqlite:///demo/archfront.db
 
-bench: $(STAMP)  ## what the search itself costs, beside a bare Ray Tune run
+bench: $(STAMP)  ## overhead of the search beside a bare Ray Tune run
 	$(BIN)/python -P benchmarks/overhead.py
 
 bench-kernels: $(STAMP)  ## each kernel beside its peer; needs a GPU
 	$(BIN)/python -P benchmarks/kernels.py
 
-# Public operator timings of eight GPUs, a parquet table each; they are not part of this project.
+# Public operator timings of eight GPUs, one parquet table per operator; not part of this project.
 TABLES ?= ../shared/measured_ops
 
-fit-cost-model: $(STAMP)  ## constants and residuals from the tables into the package
+fit-cost-model: $(STAMP)  ## fit constants and residuals on the tables
 	$(BIN)/python -P -m archfront.profilers.cost --tables $(TABLES) --processes 2
 
-bench-cost: $(STAMP)  ## how well they predict what was not fitted
+bench-cost: $(STAMP)  ## errors and coverage on timings that were not fitted
 	$(BIN)/python -P benchmarks/cost.py --tables $(TABLES)
 
-kernels-compile: $(STAMP)  ## registers, stack, shared memory of each kernel on each architecture
+kernels-compile: $(STAMP)  ## registers, stack and shared memory of each kernel on each architecture
 	$(BIN)/python -m archfront.kernels.compiled
 
 $(STAMP): pyproject.toml
@@ -50,5 +53,5 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $(STAMP)
 
-clean:  ## remove what was built and the demo's results
+clean:  ## remove the environment, builds and the demo's results
 	rm -rf .venv demo build *.egg-info

@@ -1,13 +1,13 @@
 """Accuracy of the cost model on operators and architectures that it was not fitted on.
 
     python benchmarks/cost.py --tables DIR                    # a quarter of the sites is held out
-    python benchmarks/cost.py --tables DIR --held-out OTHER   # fits on DIR, judges on OTHER
+    python benchmarks/cost.py --tables DIR --held-out OTHER   # fits on DIR, tests on OTHER
 
-Truth is the public timings. A site (an (n, k) of a matrix product, the heads of an attention) is
-either fitted or tested, in every format. Architectures are composed of tested calls. For an unseen
-GPU its whole family is left out of the fit; calibrations on 100 or 30 of its points per class are
-tested on its other points. With --strict the exit code is 1 where a figure misses its goal by more
-than the slack.
+The true values are the public timings. A site (an (n, k) of a matrix product, the heads of an
+attention) is either fitted or tested, in every format. Architectures are composed of tested calls.
+For an unseen GPU its whole family is left out of the fit; calibrations on 100 or 30 of its points
+per class are tested on its other points. With --strict the exit code is 1 where a figure misses its
+goal by more than the slack.
 """
 
 import argparse
@@ -60,9 +60,11 @@ class Figure:
 
     @property
     def reached(self) -> bool:
+        """Whether the value reaches its goal."""
         return self.within(0.0)
 
     def within(self, slack: float) -> bool:
+        """Whether the value misses its goal by at most the fraction `slack`."""
         if self.goal is None:
             return True
         if self.at_least:
@@ -76,6 +78,7 @@ def ape(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def by_device(tested: Sequence[Timing]) -> dict[str, list[Timing]]:
+    """The timings of each device."""
     found: dict[str, list[Timing]] = defaultdict(list)
     for timing in tested:
         found[timing.device].append(timing)
@@ -210,18 +213,19 @@ def left_out(family: str, fitted: Sequence[Timing], tested: Sequence[Timing]) ->
     model = fit(others, own=False)
     rng = np.random.default_rng(2)
     sums = {0: list(composed(model, own))}
-    operators_ = alone(model, own)
+    operators_ = call_errors(model, own)
     local: list[tuple[float, bool, float]] = []
     for points in (100, 30):
         drawn = sampled(own, points, rng)
         rest = [t for i, t in enumerate(own) if i not in drawn]
         here = calibrated(model, device(first), [own[i] for i in sorted(drawn)])
         sums[points] = list(composed(here, rest))
-        local += alone(here, rest)
+        local += call_errors(here, rest)
     return Unseen(operators=operators_, sums=sums, local_operators=local)
 
 
-def alone(model: Model, timings: Sequence[Timing]) -> list[tuple[float, bool, float]]:
+def call_errors(model: Model, timings: Sequence[Timing]) -> list[tuple[float, bool, float]]:
+    """(absolute percentage error, inside its interval, half-width in log) of each call."""
     times, true = predict(model, timings), np.array([t.seconds for t in timings])
     inside = (times.low <= true) & (true <= times.high)
     errors = ape(times.seconds, true)
@@ -288,6 +292,7 @@ def speed(model: Model, tested: Sequence[Timing]) -> Iterator[Figure]:
 
 
 def main() -> int:
+    """Fit, test and print; with --strict 1 where a figure misses its goal."""
     parser = argparse.ArgumentParser(description="Accuracy of the cost model.")
     parser.add_argument("--tables", type=Path, required=True)
     parser.add_argument("--held-out", type=Path)

@@ -43,6 +43,7 @@ Call = tuple[str, Sequence[Tensor | None]]
 
 
 def architecture(pattern: str) -> Architecture:
+    """A proxy-sized model of the benchmark's blocks."""
     used = {symbol: block for symbol, block in BLOCKS.items() if symbol in pattern}
     return Architecture.model_validate(
         {
@@ -56,6 +57,7 @@ def architecture(pattern: str) -> Architecture:
 
 
 def seconds_per_step(pattern: str) -> float:
+    """Median seconds of a training step."""
     model = build(architecture(pattern), device=torch.device("cpu"), seed=0)
     windows = torch.randint(VOCABULARY, (STEPS, BATCH, TOKENS + 1))
 
@@ -93,6 +95,7 @@ def recurrences() -> dict[str, Call]:
 def forward_and_backward(
     function: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor | None]
 ) -> float:
+    """Seconds of one forward and backward of a recurrence."""
     leaves = [x if x is None else x.clone().requires_grad_() for x in inputs]
     begin = time.perf_counter()
     o, _ = function(*leaves)
@@ -101,11 +104,13 @@ def forward_and_backward(
 
 
 def fastest(jobs: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """The least result of each job over TURNS turns."""
     turns = [{name: job() for name, job in jobs.items()} for _ in range(TURNS)]
     return {name: min(turn[name] for turn in turns) for name in jobs}
 
 
 def main() -> int:
+    """Print both tables; 1 where a goal is missed."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, one thread, batch {BATCH}, {TOKENS} tokens, float32")

@@ -48,6 +48,8 @@ class Implementation:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
+    """A bound on our value, by the values of all implementations and the bandwidth of a copy."""
+
     description: str
     reached: Callable[
         [Mapping[str, float], float], bool
@@ -66,6 +68,7 @@ class Case:
     goal: Goal
 
     def value(self, implementation: Implementation, seconds: float) -> float:
+        """The value in `unit` of a call that took `seconds`."""
         return (
             1e3 * seconds
             if self.unit == "ms"
@@ -74,6 +77,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
+    """All cases."""
     yield from row_cases()
     yield from flash_cases()
     yield from recurrent_cases()
@@ -83,17 +87,20 @@ def cases() -> Iterator[Case]:
 
 
 def at_least(value: float) -> Goal:
+    """At least `value`."""
     return Goal(description=f">= {value:g}", reached=lambda values, _: values[OURS] >= value)
 
 
-def share_of_copy(share: float) -> Goal:
+def fraction_of_copy(fraction: float) -> Goal:
+    """At least this fraction of the bandwidth of a copy."""
     return Goal(
-        description=f">= {share:.0%} of copy",
-        reached=lambda values, copy: values[OURS] >= share * copy,
+        description=f">= {fraction:.0%} of copy",
+        reached=lambda values, copy: values[OURS] >= fraction * copy,
     )
 
 
 def times_of(other: str, most: float) -> Goal:
+    """At most `most` times the value of another implementation."""
     return Goal(
         description=f"<= {most:g} x {other}",
         reached=lambda values, _: values[OURS] <= most * values[other],
@@ -125,6 +132,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def randn(*shape: int) -> Tensor:
+    """Normal random numbers in bfloat16."""
     return torch.randn(shape, dtype=BF16)
 
 
@@ -139,6 +147,7 @@ ROWS = {
 
 
 def row_cases() -> Iterator[Case]:
+    """Norms and SwiGLU, by bandwidth."""
     for operator, (shapes, matrices, moved) in ROWS.items():
         settings = {} if operator == "swiglu" else {"eps": EPS}
         plain = partial(getattr(reference, operator), **settings)
@@ -167,11 +176,12 @@ def row_cases() -> Iterator[Case]:
                     implementations=implementations(
                         inputs, 2 * moved[direction] * prod(shape), **named
                     ),
-                    goal=share_of_copy(0.85),
+                    goal=fraction_of_copy(0.85),
                 )
 
 
 def liger(operator: str) -> dict[str, Callable[..., Outputs]]:
+    """Liger Kernel's function, where the package is installed."""
     if not find_spec("liger_kernel"):
         return {}
     from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
@@ -211,6 +221,7 @@ def flash_cases(B: int = 4, T: int = 8192, H: int = 16, K: int = 128) -> Iterato
 
 
 def sdpa(backend: SDPBackend, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor) -> Tensor:
+    """Causal scaled dot-product attention by one of torch's backends."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
     with sdpa_kernel(backend):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
@@ -221,10 +232,12 @@ compiled_flex = compiled(flex_attention)
 
 @cache
 def causal_blocks(T: int) -> Any:
+    """FlexAttention's causal block mask."""
     return create_block_mask(lambda b, h, q, k: q >= k, None, None, T, T)
 
 
 def flex(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor) -> Tensor:
+    """Causal FlexAttention."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
     mask = causal_blocks(q.shape[2])
     return compiled_flex(q, k, v, block_mask=mask).transpose(1, 2)
@@ -293,10 +306,13 @@ def repeat_key_heads(q: Tensor, k: Tensor, v: Tensor, *gates: Tensor) -> list[Te
 
 
 def our_recurrence(*inputs: Tensor) -> Outputs:
+    """The Triton recurrence, its output scaled by K^-1/2 as fla's."""
     return recurrent.linear_recurrence(*inputs, scale=inputs[0].shape[-1] ** -0.5, backend="triton")
 
 
 def fla(folder: str, name: str) -> dict[str, Callable[..., Outputs]]:
+    """A chunk function of fla, where the package is installed."""
+
     def with_names(function: Callable[..., Outputs], *inputs: Tensor) -> Outputs:
         q, k, v, decay, *beta = inputs
         named = {"beta": beta[0].to(v.dtype)} if beta else {}
@@ -310,6 +326,7 @@ def fla(folder: str, name: str) -> dict[str, Callable[..., Outputs]]:
 def decode_cases(
     B: int = 64, T: int = 8192, H: int = 32, G: int = 8, K: int = 128
 ) -> Iterator[Case]:
+    """Decoding over a paged cache in bfloat16 and int8."""
     ours = partial(attention.attend_cached, backend="triton")
     shape = f"{B} x {T}, {H} and {G} heads, {K}"
     in_bf16 = partial(held, B, T, H, G, K, BF16)
@@ -326,7 +343,7 @@ def decode_cases(
             ),
             "int8 pages": Implementation(run=ours, inputs=in_int8, amount=int8_bytes),
         },
-        goal=share_of_copy(0.75),
+        goal=fraction_of_copy(0.75),
     )
     yield Case(
         operator="decode int8",
@@ -360,16 +377,18 @@ def in_order(q_BQHK: Tensor, cached: pages.PagedCache) -> list[Tensor]:
 
 
 def dense(q_BQHK: Tensor, cached: pages.PagedCache) -> Tensor:
+    """Scaled dot-product attention over the same keys and values without pages."""
     heads = in_order(q_BQHK, cached)
     return F.scaled_dot_product_attention(*heads, enable_gqa=True).transpose(1, 2)
 
 
 def flex_dense(q_BQHK: Tensor, cached: pages.PagedCache) -> Tensor:
+    """FlexAttention over the same keys and values without pages."""
     return compiled_flex(*in_order(q_BQHK, cached), enable_gqa=True).transpose(1, 2)
 
 
 def scaled_cases(M: int = 8192, N: int = 8192, K: int = 8192) -> Iterator[Case]:
-    """Strips of 1 x 128 by squares of 128 x 128."""
+    """Products of FP8 matrices with scales per 1 x 128 and per 128 x 128."""
 
     def factors() -> list[Tensor]:
         a, b = scaled.quantize(randn(M, K), STRIP), scaled.quantize(randn(N, K), SQUARE)
@@ -411,17 +430,20 @@ def scaled_cases(M: int = 8192, N: int = 8192, K: int = 8192) -> Iterator[Case]:
                     "torch.compile": compiled(plain),
                 },
             ),
-            goal=share_of_copy(0.85),
+            goal=fraction_of_copy(0.85),
         )
 
 
 def torch_scaled(a_MK: Tensor, a_scales: Tensor, b_NK: Tensor, b_scales: Tensor) -> Tensor:
+    """torch's product of FP8 matrices with block scales."""
     recipe_a = F.ScalingType.BlockWise1x128
     recipe_b = F.ScalingType.BlockWise128x128
     return F.scaled_mm(a_MK, b_NK.T, a_scales, recipe_a, b_scales.contiguous().T, recipe_b)
 
 
 def mixture_case(N: int = 16_384, E: int = 128, K: int = 8, D: int = 2048, F: int = 768) -> Case:
+    """A routed feed-forward, forward."""
+
     def inputs() -> list[Tensor]:
         chosen = torch.rand(N, E).topk(K).indices
         weights = (randn(E, F, D), randn(E, F, D), randn(E, D, F))
@@ -447,11 +469,12 @@ def mixture_case(N: int = 16_384, E: int = 128, K: int = 8, D: int = 2048, F: in
 def torch_mixture(
     x_ND: Tensor,
     chosen_NK: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     gate_EFD: Tensor,
     up_EFD: Tensor,
     down_EDF: Tensor,
 ) -> Tensor:
+    """The mixture by torch's grouped GEMM."""
     expert_M = chosen_NK.flatten()
     order_M = expert_M.argsort(stable=True)
     token_M = order_M // chosen_NK.shape[1]
@@ -459,5 +482,5 @@ def torch_mixture(
     x_MD = x_ND[token_M]
     gate_MF, up_MF = (F.grouped_mm(x_MD, w.mT, offs=ends_E) for w in (gate_EFD, up_EFD))
     y_MD = F.grouped_mm(F.silu(gate_MF) * up_MF, down_EDF.mT, offs=ends_E)
-    shared_MD = y_MD * share_NK.flatten()[order_M, None]
+    shared_MD = y_MD * topk_weights_NK.flatten()[order_M, None]
     return torch.zeros_like(x_ND).index_add_(0, token_M, shared_MD)

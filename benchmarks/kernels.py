@@ -30,11 +30,13 @@ def as_tuple(outputs: Outputs) -> tuple[Tensor, ...]:
 
 
 def milliseconds(job: Callable[[], object]) -> dict[str, float]:
+    """Median, 20th and 80th percentile of the time of a call."""
     median, low, high = triton.testing.do_bench(job, quantiles=[0.5, 0.2, 0.8])
     return {"median_ms": median, "p20_ms": low, "p80_ms": high}
 
 
 def copy_gb_per_s() -> float:
+    """Bandwidth of a 1 GiB copy on the device, read and write together."""
     source = torch.empty(2**30, dtype=torch.uint8)
     target = torch.empty_like(source)
     return 2 * source.nbytes / milliseconds(lambda: target.copy_(source))["median_ms"] / 1e6
@@ -82,6 +84,7 @@ def measure(case: Case) -> dict[str, dict[str, Any]]:
 
 
 def report(case: Case, found: dict[str, dict[str, Any]], reached: bool) -> None:
+    """Print the case, its goal and the value of each implementation."""
     goal = f"goal {case.goal.description}: {'reached' if reached else 'missed'}"
     print(f"\n{case.operator} {case.direction}, {case.shape}, {case.unit}; {goal}")
     for name, facts in found.items():
@@ -92,6 +95,7 @@ def report(case: Case, found: dict[str, dict[str, Any]], reached: bool) -> None:
 
 
 def commit() -> str:
+    """The commit that is measured."""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -1,4 +1,4 @@
-"""What the search costs besides the trials: 200 empty trials, beside a bare Ray Tune run.
+"""Overhead of a search per trial: 200 empty trials, beside a bare Ray Tune run.
 
 The bare run is Ray Tune as it comes, with an empty trainable, reused actors and random sampling.
 Ours adds Optuna, the space with its budget, and a committed row at each begin and end, and leaves
@@ -75,10 +75,10 @@ class Silent:
     """A view that shows nothing."""
 
     def show(self, state: object) -> None:
-        pass
+        """Show nothing."""
 
     def close(self) -> None:
-        pass
+        """Nothing is open."""
 
 
 def run_ours(seed: int) -> float:

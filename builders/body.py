@@ -1,6 +1,6 @@
 """The interface of a sub-block's body, and the context of one forward pass through the stack."""
 
-# B batch, T tokens, D model width, P rotated pairs of a head, N width of an RWKV-7 mixer
+# B batch, T tokens, D model width, P rotated pairs per head, N width of an RWKV-7 mixer
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
@@ -18,7 +18,7 @@ class Unbuilt(ValueError):
 
 
 class RotaryKey(NamedTuple):
-    """What a pair of rotary tables depends on, apart from the positions of the pass."""
+    """Cache key of a pair of rotary tables within one pass."""
 
     rope: Rope
     rotated: int
@@ -69,7 +69,7 @@ class Pass:
     """Output of a Zamba2 shared block, added to the input of the next sub-block."""
 
     def copy(self) -> "Pass":
-        """The same context in a record of its own: what a sub-block writes stays in the copy."""
+        """A copy of the context: writes to it do not reach this one."""
         return replace(self, rotary_tables=dict(self.rotary_tables))
 
 

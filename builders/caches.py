@@ -12,7 +12,7 @@ from ..kernels.attention.cache import PagedCache
 from ..search_space.operators import NumberFormat
 from .precision import decode, encode
 
-PAGE = 64  # tokens of a page
+PAGE = 64  # tokens per page
 GROWTH = 4  # pages a cache grows by: one token in 256 copies it
 
 
@@ -40,7 +40,7 @@ class TokenCache(Memory):
 
     With a window only the first `first` tokens and the last `window` others are kept. In an 8-bit
     format each token and head has values and one fp32 scale. Token n of a row lies at index n;
-    beyond the first ones a window is a ring buffer of `window` places.
+    beyond the first ones a window is a ring buffer of `window` slots.
     """
 
     def __init__(self, batch: int, *, window: int | None, kv: NumberFormat, first: int = 0) -> None:
@@ -54,6 +54,7 @@ class TokenCache(Memory):
 
     @property
     def empty(self) -> bool:
+        """Whether no row holds a token."""
         return not any(self.lengths)
 
     @property
@@ -69,32 +70,32 @@ class TokenCache(Memory):
             counts = valid_BT.sum(1).tolist()
         needed = max(n + c for n, c in zip(self.lengths, counts, strict=True))
         self._make_room(needed, named, positions_BT.device)
-        place = self._places(counts, T, positions_BT.device)
-        self.positions_BC[place[:2]] = positions_BT[place[2]]
+        slot = self._slots(counts, T, positions_BT.device)
+        self.positions_BC[slot[:2]] = positions_BT[slot[2]]
         for name, x in named.items():
             for buffer, part in zip(self.parts[name], self._encoded(x), strict=True):
-                buffer[place[:2]] = part[place[2]]
+                buffer[slot[:2]] = part[slot[2]]
         self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
 
-    def _places(self, counts: list[int], T: int, device: torch.device) -> tuple[Any, Any, Any]:
-        """(row, place, source): index tensors of the kept tokens, in the cache and in the pass."""
-        start = self._place(self.lengths[0])
+    def _slots(self, counts: list[int], T: int, device: torch.device) -> tuple[Any, Any, Any]:
+        """(row, slot, source): index tensors of the kept tokens, in the cache and in the pass."""
+        start = self._slot(self.lengths[0])
         if self.uniform and set(counts) == {T} and start + T <= (self.room or start + T):
             everything = slice(None)
             return everything, slice(start, start + T), everything
-        row, place, source = [], [], []
+        row, slot, source = [], [], []
         for index, (length, count) in enumerate(zip(self.lengths, counts, strict=True)):
             last = length + count - (self.room - self.first) if self.room else 0
             kept = [t for t in range(count) if length + t < self.first or length + t >= last]
             row += [index] * len(kept)
             source += kept
-            place += [self._place(length + t) for t in kept]
+            slot += [self._slot(length + t) for t in kept]
         row_N, place_N, source_N = (
-            torch.tensor(x, device=device, dtype=torch.int64) for x in (row, place, source)
+            torch.tensor(x, device=device, dtype=torch.int64) for x in (row, slot, source)
         )
         return row_N, place_N, (row_N, source_N)
 
-    def _place(self, n: int) -> int:
+    def _slot(self, n: int) -> int:
         if self.room is None or n < self.first:
             return n
         return self.first + (n - self.first) % (self.room - self.first)
@@ -111,7 +112,7 @@ class TokenCache(Memory):
     def pages(
         self, key: str, value: str | None, lengths_B: Tensor, *, value_dim: int | None = None
     ) -> PagedCache:
-        """The first `lengths_B` places of each row as a paged cache, without a copy.
+        """The first `lengths_B` slots of each row as a paged cache, without a copy.
 
         With `value` None the first `value_dim` numbers of a key are its value.
         """

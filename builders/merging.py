@@ -1,6 +1,6 @@
 """Token merging: a sub-block runs on means of consecutive tokens."""
 
-# B batch, T tokens, S tokens of a group, N closed groups (of the row with most), D model width
+# B batch, T tokens, S tokens per group, N closed groups (of the row with most), D model width
 
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +22,7 @@ class MergeCache(Memory):
 
     @property
     def begun(self) -> bool:
+        """Whether anything has been read."""
         return bool(self.state.named)
 
     def tensors(self) -> list[Tensor]:

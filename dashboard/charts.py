@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..orchestrator.format import number
-from ..orchestrator.palette import ACCENT, COLOR_SCALE, FAINT_GREY, GREY
+from ..orchestrator.palette import ACCENT, COLOR_SCALE, FAINT_GRAY, GRAY
 from .queries import Quantity
 
 GRID = 60  # cells per side of the grid in which the background shows one point per cell
@@ -89,7 +89,7 @@ def _thinned(rest: pd.DataFrame, logs: set[str]) -> pd.DataFrame:
 def _background(
     rest: pd.DataFrame, axes: dict[str, Quantity], name: str, symbol: str
 ) -> go.Scatter:
-    marker = {"color": GREY, "size": 6, "symbol": symbol, "opacity": 0.4, "line_width": 1}
+    marker = {"color": GRAY, "size": 6, "symbol": symbol, "opacity": 0.4, "line_width": 1}
     return go.Scatter(
         **_coordinates(rest), **_hover(rest, axes), name=name, mode="markers", marker=marker
     )
@@ -103,14 +103,14 @@ def _foreground(
         **_hover(best, axes),
         name="front",
         mode="lines+markers" if connected else "markers",
-        line={"shape": "vh" if axes["x"].better == "higher" else "hv", "width": 1, "color": GREY},
+        line={"shape": "vh" if axes["x"].better == "higher" else "hv", "width": 1, "color": GRAY},
         error_x=_error(best, "x"),
         error_y=_error(best, "y"),
         marker={
             "opacity": 1,
             "size": np.where(best["knee"], 17, 12),
             "symbol": np.where(best["knee"], "diamond", "circle"),
-            "line": {"width": 1, "color": GREY},
+            "line": {"width": 1, "color": GRAY},
             "colorscale": COLOR_SCALE,
             **_colored(best, axes["color"], log=log_color),
         },
@@ -158,7 +158,7 @@ def _error(best: pd.DataFrame, axis: str) -> dict[str, Any]:
         "symmetric": False,
         "array": (high - value).to_numpy(),
         "arrayminus": (value - low).to_numpy(),
-        "color": FAINT_GREY,
+        "color": FAINT_GRAY,
         "thickness": 1,
         "width": 3,
         "visible": bool((high > low).any()),

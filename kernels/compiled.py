@@ -36,7 +36,7 @@ TENSOR_CORE = "HMMA|IMMA|QMMA|HGMMA|IGMMA|QGMMA|UTC[A-Z]*MMA"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a compiled kernel uses, read from its cubin and Triton's intermediate code."""
+    """Resources of a compiled kernel, read from its cubin and Triton's intermediate code."""
 
     registers: int  # per thread
     stack_bytes: int  # per thread; above zero, registers spill
@@ -119,6 +119,7 @@ def launches(arch: str) -> Iterator[tuple[str, str, Launch]]:
 
 
 def main() -> int:
+    """Print the resources of every kernel; 1 if one violates a limit."""
     parser = argparse.ArgumentParser(
         prog="python -m archfront.kernels.compiled",
         description="Compile every kernel and check its resources; minutes per architecture.",

@@ -17,7 +17,7 @@ from .requirements import Unsupported
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """What the kernels need to know of a CUDA compute capability.
+    """Limits of a CUDA compute capability that the kernels depend on.
 
     `shared_bytes`: the most shared memory that one thread block may use: the capability's 164, 228
     or 100 KiB per multiprocessor less 1 KiB that the driver reserves (CUDA C++ Programming Guide,

@@ -28,6 +28,7 @@ class Launch:
 
     @property
     def options(self) -> dict[str, int | bool]:
+        """Options of Triton's launcher."""
         # fusion named, since its default differs between triton 3.9 and 3.10
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 

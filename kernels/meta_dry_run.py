@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 @contextmanager
-def on_absent(arch: str) -> Iterator[None]:
+def dry_run_on(arch: str) -> Iterator[None]:
     """Within it, operators on meta tensors do what they would on a GPU of `arch` ("sm_90").
 
     Backends are chosen, constraints checked and configurations looked up; nothing is launched.

@@ -41,6 +41,7 @@ def needs_gradient(*inputs: Tensor) -> bool:
 
 
 def require_float(x: Tensor, name: str) -> None:
+    """Raise Unsupported unless x is float32, bfloat16 or float16."""
     floats = (torch.float32, torch.bfloat16, torch.float16)
     require(x.dtype in floats, f"{name} must be float32, bfloat16 or float16", dtype=x.dtype)
 

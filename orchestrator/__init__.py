@@ -1,1 +1,1 @@
-"""The search and its memory: Optuna samples, Ray Tune runs, SQL remembers."""
+"""Searches: samplers, the driver of a study, its Ray Tune workers, the store and the commands."""

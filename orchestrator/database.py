@@ -33,7 +33,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, Programm
 from ..search_space.document import InputError, nearest
 from .tables import PREFIX, SCHEMA, VERSION_TABLE, Base
 
-FORMS = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"
+URL_FORMATS = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"
 WAIT_S = 30
 MIGRATION_LOCK = 0x61726368  # any number, the same in every process: "arch"
 
@@ -107,10 +107,11 @@ def _parsed(given: str) -> URL:
     kind, separator, rest = given.partition("://")
     if not separator:
         hint = "" if "@" in given else f", got {given!r}; did you mean 'sqlite:///{given}'?"
-        raise InputError(f"a store is given as {FORMS}{hint}")
+        raise InputError(f"a store is given as {URL_FORMATS}{hint}")
     if kind not in ("sqlite", "postgresql"):
         raise InputError(
-            f"a store is {FORMS}, got {kind + '://'!r}{nearest(kind, ('sqlite', 'postgresql'))}"
+            f"a store is {URL_FORMATS}, "
+            f"got {kind + '://'!r}{nearest(kind, ('sqlite', 'postgresql'))}"
         )
     if kind == "sqlite" and (not rest.startswith("/") or rest in ("/", "/:memory:") or "?" in rest):
         path = (
@@ -125,11 +126,11 @@ def _parsed(given: str) -> URL:
         url = None
     if url is None or "@" in (url.host or ""):
         raise InputError(
-            f"not a valid URL; a store is {FORMS}, "
+            f"not a valid URL; a store is {URL_FORMATS}, "
             "with '@', ':' and '/' in a password as %40, %3A, %2F"
         )
     if kind == "postgresql" and not url.database:
-        raise InputError(f"the URL names no database; a store is {FORMS}")
+        raise InputError(f"the URL names no database; a store is {URL_FORMATS}")
     return url
 
 

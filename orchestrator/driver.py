@@ -1,4 +1,4 @@
-"""The driver of a running study: asks the sampler, judges the answers, writes the store.
+"""The driver of a running study: asks the sampler, checks the results, writes the store.
 
 The driver is the study's only writer and does not depend on Ray: `next_trial`, `report` and
 `finish` are all that a searcher calls. Its state is rebuilt from the store, so that a study can be
@@ -55,11 +55,11 @@ def is_dead(owner: str) -> bool:
     if host != socket.gethostname() or not process.isdigit():
         return False
     try:
-        os.kill(int(process), 0)  # signal 0 asks, and does nothing
+        os.kill(int(process), 0)  # sends nothing, checks that the process exists
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False  # it is someone else's, and alive
+        return False  # it exists and belongs to another user
     return False
 
 
@@ -148,7 +148,7 @@ class Driver:
         """Record what a running trial measured at a rung: a report as plain data.
 
         Without effect for a trial that is not running: the event came late, or twice. Values that
-        are not finite are left out; the trial's end judges them.
+        are not finite are left out; they count at `finish` only.
         """
         if number not in self.running or "measurements" not in answer:
             return
@@ -157,7 +157,7 @@ class Driver:
         self.store.report_trial(self.study.name, number, replace(report, measurements=measured))
 
     def finish(self, number: int, answer: dict[str, Any] | None, *, lost: bool = False) -> None:
-        """Judge and record the end of a trial: its last report or a failure as plain data.
+        """Check and record the end of a trial: its last report or a failure as plain data.
 
         `answer` is None where there is none, `lost` says that the trial did not come back, however
         often it was tried. A trial that the end of the search's time cut off stays running in the
@@ -169,16 +169,16 @@ class Driver:
             return
         if answer is None and not lost and time.monotonic() >= self.deadline:
             return
-        judged, parameters = self._judge(candidate, answer, lost), self.parameters.pop(number)
-        if isinstance(judged, Failure):
-            self.store.fail_trial(self.study.name, number, judged)
+        checked, parameters = self._checked(candidate, answer, lost), self.parameters.pop(number)
+        if isinstance(checked, Failure):
+            self.store.fail_trial(self.study.name, number, checked)
             self.counts["failed"] += 1
             outcome = Outcome(number=number, parameters=parameters, state="failed")
         else:
-            values = [self._value(judged, o.label) for o in self.study.objectives]
-            violation = self._violation(judged)
+            values = [self._value(checked, o.label) for o in self.study.objectives]
+            violation = self._violation(checked)
             feasible = all(excess <= 0 for excess in violation.values())
-            self.store.finish_trial(self.study.name, number, judged, values, feasible, violation)
+            self.store.finish_trial(self.study.name, number, checked, values, feasible, violation)
             self.front = self.store.front_now(self.study.name)
             self.counts["complete"] += 1
             outcome = Outcome(
@@ -191,7 +191,7 @@ class Driver:
         self.sampler.tell(outcome)
         self._show()
 
-    def _judge(
+    def _checked(
         self, candidate: Candidate, answer: dict[str, Any] | None, lost: bool
     ) -> Report | Failure:
         key = candidate.architecture.key
@@ -218,7 +218,7 @@ class Driver:
     @staticmethod
     def _value(report: Report, label: str) -> float:
         value = report.value(label)
-        assert value is not None, f"_judge let a report without {label} through"
+        assert value is not None, f"_checked let a report without {label} through"
         return value
 
     def _violation(self, report: Report) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The chosen config as one YAML file: it builds, trains and profiles again from itself alone."""
+"""Export of an architecture as one YAML file, which builds, trains and profiles without a store."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,7 +14,7 @@ from .store import Store, Trial
 
 
 class Exported(Record):
-    """An architecture with the plan that judged it and the numbers it got."""
+    """An architecture with the plan under which it was profiled, and its measurements."""
 
     schema_version: Literal[1] = 1
     key: str
@@ -57,7 +57,7 @@ def best_known(store: Store, key: str, study: str | None = None) -> tuple[Trial,
 
 
 def exported(store: Store, key: str, study: str | None = None) -> Exported:
-    """What `archfront export` writes: the trial that `best_known` finds, under its study's plan."""
+    """The file of `archfront export`: the trial that `best_known` finds, under its study's plan."""
     trial, report = best_known(store, key, study)
     source = store.study(trial.study)
     space = check_space(parse_document(source.space_yaml, source=f"study {source.name}"))

@@ -1,4 +1,4 @@
-"""Timings in the store: take them on the local device, read them back for a target."""
+"""Timings in the store: measured on the local device, read for a target."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -33,10 +33,10 @@ AGREEMENTS = {"equal": "green", "DIFFERS": "red", "": ""}
 # Of pages; text and ink (text on a block) as in .streamlit/config.toml.
 TEXT = Shades("#1d2330", "#e6e9f0")
 INK = Shades("#ffffff", "#12151c")
-GREY, FAINT_GREY, ACCENT = "#8b93a3", "rgba(139, 147, 163, 0.6)", "#f2542d"
+GRAY, FAINT_GRAY, ACCENT = "#8b93a3", "rgba(139, 147, 163, 0.6)", "#f2542d"
 COLOR_SCALE = "Viridis"
 
-# Warm for attention, cool for recurrence, grey and violet for feed-forwards.
+# Warm for attention, cool for recurrence, gray and violet for feed-forwards.
 _CHOSEN = {
     "*": Shades("#d9480f", "#ff8f4d"),
     "W": Shades("#c98a12", "#f5c063"),

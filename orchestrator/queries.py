@@ -1,4 +1,4 @@
-"""Questions to a store that the command line and the dashboard share."""
+"""Queries on a store that the command line and the dashboard share."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ class FrontEntry:
     report: Report
 
     def measurement(self, label: str) -> Measurement | None:
+        """The measurement of a metric, see `find_measurement`."""
         return find_measurement(self.report, label)
 
 

@@ -439,7 +439,7 @@ class Store:
             )
             return running
 
-    # Reading
+    # Queries
 
     def trials(self, study: str) -> list[Trial]:
         """Every trial of the study by number."""
@@ -505,7 +505,7 @@ class Store:
         return self._measurements(study, TrialRow.state == "complete", _OF_LAST_REPORT)
 
     def rung_measurements(self, study: str) -> list[TrialMeasurement]:
-        """What every trial measured at every rung, by trial and in the order of reports."""
+        """The measurements of every trial at every rung, by trial and in the order of reports."""
         return self._measurements(study, MeasurementRow.rung.is_not(None))
 
     def _measurements(self, study: str, *where: Any) -> list[TrialMeasurement]:

@@ -45,7 +45,7 @@ def attempt(config: dict[str, Any], profile: Profile) -> None:
     """Run `profile` on a task such that every way to end, its own death included, is an answer.
 
     A report of the last rung, or a failure, is the trial's answer; what `profile` would yield after
-    it is not asked for.
+    it is not requested.
     """
     task = json.loads(config[TASK])
     architecture = Architecture.model_validate(task["architecture"])

@@ -1,1 +1,1 @@
-"""What a candidate costs and is worth: measured, estimated or counted, and labeled so."""
+"""Cost and quality of a candidate: measured, estimated or counted, each with its provenance."""

@@ -88,7 +88,7 @@ class Split:
     def _routed(
         self, architecture: Architecture, by_group: Mapping[str, Calls]
     ) -> dict[str, Calls]:
-        """The same, where the experts of a device get only the tokens that are routed to them."""
+        """The calls with the experts of a device on only the tokens that are routed to them."""
         top_ks = {
             (block.d_expert, block.n_experts // self.tensor): block.top_k
             for block in architecture.blocks.values()

@@ -73,6 +73,7 @@ class Corpus:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of both parts."""
         return len(self.train) + len(self.held_out)
 
     def require(self, context: int) -> None:

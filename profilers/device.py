@@ -39,7 +39,7 @@ class Device(Record):
 
     @property
     def family(self) -> str:
-        """Devices whose timings the cost model takes for alike: Blackwell Ultra is Blackwell."""
+        """The GPU family that the cost model is fitted by; Blackwell Ultra counts as Blackwell."""
         return _FAMILY_OF.get(self.arch, self.arch)
 
     def peak(self, format: NumberFormat) -> float:

@@ -11,7 +11,7 @@ import torch
 from ..builders.body import Unbuilt
 from ..builders.model import build
 from ..kernels.configs import ARCHS
-from ..kernels.meta_dry_run import on_absent
+from ..kernels.meta_dry_run import dry_run_on
 from ..kernels.requirements import Unsupported
 from ..search_space.architecture import Architecture
 from ..search_space.domain import Domain
@@ -61,7 +61,7 @@ def unsupported_choices(space: SearchSpace, archs: Sequence[str]) -> list[Unsupp
     known: dict[tuple[str, str], Violations] = {}
 
     def violated(units: Sequence[TimingUnit], arch: str) -> Violations | None:
-        """Of the first unit that cannot run; None where all can."""
+        """The violated constraints of the first unit that cannot run; None where all can."""
         for unit in units:
             key = unit.key, arch
             known[key] = known[key] if key in known else unsupported_uses(unit, arch)
@@ -69,7 +69,7 @@ def unsupported_choices(space: SearchSpace, archs: Sequence[str]) -> list[Unsupp
                 return known[key]
         return None
 
-    def cures(taken: Choices, name: str, group: str, arch: str) -> bool:
+    def runs_when_changed(taken: Choices, name: str, group: str, arch: str) -> bool:
         others = (_units_by_group(other).get(group) for other in _changed(space, taken, name))
         return any(units and violated(units, arch) is None for units in others)
 
@@ -82,7 +82,7 @@ def unsupported_choices(space: SearchSpace, archs: Sequence[str]) -> list[Unsupp
             constraints = violated(units_by_group[group], arch)
             if constraints is None:
                 continue
-            faults = [name for name in taken if cures(taken, name, group, arch)]
+            faults = [name for name in taken if runs_when_changed(taken, name, group, arch)]
             nearest = min((_distance(name, group) for name in faults), default=None)
             values = {n: taken[n] for n in faults if _distance(n, group) == nearest}
             for name, value in (values or {f"blocks.{group}": None}).items():
@@ -114,7 +114,7 @@ def _distance(name: str, group: str) -> int:
 def unsupported_uses(unit: TimingUnit, arch: str) -> Violations:
     """The violated constraints of the uses in which a unit cannot run on a GPU of `arch`."""
     violations: Violations = {}
-    with on_absent(arch):
+    with dry_run_on(arch):
         try:
             model = build(unit.architecture, device="meta", dtype=torch.bfloat16)
         except Unbuilt as error:

@@ -40,7 +40,7 @@ TRANSFERS = "links"  # the layer group of transfers between devices
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTimings:
-    """What timings say about a target: the inputs of an estimate beside the architecture.
+    """Inputs of an estimate beside the architecture: cost model and timings of a target.
 
     `model` is the cost model, calibrated where the target was; `timed` has the timings of units
     and whole models by unit key and point; `composition` corrects a sum of units; `device` is the
@@ -268,8 +268,8 @@ class Pricing:
     ) -> Cost:
         """Timed layer groups and estimated ones together.
 
-        Half-widths of timings add up linearly, since a clock errs alike in all of them; those of
-        the timings, the composition and the estimate in quadrature.
+        Half-widths of timings add up linearly, since an error of the clock is common to all of
+        them; those of the timings, the composition and the estimate in quadrature.
         """
         composition = self.timings.composition
         layers = architecture.num_layers * composition.layer_s

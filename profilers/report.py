@@ -88,6 +88,7 @@ class Measurement:
 
     @property
     def unit(self) -> str:
+        """The unit of the metric, see search_space/metrics.py."""
         return METRICS[self.name].unit
 
     @property
@@ -155,4 +156,5 @@ class Failure:
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
+        """Read what `plain` gives."""
         return cls(**data)

@@ -32,7 +32,7 @@ class Training(Generic[Batch]):
     AdamW with gradients clipped to norm 1 and the learning rate of `schedule`; routers are balanced
     by their loss or their bias. Each step takes the next of `batches`, so a run that stopped in
     between reads the same data and ends with the same weights as one that did not. `deadline` is a
-    moment of `time.monotonic`.
+    value of `time.monotonic`.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""What may vary: architectures, spaces and their counts, as plain data."""
+"""Architectures and search spaces as plain data, and counts by formula."""

@@ -463,13 +463,13 @@ class Rows(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting(Operator):
+class SequentialGemm(Operator):
     """The latency of `steps` dependent products, each of which reads its weights [n, k] again.
 
-    The FLOPs of the products are those of a Gemm.
+    Their FLOPs are counted by a `Gemm` beside it.
     """
 
-    name = "waiting"
+    name = "sequential_gemm"
     steps: int
     n: int
     k: int
@@ -493,7 +493,7 @@ def masked_attention(
     """Attention of every query over `keys` keys under a mask, as products outside of a kernel.
 
     Scores and outputs are products; between them fp32 scores are masked and exponentiated, and
-    keys and values are widened first.
+    keys and values are converted to fp32 first.
     """
     rows = batch * tokens * heads
     yield Rows(rows=batch * keys * kv_heads, elements=2 * (head_dim + v_head_dim))

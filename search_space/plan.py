@@ -1,4 +1,4 @@
-"""The plan by which candidates are judged: target, workloads, proxy model, tasks, rungs, seeds."""
+"""The plan of a candidate's profile: target, workloads, proxy model, tasks, rungs, seeds."""
 
 from itertools import pairwise
 from typing import Self

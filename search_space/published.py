@@ -17,7 +17,7 @@ from .operators import NumberFormat
 
 
 class Stated(Record):
-    """What the publisher states, as published."""
+    """Parameter counts as the publisher states them."""
 
     total: str
     """Total parameters."""
@@ -28,7 +28,7 @@ class Stated(Record):
 
 
 class Figures(Record):
-    """What an architecture counts to; caches in BF16 and recurrent states in fp32 unless said."""
+    """Counts of an architecture; caches in BF16 and recurrent states in fp32 by default."""
 
     total: PositiveInt | None = None
     """All parameters, MTP modules excluded."""

@@ -159,17 +159,17 @@ def _template(record: Schema) -> Schema:
 
 
 def _or_choice(value: Schema) -> Schema:
-    """A value, or one of the forms of a choice among such values."""
+    """A value, or a choice among such values in any of its notations."""
     about = {key: value[key] for key in ("description", "default") if key in value}
     plain = {key: inner for key, inner in value.items() if key not in about}
     listed = {"type": "array", "items": plain, "minItems": 1, "uniqueItems": True}
-    forms: list[Schema] = [_in_template(plain), _choice(Choices, "choices", listed)]
+    alternatives: list[Schema] = [_in_template(plain), _choice(Choices, "choices", listed)]
     if number := next((a for a in plain.get("anyOf", [plain]) if _is_number(a)), None):
         step = {"type": number["type"], "exclusiveMinimum": 0}
-        forms.append(_choice(Range, "range", _items(number, number, step)))
+        alternatives.append(_choice(Range, "range", _items(number, number, step)))
         positive = number if "exclusiveMinimum" in number else {**number, "exclusiveMinimum": 0}
-        forms.append(_choice(LogRange, "log_range", _items(positive, positive)))
-    return {**about, "anyOf": forms}
+        alternatives.append(_choice(LogRange, "log_range", _items(positive, positive)))
+    return {**about, "anyOf": alternatives}
 
 
 def _is_number(schema: Schema) -> bool:
@@ -192,7 +192,7 @@ def _choice(record: type[BaseModel], field: str, values: Schema) -> Schema:
 
 
 def _in_template(plain: Schema) -> Schema:
-    """The same value where records in it may have choices."""
+    """The schema of a value in a space, where records in it may have choices."""
     if "$ref" in plain:
         return {**plain, "$ref": plain["$ref"] + IN_SPACE}
     if "anyOf" in plain:

@@ -31,7 +31,7 @@ from .plan import Plan
 
 FREE = "free"  # a width that the budget solves
 FREE_FIELDS = ("width", "d_expert")  # of blocks
-FP8_GRAIN = 16
+FP8_DIVISOR = 16
 LAYOUT_ORDER = ("layers", "ratio", "attention", "linear", "placement", "feedforward")
 Choose = Callable[[str, Domain], Any]
 M = TypeVar("M", bound=BaseModel)
@@ -48,7 +48,9 @@ class Bound(Record):
     @model_validator(mode="after")
     def _validate(self) -> Self:
         if (self.max is None) == (self.min is None):
-            raise ValueError("a constraint has either max or min")
+            raise ValueError(
+                f"a constraint has either max or min, got max={self.max}, min={self.min}"
+            )
         return self
 
     def violation(self, value: float) -> float:
@@ -268,7 +270,7 @@ def _at_width(fields: dict[str, Any], width: int) -> dict[str, Any]:
             filled["width"] = width
         if filled.get("d_expert") == FREE:
             used = filled["top_k"] + filled.get("n_shared", 0)
-            filled["d_expert"] = max(FP8_GRAIN, FP8_GRAIN * round(width / used / FP8_GRAIN))
+            filled["d_expert"] = max(FP8_DIVISOR, FP8_DIVISOR * round(width / used / FP8_DIVISOR))
         blocks[symbol] = filled
     return {**fields, "blocks": blocks}
 
@@ -297,9 +299,9 @@ def invalid_fp8_shape(architecture: Architecture) -> str | None:
     """The first FP8 matrix whose dimensions are not divisible by 16, as tensor cores need."""
     for located in located_weights(architecture):
         weight = located.weight
-        if located.format == "fp8" and any(size % FP8_GRAIN for size in weight.shape):
+        if located.format == "fp8" and any(size % FP8_DIVISOR for size in weight.shape):
             return (
-                f"FP8 matrices need dimensions divisible by {FP8_GRAIN}, got {weight.name} "
+                f"FP8 matrices need dimensions divisible by {FP8_DIVISOR}, got {weight.name} "
                 f"{list(weight.shape)} in {weight.role}"
             )
     return None

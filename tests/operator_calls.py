@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 class Recorded:
-    """Calls of kernels' operators, fused residual norms, and FLOPs of products outside of kernels."""
+    """Calls of kernels' operators, fused residual norms, and FLOPs of products outside kernels."""
 
     def __init__(self) -> None:
         self.calls: Counter[Call] = Counter()
@@ -144,7 +144,7 @@ def recorded(monkeypatch: Any) -> Iterator[Recorded]:
     def note_mixture(
         x: Tensor,
         chosen: Tensor,
-        share: Tensor,
+        topk_weights: Tensor,
         gate: Any,
         up: Tensor,
         down: Tensor,
@@ -203,7 +203,7 @@ def priced(calls: Counter[Any]) -> Recorded:
                 found.product_flops += times * call.flops
             case ops.Experts():
                 found.expert_flops += times * call.flops
-            case ops.Rows() | ops.Waiting():
+            case ops.Rows() | ops.SequentialGemm():
                 pass
             case _:
                 found.calls[_tuple(call)] += times

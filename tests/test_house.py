@@ -1,4 +1,4 @@
-"""The house itself: what is packaged, what the README promises."""
+"""The repository: packages are listed, and the README is true."""
 
 import re
 import tomllib
@@ -29,7 +29,7 @@ def test_the_space_in_the_readme_is_one() -> None:
 
 
 def test_the_tree_in_the_readme_names_what_is_there() -> None:
-    tree = README[README.index("## The house") :]
+    tree = README[README.index("## Layout") :]
     missing: list[str] = []
     room = ""
     for line in tree.splitlines():
@@ -37,4 +37,12 @@ def test_the_tree_in_the_readme_names_what_is_there() -> None:
             room = line.split("/")[0]
         names = re.findall(r"[\w.-]+\.(?:py|yaml)\b", line)
         missing += [f"{room}/{name}" for name in names if not any((ROOT / room).rglob(name))]
+    assert missing == []
+
+
+def test_the_files_that_the_architecture_page_names_exist() -> None:
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    named = set(re.findall(r"(?:[a-z_]+/)+[A-Za-z_*]+\.(?:py|yaml)", page))
+    assert named, "the page names files"
+    missing = [name for name in named if "NAME" not in name and not [*ROOT.glob(name)]]
     assert missing == []

@@ -3,7 +3,7 @@
 # B batch, T tokens, S tokens with every document at a block boundary, C keys, D model width,
 # H query heads, I index heads (H without an index branch), J heads of the scored keys,
 # G key/value heads, L heads with a block list of their own, K key width, V value width,
-# N blocks of keys, M blocks of a list
+# N blocks of keys, M blocks per list
 
 from typing import NamedTuple
 
@@ -144,8 +144,8 @@ def attend_selected(
     blocks_BISM = index.lists(q_BSIK, k_BSJK, own_1S, layout.first_BS // size)
     o_BSHV, lse_BHS = _attend_blocks(q, k, v, blocks_BISM, size, scale, layout.segment_ids_BS)
     row_B1 = torch.arange(len(q_BTHK), device=q_BTHK.device)[:, None]
-    o_BTHV = o_BSHV[row_B1, layout.place_BT]
-    return o_BTHV, lse_BHS.transpose(1, 2)[row_B1, layout.place_BT].transpose(1, 2)
+    o_BTHV = o_BSHV[row_B1, layout.slot_BT]
+    return o_BTHV, lse_BHS.transpose(1, 2)[row_B1, layout.slot_BT].transpose(1, 2)
 
 
 def attend_selected_cached(
@@ -184,17 +184,17 @@ def attend_selected_cached(
 
 
 class _Layout(NamedTuple):
-    """Rows of S places: the place of each token, and of each place its document and its start."""
+    """Rows of S slots: the slot of each token, and of each slot its document and its first slot."""
 
-    place_BT: Tensor
+    slot_BT: Tensor
     segment_ids_BS: Tensor
     first_BS: Tensor
 
     def scattered(self, x: Tensor) -> Tensor:
-        """x [B, T, ...] at its places, zeros elsewhere."""
+        """x [B, T, ...] in its slots, zeros elsewhere."""
         row_B1 = torch.arange(len(x), device=x.device)[:, None]
         empty = x.new_zeros(*self.segment_ids_BS.shape, *x.shape[2:])
-        return empty.index_put((row_B1, self.place_BT), x)
+        return empty.index_put((row_B1, self.slot_BT), x)
 
 
 def _block_aligned(segment_ids_BT: Tensor, size: int) -> _Layout:
@@ -203,11 +203,11 @@ def _block_aligned(segment_ids_BT: Tensor, size: int) -> _Layout:
     length_BT = F.pad(position_BT[:, :-1] + 1, (1, 0))  # of the document before, at each start
     padding_BT = torch.where(starts_BT, -length_BT % size, 0)
     index_T = torch.arange(segment_ids_BT.shape[1], device=segment_ids_BT.device)
-    place_BT = index_T + padding_BT.cumsum(1)
-    empty_BS = place_BT.new_zeros(len(place_BT), int(place_BT.max()) + 1)
-    number_BS = empty_BS.scatter(1, place_BT, starts_BT.cumsum(1) - 1).cummax(1).values
-    first_BS = empty_BS.scatter(1, place_BT, place_BT - position_BT).cummax(1).values
-    return _Layout(place_BT, number_BS.int(), first_BS)
+    slot_BT = index_T + padding_BT.cumsum(1)
+    empty_BS = slot_BT.new_zeros(len(slot_BT), int(slot_BT.max()) + 1)
+    number_BS = empty_BS.scatter(1, slot_BT, starts_BT.cumsum(1) - 1).cummax(1).values
+    first_BS = empty_BS.scatter(1, slot_BT, slot_BT - position_BT).cummax(1).values
+    return _Layout(slot_BT, number_BS.int(), first_BS)
 
 
 def _attend_blocks(

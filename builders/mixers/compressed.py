@@ -1,6 +1,6 @@
 """Compressed-KV attention: a window of tokens, and pooled entries for the older ones."""
 
-# B batch, T tokens, C keys, N pooled entries, S tokens of an entry, D model width, H heads,
+# B batch, T tokens, C keys, N pooled entries, S tokens per entry, D model width, H heads,
 # K head width, I heads of the indexer
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """Mamba-1: the selective state-space scan, with a decay per channel and state."""
 
-# B batch, T tokens, D model width, N channels, S states of a channel, R bottleneck of the step
+# B batch, T tokens, D model width, N channels, S states per channel, R bottleneck of the step
 
 import torch
 from torch import Tensor

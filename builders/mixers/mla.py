@@ -1,7 +1,7 @@
 """Multi-head latent attention: expanded to heads in prefill, absorbed into the latent in decode."""
 
 # B batch, T tokens, C keys, D model width, H heads, N key width without position, P rotated key
-# width, V value width, R latent width, L = R + P what a token caches, I heads of the indexer,
+# width, V value width, R latent width, L = R + P cached width per token, I heads of the indexer,
 # S tokens that it selects
 
 import torch
@@ -159,7 +159,7 @@ class MLA(Body):
         return torch.cat([latent_BC1R.to(matrix.dtype), k_BC1P.to(matrix.dtype)], -1), matrix
 
     def _decode(self, q_BTHN: Tensor, q_BTHP: Tensor, keys: KeyValues, run: Pass) -> Tensor:
-        """The same for one new token per row, directly over the paged cache."""
+        """Absorbed attention of one new token per row, directly over the paged cache."""
         matrix, rank = self.kv_b_proj.weight, self.block.kv_lora_rank
         q_BTHL = self._into_latent(q_BTHN, q_BTHP, matrix)
         pages = keys.pages("latent", None, run.positions_BT[:, 0] + 1, value_dim=rank)

@@ -1,6 +1,6 @@
 """RG-LRU: the real-gated linear recurrent unit of Griffin."""
 
-# B batch, T tokens, D model width, N channels, O blocks of the gates, S channels of a block
+# B batch, T tokens, D model width, N channels, O blocks of the gates, S channels per block
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
 """TTT-Linear: the state is a linear model trained by gradient descent on the tokens."""
 
-# B batch, T tokens, C tokens of a mini-batch, D model width, H heads, K head width
+# B batch, T tokens, C tokens per mini-batch, D model width, H heads, K head width
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class TTTLinear(Recurrent):
         W: Tensor,
         step: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same token by token: rows may be at different places of their mini-batches."""
+        """(o_BTHK, W, step) token by token: rows may be at different points of their mini-batches."""
         (first, _), reads = self._initial(len(q)), []
         for t in range(q.shape[1]):
             position_B = run.positions_BT[:, t]

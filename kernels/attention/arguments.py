@@ -33,6 +33,7 @@ class ScoreRules:
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """The arguments by the kernels' names."""
         return {
             "start_ptr": self.start_BT,
             "end_ptr": self.end_BT,
@@ -73,6 +74,7 @@ def _strides(**tensors: Tensor) -> dict[str, int]:
 
 
 def tile_width(width: int) -> int:
+    """The smallest power of two, at least SMALLEST_TILE, that holds `width`."""
     return max(SMALLEST_TILE, next_power_of_2(width))
 
 
@@ -94,6 +96,7 @@ def segment_bounds(segment_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def require_scores(scale: float, softcap: float | None) -> None:
+    """Raise Unsupported unless scale and soft cap are positive."""
     require(scale > 0, "scale must be > 0: it is factored out of a maximum", scale=scale)
     require(softcap is None or softcap > 0, "softcap must be > 0", softcap=softcap)
 
@@ -101,6 +104,7 @@ def require_scores(scale: float, softcap: float | None) -> None:
 def require_heads(
     q_BTHK: Tensor, k_BTGK: Tensor, v_BTGV: Tensor, segment_ids_BT: Tensor | None
 ) -> None:
+    """Raise Unsupported unless the kernels take the queries, keys and values of a sequence."""
     require_device(q_BTHK)
     require_float(q_BTHK, "q")
     shapes = {n: tuple(x.shape) for n, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGV))}

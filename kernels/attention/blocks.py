@@ -58,6 +58,7 @@ def forward_launch(
     block: int,
     scale: float,
 ) -> Launch:
+    """Launch of `blocks_forward`."""
     (B, T, G, K), V = k_BTGK.shape, v_BTGV.shape[-1]
     config = config_for(arch, "blocks_forward", q_BTHK.dtype, K, V)
     group = q_BTHK.shape[2] // G
@@ -92,6 +93,7 @@ def queries_launch(
     block: int,
     scale: float,
 ) -> Launch:
+    """Launch of `blocks_backward_queries`."""
     (B, T, G, K), V = k_BTGK.shape, v_BTGV.shape[-1]
     config = config_for(arch, "blocks_backward_queries", q_BTHK.dtype, K, V)
     group = q_BTHK.shape[2] // G
@@ -131,6 +133,7 @@ def keys_launch(
     block: int,
     scale: float,
 ) -> Launch:
+    """Launch of `blocks_backward_keys`."""
     (B, T, G, K), V = k_BTGK.shape, v_BTGV.shape[-1]
     config = config_for(arch, "blocks_backward_keys", q_BTHK.dtype, K, V)
     group = q_BTHK.shape[2] // G
@@ -170,6 +173,7 @@ def attend_blocks_op(
     block: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    """Custom operator `archfront::attend_blocks`, differentiable; the caller checks inputs."""
     o_BTHV, lse_BHT = _attend_blocks_outputs(q_BTHK, k_BTGK, v_BTGV)
     inputs = arch_of(q_BTHK.device), q_BTHK, k_BTGK, v_BTGV, blocks_BGTN, start_BT
     run(forward_launch(*inputs, o_BTHV, lse_BHT, block, scale), q_BTHK)
@@ -199,6 +203,7 @@ def attend_blocks_backward_op(
     block: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `attend_blocks_op`."""
     arch = arch_of(q_BTHK.device)
     delta_BHT = torch.empty_like(lse_BHT)
     dq, dk, dv = (x.new_empty(x.shape) for x in (q_BTHK, k_BTGK, v_BTGV))
@@ -271,6 +276,7 @@ def attend_blocks(
     scale: float,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `op.attend_blocks`. Raises Unsupported."""
     require_heads(q_BTHK, k_BTGK, v_BTGV, segment_ids)
     require_scores(scale, None)
     (B, T, H, _), G = q_BTHK.shape, k_BTGK.shape[2]

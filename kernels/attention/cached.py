@@ -40,6 +40,7 @@ def split_config(arch: str, q_BQHK: Tensor, cache: PagedCache) -> Config:
 
 
 def split_programs(config: Config, q_BQHK: Tensor, cache: PagedCache) -> int:
+    """Number of programs that read one split: per row, key head and tile of queries."""
     B, Q, H, _ = q_BQHK.shape
     G = cache.k_pages.shape[2]
     return B * G * triton.cdiv(Q * H // G, config.tiles["M"])
@@ -71,6 +72,7 @@ def split_launch(
     scale: float,
     softcap: float | None,
 ) -> Launch:
+    """Launch of `decode_split`."""
     B, Q, H, K = q_BQHK.shape
     page, G = cache.k_pages.shape[1:3]
     config = split_config(arch, q_BQHK, cache)
@@ -118,6 +120,7 @@ def _decode_widths(K: int, V: int, *, shared: bool) -> dict[str, int]:
 
 
 def combine_launch(arch: str, partial: Partial, o_BQHV: Tensor, lse_BHQ: Tensor) -> Launch:
+    """Launch of `decode_combine`."""
     S, B, Q, H, V = partial.acc_SBQHV.shape
     config = config_for(arch, "decode_combine", torch.float32, V, V)
     return Launch(
@@ -154,6 +157,7 @@ def attend_cached_op(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
+    """Custom operator `archfront::attend_cached`; the caller checks inputs."""
     cache = PagedCache(
         k_pages=k_pages,
         v_pages=v_pages,
@@ -183,6 +187,7 @@ def _attend_cached_outputs(
 def attend_cached(
     q_BQHK: Tensor, cache: PagedCache, window: int | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `op.attend_cached`. Raises Unsupported."""
     gradient = needs_gradient(q_BQHK)
     require(not gradient, "a cache is read without gradients: torch.no_grad()", gradient=gradient)
     require_device(q_BQHK)

@@ -29,6 +29,7 @@ def forward_launch(
     lse_BHT: Tensor,
     rule: ScoreRules,
 ) -> Launch:
+    """Launch of `forward`."""
     (B, T, H, K), V = q_BTHK.shape, v_BTGV.shape[-1]
     config = config_for(arch, "forward", q_BTHK.dtype, K, V, extra_masking=rule.extra_masking)
     return Launch(
@@ -50,6 +51,7 @@ def forward_launch(
 def delta_launch(
     arch: str, o_BTHV: Tensor, do_BTHV: Tensor, dlse_BHT: Tensor, delta_BHT: Tensor
 ) -> Launch:
+    """Launch of `backward_delta`."""
     B, T, H, V = o_BTHV.shape
     config = config_for(arch, "backward_delta", o_BTHV.dtype, V, V)
     return Launch(
@@ -81,6 +83,7 @@ def keys_launches(
     dv_BTGV: Tensor,
     rule: ScoreRules,
 ) -> list[Launch]:
+    """Launch of `backward_keys`."""
     (B, T, G, K), V = k_BTGK.shape, v_BTGV.shape[-1]
     config = config_for(arch, "backward_keys", q_BTHK.dtype, K, V, extra_masking=rule.extra_masking)
     arguments = {
@@ -119,6 +122,7 @@ def queries_launch(
     dq_BTHK: Tensor,
     rule: ScoreRules,
 ) -> Launch:
+    """Launch of `backward_queries`."""
     (B, T, H, K), V = q_BTHK.shape, v_BTGV.shape[-1]
     config = config_for(
         arch, "backward_queries", q_BTHK.dtype, K, V, extra_masking=rule.extra_masking
@@ -154,6 +158,7 @@ def attend_op(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
+    """Custom operator `archfront::attend`, differentiable; the caller checks inputs."""
     o_BTHV, lse_BHT = _attend_outputs(q_BTHK, k_BTGK, v_BTGV)
     rule = ScoreRules(
         start_BT=start_BT, end_BT=end_BT, causal=causal, window=window, scale=scale, softcap=softcap
@@ -188,6 +193,7 @@ def attend_backward_op(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `attend_op`."""
     rule = ScoreRules(
         start_BT=start_BT, end_BT=end_BT, causal=causal, window=window, scale=scale, softcap=softcap
     )
@@ -250,6 +256,7 @@ def attend(
     softcap: float | None,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `op.attend`. Raises Unsupported."""
     require_heads(q_BTHK, k_BTGK, v_BTGV, segment_ids)
     require_scores(scale, softcap)
     bounds = (None, None) if segment_ids is None else segment_bounds(segment_ids)

@@ -45,7 +45,7 @@ def attend_without_lse(
     banded = segment_ids is None and window is not None and 2 * max(window, SMALLEST_BAND) < T
     if softcap is not None or not (whole or banded or T <= LONGEST_MASK):
         return attend(q_BTHK, k_BTGK, v_BTGV, scale=scale, softcap=softcap, **rule)[0]
-    # it wants one width for keys and values
+    # the fused operator takes one width for keys and values
     padded = (F.pad(x, (0, max(K, V) - x.shape[3])) for x in (q_BTHK, k_BTGK, v_BTGV))
     q, k, v = (x.transpose(1, 2) for x in padded)
     if whole:
@@ -90,6 +90,7 @@ def attend(
     softcap: float | None,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Torch implementation of `op.attend`."""
     rule = {"causal": causal, "window": window, "segment_ids": segment_ids}
     seen = partial(_seen, T=q_BTHK.shape[1], device=q_BTHK.device, **rule)
     return _blockwise(q_BTHK, k_BTGK, v_BTGV, scale, softcap, seen)
@@ -148,6 +149,7 @@ def attend_blocks(
     scale: float,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Torch implementation of `op.attend_blocks`."""
     T, device = q_BTHK.shape[1], q_BTHK.device
     block_T = torch.arange(T, device=device) // block
     J = -(-T // block)

@@ -19,7 +19,7 @@ batch of one row (see segments.py). A query sees keys of its own segment only.
 """
 
 # B batch, T tokens, H query heads, G key/value heads, K key width, V value width,
-# N blocks in a query's list, Q new tokens
+# N listed blocks per query, Q new tokens
 
 import torch
 from torch import Tensor
@@ -217,7 +217,7 @@ def attend_selected(
 
 
 def index_scores(q_BTIK: Tensor, k_BCK: Tensor, weight_BTI: Tensor) -> Tensor:
-    """score_BTC = sum over index heads of w relu(q k / sqrt(K)) / sqrt(I), in fp32.
+    """Scores of an indexer: score_BTC = sum_i w_i relu(q_i k / sqrt(K)) / sqrt(I), in fp32.
 
     The lightning indexer of DeepSeek-V3.2-Exp (report, equation 1): one key per token, shared by
     all heads. Runs as PyTorch products on every device.
@@ -229,7 +229,7 @@ def index_scores(q_BTIK: Tensor, k_BCK: Tensor, weight_BTI: Tensor) -> Tensor:
 
 
 def with_sinks(o_BTHV: Tensor, lse_BHT: Tensor, sinks_H: Tensor) -> Tensor:
-    """o_BTHV as if each head had one more key, of score `sinks_H` [H] and value 0 (gpt-oss).
+    """Attention sinks (gpt-oss): o_BTHV as with one more key per head, of score sinks_H, value 0.
 
     `o_BTHV` and `lse_BHT` are those of `attend`, `attend_cached` or `attend_blocks`.
     """

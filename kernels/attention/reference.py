@@ -6,7 +6,7 @@ lines defines every gradient. A query that sees no key has o = 0 and lse = -inf.
 """
 
 # B batch, T query tokens, S key tokens, H query heads, G key/value heads,
-# K key width, V value width, N blocks in a query's list, Q new tokens of a cached sequence
+# K key width, V value width, N listed blocks per query, Q new tokens of a cached sequence
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
 """Attention over a list of keys per query: the kernel's launch and the differentiable operator."""
 
-# B batch, T queries, C keys, H query heads, K key width, V value width, N keys in a query's list
+# B batch, T queries, C keys, H query heads, K key width, V value width, N listed keys per query
 
 from typing import Any
 
@@ -63,6 +63,7 @@ def forward_launch(
 def attend_selected_op(
     q_BTHK: Tensor, k_BCK: Tensor, index_BTN: Tensor, v_dim: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """Custom operator `archfront::attend_selected`, differentiable; the caller checks inputs."""
     o_BTHV, lse_BHT = _attend_selected_outputs(q_BTHK, k_BCK, index_BTN, v_dim, scale)
     arch = arch_of(q_BTHK.device)
     run(forward_launch(arch, q_BTHK, k_BCK, index_BTN, o_BTHV, lse_BHT, scale), q_BTHK)

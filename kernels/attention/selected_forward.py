@@ -5,10 +5,10 @@ one key head, whose leading columns are the value, so that a tile of keys is gat
 products: multi-query attention over a latent, as DeepSeek-V3.2's sparse attention runs it.
 """
 
-# B batch, T queries, C keys, H query heads, K key width, V value width, N keys in a query's list
+# B batch, T queries, C keys, H query heads, K key width, V value width, N listed keys per query
 
-# Triton takes an annotation on a kernel's argument for its type at run time; a constexpr that picks
-# branches, and a range or a sum that is for the device, mean nothing outside of a kernel.
+# Triton reads an annotation on a kernel's argument as its type at run time; a constexpr that picks
+# branches, and a range or a sum that is for the device, are not valid outside of a kernel.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportArgumentType=false, reportOperatorIssue=false
 

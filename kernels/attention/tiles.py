@@ -57,6 +57,7 @@ def store_rows(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
+    """Store x [ROWS, COLS] as the rows from `first` on; not past WIDTH and num_rows."""
     row = tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
     at = ptr + tl.cast(first, tl.int64) * stride + (row[:, None] * stride + col[None, :])
@@ -74,6 +75,7 @@ def gather_rows(ptr, offset, inside, WIDTH: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def scatter_rows(ptr, x, offset, inside, WIDTH: tl.constexpr, COLS: tl.constexpr):
+    """Store x as the rows that begin at elements `offset`; not past WIDTH and outside."""
     col = tl.arange(0, COLS)
     mask = inside[:, None] & (col < WIDTH)[None, :]
     tl.store(ptr + offset[:, None] + col[None, :], x.to(ptr.dtype.element_ty), mask=mask)

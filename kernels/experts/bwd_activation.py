@@ -18,15 +18,15 @@ from .glu import activation_arguments, gate_factor, up_factor
 @triton.jit(do_not_specialize=["num_rows", "num_experts"])
 def bwd_activation(
     u_ptr,
-    share_ptr,
-    place_ptr,
+    topk_weights_ptr,
+    choice_ptr,
     offset_ptr,
     gate_ptr,
     up_ptr,
     hidden_ptr,
     dgate_ptr,
     dup_ptr,
-    dshare_ptr,
+    dtopk_weights_ptr,
     num_rows,
     num_experts,
     width,
@@ -36,18 +36,19 @@ def bwd_activation(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Mixture of experts, backward of activation and share, from u = dhidden at a share of one.
+    """Mixture of experts, backward of activation and routing weights; u is dhidden at weight one.
 
-    With the row's share s: dshare = sum(u hidden), dgate and dup from dhidden = s u, and s hidden
-    for the down matrix's gradient; hidden is recomputed from gate and up. Row r's share is that of
-    place[r]; a row of no expert has dshare = 0. dup may overwrite u. A program takes ROWS rows.
+    With the row's routing weight s: ds = sum(u hidden), dgate and dup from dhidden = s u, and
+    s hidden for the down matrix's gradient; hidden is recomputed from gate and up. The weight of
+    row r is at choice[r]; a row of no expert has ds = 0. dup may overwrite u. A program
+    takes ROWS rows.
     Bytes per row, b per element: 6 b F, relu2 4 b F.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mine = row < tl.load(offset_ptr + num_experts)
-    place = tl.load(place_ptr + row, mask=row < num_rows, other=0)
-    s = tl.load(share_ptr + place, mask=mine, other=0.0).to(tl.float32)[:, None]
-    dshare = tl.zeros([ROWS], tl.float32)
+    choice = tl.load(choice_ptr + row, mask=row < num_rows, other=0)
+    s = tl.load(topk_weights_ptr + choice, mask=mine, other=0.0).to(tl.float32)[:, None]
+    ds = tl.zeros([ROWS], tl.float32)
     dtype: tl.constexpr = hidden_ptr.dtype.element_ty
     for begin in range(0, width, BLOCK):
         col = begin + tl.arange(0, BLOCK)
@@ -71,13 +72,15 @@ def bwd_activation(
             tl.store(dgate_ptr + at, dgate.to(dtype), mask=inside)
         tl.store(dup_ptr + at, dup.to(dtype), mask=inside)
         tl.store(hidden_ptr + at, (s * hidden).to(dtype), mask=inside)
-        dshare += tl.sum(u * hidden, 1)
-    tl.store(dshare_ptr + place, dshare.to(dshare_ptr.dtype.element_ty), mask=row < num_rows)
+        ds += tl.sum(u * hidden, 1)
+    tl.store(
+        dtopk_weights_ptr + choice, ds.to(dtopk_weights_ptr.dtype.element_ty), mask=row < num_rows
+    )
 
 
 def bwd_activation_launch(
     u_MF: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     order_M: Tensor,
     offsets_E1: Tensor,
     gate_MF: Tensor | None,
@@ -85,25 +88,26 @@ def bwd_activation_launch(
     hidden_MF: Tensor,
     dgate_MF: Tensor | None,
     dup_MF: Tensor,
-    dshare_NK: Tensor,
+    dtopk_weights_NK: Tensor,
     activation: str,
     limit: float | None,
 ) -> Launch:
+    """Launch of `bwd_activation`."""
     M, F = u_MF.shape
     return Launch(
         kernel=bwd_activation,
         grid=(triton.cdiv(M, BWD_ACTIVATION.tiles["ROWS"]),),
         arguments={
             "u_ptr": u_MF,
-            "share_ptr": share_NK,
-            "place_ptr": order_M,
+            "topk_weights_ptr": topk_weights_NK,
+            "choice_ptr": order_M,
             "offset_ptr": offsets_E1,
             "gate_ptr": gate_MF,
             "up_ptr": up_MF,
             "hidden_ptr": hidden_MF,
             "dgate_ptr": dgate_MF,
             "dup_ptr": dup_MF,
-            "dshare_ptr": dshare_NK,
+            "dtopk_weights_ptr": dtopk_weights_NK,
             "num_rows": M,
             "num_experts": len(offsets_E1) - 1,
             "width": F,

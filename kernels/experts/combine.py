@@ -16,7 +16,7 @@ from .configs import COMBINE
 @triton.jit(do_not_specialize=["num_tokens", "choices"])
 def combine(
     z_ptr,
-    share_ptr,
+    topk_weights_ptr,
     y_ptr,
     num_tokens,
     choices,
@@ -24,7 +24,7 @@ def combine(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Mixture of experts, combine: y_n = sum_k share_nk z_nk, or sum_k z_nk without shares.
+    """Mixture of experts, combine: y_n = sum_k topk_weights_nk z_nk, without weights sum_k z_nk.
 
     A program takes a tile of ROWS x BLOCK. Bytes per token, b per element: b (K + 1) D.
     """
@@ -33,18 +33,21 @@ def combine(
     inside = (token < num_tokens)[:, None] & (col < width)[None, :]
     y = tl.zeros([ROWS, BLOCK], tl.float32)
     for k in range(choices):
-        place = token * choices + k
-        at = z_ptr + place[:, None] * width + col[None, :]
+        choice = token * choices + k
+        at = z_ptr + choice[:, None] * width + col[None, :]
         z = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        if share_ptr is not None:
-            share = tl.load(share_ptr + place, mask=token < num_tokens, other=0.0)
-            z *= share.to(tl.float32)[:, None]
+        if topk_weights_ptr is not None:
+            topk_weights = tl.load(topk_weights_ptr + choice, mask=token < num_tokens, other=0.0)
+            z *= topk_weights.to(tl.float32)[:, None]
         y += z
     at = y_ptr + token[:, None] * width + col[None, :]
     tl.store(at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def combine_launch(z_MD: Tensor, share_NK: Tensor | None, y_ND: Tensor, choices: int) -> Launch:
+def combine_launch(
+    z_MD: Tensor, topk_weights_NK: Tensor | None, y_ND: Tensor, choices: int
+) -> Launch:
+    """Launch of `combine`."""
     N, D = y_ND.shape
     tiles = COMBINE.tiles
     return Launch(
@@ -52,7 +55,7 @@ def combine_launch(z_MD: Tensor, share_NK: Tensor | None, y_ND: Tensor, choices:
         grid=(triton.cdiv(N, tiles["ROWS"]), triton.cdiv(D, tiles["BLOCK"])),
         arguments={
             "z_ptr": z_MD,
-            "share_ptr": share_NK,
+            "topk_weights_ptr": topk_weights_NK,
             "y_ptr": y_ND,
             "num_tokens": N,
             "choices": choices,

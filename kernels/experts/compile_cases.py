@@ -79,7 +79,7 @@ def _mixture(
     limit: float | None,
 ) -> Rows:
     x, z = _empty(dtype, N, D), _empty(dtype, N * K, D)
-    share, bias = _empty(torch.float32, N, K), _empty(dtype, E, D)
+    topk_weights, bias = _empty(torch.float32, N, K), _empty(dtype, E, D)
     up_w, down_w = _empty(dtype, E, F, D), _empty(dtype, E, D, F)
     order = _empty(torch.int64, N * K)
     offsets = _empty(torch.int32, E + 1)
@@ -90,23 +90,23 @@ def _mixture(
     yield "gate_up", gate_up_launch(arch, *inputs, None, None, hidden, K, activation, limit)
     kept = gate, hidden, hidden
     yield "gate_up and keep", gate_up_launch(arch, *inputs, *kept, K, activation, limit)
-    into = hidden, gate, hidden, share
+    into = hidden, gate, hidden, topk_weights
     back = bwd_activation_launch(
-        hidden, share, order, offsets, gate, hidden, *into, activation, limit
+        hidden, topk_weights, order, offsets, gate, hidden, *into, activation, limit
     )
     yield "bwd_activation", back
-    yield "combine", combine_launch(z, share, x, K)
+    yield "combine", combine_launch(z, topk_weights, x, K)
     yield "combine dx", combine_launch(z, None, x, K)
 
-    product = partial(grouped_gemm_launch, place_M=order, choices=K)
-    yield "grouped_gemm down", product(arch, hidden, down_w.mT, None, offsets, z, y_by_place=True)
+    product = partial(grouped_gemm_launch, choice_M=order, choices=K)
+    yield "grouped_gemm down", product(arch, hidden, down_w.mT, None, offsets, z, y_by_choice=True)
     yield "grouped_gemm dhidden", product(arch, x, down_w, None, offsets, hidden, x_by_token=True)
     other = None if gate is None else (gate, up_w)
-    dx = product(arch, hidden, up_w, None, offsets, z, y_by_place=True, other=other)
+    dx = product(arch, hidden, up_w, None, offsets, z, y_by_choice=True, other=other)
     yield "grouped_gemm dx", dx
     yield "grouped_gemm with bias", grouped_gemm_launch(arch, hidden, down_w.mT, bias, offsets, z)
 
-    gradient = partial(weight_grad_launch, place_M=order, choices=K)
+    gradient = partial(weight_grad_launch, choice_M=order, choices=K)
     yield "weight_grad dup", gradient(arch, hidden, x, offsets, up_w, b_by_token=True)
     yield "weight_grad ddown", gradient(arch, x, hidden, offsets, down_w, a_by_token=True)
     yield "weight_grad with bias", weight_grad_launch(arch, z, hidden, offsets, down_w, bias)

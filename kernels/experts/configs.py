@@ -52,6 +52,10 @@ COMBINE = Config(tiles={"ROWS": 4, "BLOCK": 512}, warps=4)
 def config_for(
     arch: str, kernel: str, dtype: torch.dtype, num_rows: int, weight_shape: torch.Size
 ) -> Config:
+    """The configuration by the weight's shape [E, ...] and the rows per expert.
+
+    Raises Unsupported for an unknown `arch`.
+    """
     require_arch(arch)
     n_experts, *widths = weight_shape
     if dtype == torch.float32 or any(width % LOADED for width in widths):

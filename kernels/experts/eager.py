@@ -12,7 +12,7 @@ from .reference import Activation, activated, grouped_linear
 
 def mixture(
     x_ND: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     gate_EFD: Tensor | None,
     up_EFD: Tensor,
     down_EDF: Tensor,
@@ -21,14 +21,14 @@ def mixture(
     groups: Groups,
 ) -> Tensor:
     """Every choice writes to a row of its own before the sum: deterministic."""
-    (N, K), D = share_NK.shape, x_ND.shape[1]
-    place_M = groups.order_M[: sum(rows_of_expert(groups, N * K)[:-1])]
-    x_MD = x_ND[place_M // K]
+    (N, K), D = topk_weights_NK.shape, x_ND.shape[1]
+    choice_M = groups.order_M[: sum(rows_of_expert(groups, N * K)[:-1])]
+    x_MD = x_ND[choice_M // K]
     gate_MF = None if gate_EFD is None else grouped_linear(x_MD, gate_EFD, None, groups)
     up_MF = grouped_linear(x_MD, up_EFD, None, groups)
     hidden_MF = activated(gate_MF, up_MF, activation, limit)
     z_MD = grouped_linear(hidden_MF, down_EDF, None, groups)
-    z_NKD = z_MD.new_zeros(N * K, D).index_copy(0, place_M, z_MD).view(N, K, D)
+    z_NKD = z_MD.new_zeros(N * K, D).index_copy(0, choice_M, z_MD).view(N, K, D)
     wide = torch.promote_types(x_ND.dtype, torch.float32)
-    y_N1D = torch.bmm(share_NK.to(wide)[:, None], z_NKD.to(wide))
+    y_N1D = torch.bmm(topk_weights_NK.to(wide)[:, None], z_NKD.to(wide))
     return y_N1D.squeeze(1).to(x_ND.dtype)

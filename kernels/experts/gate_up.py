@@ -23,7 +23,7 @@ def gate_up(
     x_ptr,
     gate_w_ptr,
     up_w_ptr,
-    place_ptr,
+    choice_ptr,
     offset_ptr,
     gate_ptr,
     up_ptr,
@@ -45,7 +45,7 @@ def gate_up(
 ):
     """Mixture of experts, gate-up: hidden = glu(gate_w_e x, up_w_e x) for the rows of expert e.
 
-    Row r is token place[r] // K. For relu2 hidden = max(up_w_e x, 0)^2. A program takes BM rows of
+    Row r is token choice[r] // K. For relu2 hidden = max(up_w_e x, 0)^2. A program takes BM rows of
     one expert and BN features, and stores gate and up if their pointers are given. FLOPs: 4 D F per
     row, for relu2 2 D F.
     """
@@ -56,8 +56,8 @@ def gate_up(
 
     row = first + tl.arange(0, BM)
     col = across * BN + tl.arange(0, BN)
-    place = tl.load(place_ptr + tl.minimum(row, end - 1))
-    x_offset = place // choices * x_stride
+    choice = tl.load(choice_ptr + tl.minimum(row, end - 1))
+    x_offset = choice // choices * x_stride
     w_offset = expert.to(tl.int64) * width * depth
     gate = tl.zeros([BM, BN], tl.float32)
     up = tl.zeros([BM, BN], tl.float32)
@@ -118,7 +118,7 @@ def gate_up_launch(
             "x_ptr": x_ND,
             "gate_w_ptr": gate_EFD,
             "up_w_ptr": up_EFD,
-            "place_ptr": order_M,
+            "choice_ptr": order_M,
             "offset_ptr": offsets_E1,
             "gate_ptr": gate_MF,
             "up_ptr": up_MF,

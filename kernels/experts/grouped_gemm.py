@@ -34,7 +34,7 @@ def grouped_gemm(
     other_x_ptr,
     other_w_ptr,
     bias_ptr,
-    place_ptr,
+    choice_ptr,
     offset_ptr,
     y_ptr,
     x_stride,
@@ -47,7 +47,7 @@ def grouped_gemm(
     depth,
     width,
     X_BY_TOKEN: tl.constexpr,
-    Y_BY_PLACE: tl.constexpr,
+    Y_BY_CHOICE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -56,7 +56,7 @@ def grouped_gemm(
 ):
     """Grouped GEMM: y = x w_e (+ x' w'_e) (+ b_e) for the rows of expert e, 0 for those of none.
 
-    X_BY_TOKEN reads row r of x at place[r] // K, Y_BY_PLACE writes row r of y at place[r]. A
+    X_BY_TOKEN reads row r of x at choice[r] // K, Y_BY_CHOICE writes row r of y at choice[r]. A
     program takes BM rows of one expert and BN columns. FLOPs: 2 depth width per row and product.
     """
     slot, across = tile_of(tl.cdiv(width, BN), GROUP)
@@ -68,12 +68,12 @@ def grouped_gemm(
     col = across * BN + tl.arange(0, BN)
     x_row = tl.minimum(row, end - 1).to(tl.int64)
     y_row = x_row
-    if X_BY_TOKEN or Y_BY_PLACE:
-        place = tl.load(place_ptr + x_row)
+    if X_BY_TOKEN or Y_BY_CHOICE:
+        choice = tl.load(choice_ptr + x_row)
         if X_BY_TOKEN:
-            x_row = place // choices
-        if Y_BY_PLACE:
-            y_row = place
+            x_row = choice // choices
+        if Y_BY_CHOICE:
+            y_row = choice
     x_offset = x_row * x_stride
     w_offset = expert.to(tl.int64) * w_expert
     acc = tl.zeros([BM, BN], tl.float32)
@@ -100,13 +100,13 @@ def grouped_gemm_launch(
     offsets_E1: Tensor,
     y_MO: Tensor,
     *,
-    place_M: Tensor | None = None,
+    choice_M: Tensor | None = None,
     choices: int = 1,
     x_by_token: bool = False,
-    y_by_place: bool = False,
+    y_by_choice: bool = False,
     other: tuple[Tensor, Tensor] | None = None,
 ) -> Launch:
-    """The launch. x and y are sorted by expert, unless x_by_token or y_by_place.
+    """The launch. x and y are sorted by expert, unless x_by_token or y_by_choice.
 
     `weight_EIO` may have any strides: a transposed view multiplies by the transposed matrix.
     `other` is a second (x, weight) of the same layout, whose product is added.
@@ -125,7 +125,7 @@ def grouped_gemm_launch(
             "other_x_ptr": other_x_MI,
             "other_w_ptr": other_weight_EIO,
             "bias_ptr": bias_EO,
-            "place_ptr": place_M,
+            "choice_ptr": choice_M,
             "offset_ptr": offsets_E1,
             "y_ptr": y_MO,
             "x_stride": x_MI.stride(0),
@@ -138,7 +138,7 @@ def grouped_gemm_launch(
             "depth": I,
             "width": O,
             "X_BY_TOKEN": x_by_token,
-            "Y_BY_PLACE": y_by_place,
+            "Y_BY_CHOICE": y_by_choice,
             "E": experts_tile(E),
             **config.tiles,
         },

@@ -19,6 +19,7 @@ from .weight_grad import weight_grad_launch
 def grouped_linear_op(
     x_MI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, offsets_E1: Tensor
 ) -> Tensor:
+    """Custom operator `archfront::grouped_linear`, differentiable; the caller checks inputs."""
     y_MO = _grouped_linear_output(x_MI, weight_EOI, bias_EO, offsets_E1)
     arch = arch_of(x_MI.device)
     run(grouped_gemm_launch(arch, x_MI, weight_EOI.mT, bias_EO, offsets_E1, y_MO), x_MI)
@@ -36,6 +37,7 @@ def _grouped_linear_output(
 def grouped_linear_backward_op(
     dy_MO: Tensor, x_MI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor, biased: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `grouped_linear_op`."""
     dx_MI, dweight_EOI, dbias_EO = gradients = _grouped_linear_gradients(
         dy_MO, x_MI, weight_EOI, offsets_E1, biased
     )
@@ -76,6 +78,7 @@ grouped_linear_op.register_autograd(_backward_grouped_linear, setup_context=_sav
 def grouped_linear(
     x_MI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: Groups
 ) -> Tensor:
+    """Triton implementation of `op.grouped_linear`. Raises Unsupported."""
     require_device(x_MI)
     require_float(x_MI, "x")
     constraint = "x must be [M, I] and weight [E, O, I]"
@@ -92,6 +95,7 @@ def grouped_linear(
 
 
 def require_parameter(weight: Tensor, x: Tensor, name: str) -> None:
+    """Raise Unsupported unless the weight is contiguous, of x's dtype and device."""
     require(
         (weight.dtype, weight.device) == (x.dtype, x.device) and weight.is_contiguous(),
         f"{name} must be contiguous, of the input's dtype {x.dtype} and device {x.device}",
@@ -102,6 +106,7 @@ def require_parameter(weight: Tensor, x: Tensor, name: str) -> None:
 
 
 def require_groups(groups: Groups, num_rows: int, n_experts: int) -> None:
+    """Raise Unsupported unless the groups are of `num_rows` rows and `n_experts` experts."""
     constraint = "groups must be of as many rows as x and of as many experts as the weight"
     order, offsets = len(groups.order_M), len(groups.offsets_E1)
     values = {"groups": f"{order} rows, {offsets - 1} experts", "rows": num_rows}

@@ -26,7 +26,7 @@ from .weight_grad import weight_grad_launch
 @torch.library.custom_op("archfront::mixture", mutates_args=())
 def mixture_op(
     x_ND: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     gate_EFD: Tensor | None,
     up_EFD: Tensor,
     down_EDF: Tensor,
@@ -36,10 +36,20 @@ def mixture_op(
     limit: float | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Custom operator `archfront::mixture`, differentiable; the caller checks inputs."""
     y_ND, gate_MF, up_MF = outputs = _mixture_outputs(
-        x_ND, share_NK, gate_EFD, up_EFD, down_EDF, order_M, offsets_E1, activation, limit, keep
+        x_ND,
+        topk_weights_NK,
+        gate_EFD,
+        up_EFD,
+        down_EDF,
+        order_M,
+        offsets_E1,
+        activation,
+        limit,
+        keep,
     )
-    arch, (M, K) = arch_of(x_ND.device), (len(order_M), share_NK.shape[1])
+    arch, (M, K) = arch_of(x_ND.device), (len(order_M), topk_weights_NK.shape[1])
     kept = (None if gate_EFD is None else gate_MF, up_MF) if keep else (None, None)
     hidden_MF = x_ND.new_empty(M, up_EFD.shape[1])
     z_MD = x_ND.new_empty(M, x_ND.shape[1])
@@ -58,9 +68,9 @@ def mixture_op(
             limit,
         ),
         grouped_gemm_launch(
-            arch, hidden_MF, down_EDF.mT, None, offsets_E1, z_MD, place_M=order_M, y_by_place=True
+            arch, hidden_MF, down_EDF.mT, None, offsets_E1, z_MD, choice_M=order_M, y_by_choice=True
         ),
-        combine_launch(z_MD, share_NK, y_ND, K),
+        combine_launch(z_MD, topk_weights_NK, y_ND, K),
     ):
         run(launch, x_ND)
     return outputs
@@ -69,7 +79,7 @@ def mixture_op(
 @mixture_op.register_fake
 def _mixture_outputs(
     x_ND: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     gate_EFD: Tensor | None,
     up_EFD: Tensor,
     down_EDF: Tensor,
@@ -92,7 +102,7 @@ def _mixture_outputs(
 def mixture_backward_op(
     dy_ND: Tensor,
     x_ND: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     gate_EFD: Tensor | None,
     up_EFD: Tensor,
     down_EDF: Tensor,
@@ -103,20 +113,21 @@ def mixture_backward_op(
     activation: str,
     limit: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx_ND, dshare_NK, dgate_EFD, dup_EFD, ddown_EDF = gradients = _mixture_gradients(
-        dy_ND, x_ND, share_NK, gate_EFD, up_EFD, down_EDF
+    """Gradients of `mixture_op`."""
+    dx_ND, dtopk_weights_NK, dgate_EFD, dup_EFD, ddown_EDF = gradients = _mixture_gradients(
+        dy_ND, x_ND, topk_weights_NK, gate_EFD, up_EFD, down_EDF
     )
-    arch, (M, K) = arch_of(x_ND.device), (len(order_M), share_NK.shape[1])
+    arch, (M, K) = arch_of(x_ND.device), (len(order_M), topk_weights_NK.shape[1])
     gated = gate_EFD is not None
     dup_MF, hidden_MF, dgate_MF = (torch.empty_like(up_MF) for _ in range(3))
     dx_MD = x_ND.new_empty(M, x_ND.shape[1])
-    places = {"place_M": order_M, "choices": K}
+    by_choice = {"choice_M": order_M, "choices": K}
     down = grouped_gemm_launch(
-        arch, dy_ND, down_EDF, None, offsets_E1, dup_MF, **places, x_by_token=True
+        arch, dy_ND, down_EDF, None, offsets_E1, dup_MF, **by_choice, x_by_token=True
     )
     back = bwd_activation_launch(
         dup_MF,  # read, then overwritten
-        share_NK,
+        topk_weights_NK,
         order_M,
         offsets_E1,
         gate_MF if gated else None,
@@ -124,26 +135,26 @@ def mixture_backward_op(
         hidden_MF,
         dgate_MF if gated else None,
         dup_MF,
-        dshare_NK,
+        dtopk_weights_NK,
         activation,
         limit,
     )
     matrices = [
         weight_grad_launch(
-            arch, dy_ND, hidden_MF, offsets_E1, ddown_EDF, **places, a_by_token=True
+            arch, dy_ND, hidden_MF, offsets_E1, ddown_EDF, **by_choice, a_by_token=True
         ),
-        weight_grad_launch(arch, dup_MF, x_ND, offsets_E1, dup_EFD, **places, b_by_token=True),
+        weight_grad_launch(arch, dup_MF, x_ND, offsets_E1, dup_EFD, **by_choice, b_by_token=True),
     ]
     other = None
     if gate_EFD is not None:
         other = dgate_MF, gate_EFD
         matrices.append(
             weight_grad_launch(
-                arch, dgate_MF, x_ND, offsets_E1, dgate_EFD, **places, b_by_token=True
+                arch, dgate_MF, x_ND, offsets_E1, dgate_EFD, **by_choice, b_by_token=True
             )
         )
     up = grouped_gemm_launch(
-        arch, dup_MF, up_EFD, None, offsets_E1, dx_MD, **places, y_by_place=True, other=other
+        arch, dup_MF, up_EFD, None, offsets_E1, dx_MD, **by_choice, y_by_choice=True, other=other
     )
     for launch in (down, back, *matrices, up, combine_launch(dx_MD, None, dx_ND, K)):
         run(launch, x_ND)
@@ -154,16 +165,16 @@ def mixture_backward_op(
 def _mixture_gradients(
     dy_ND: Tensor,
     x_ND: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     gate_EFD: Tensor | None,
     up_EFD: Tensor,
     down_EDF: Tensor,
     *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Empty gradients of x, share, gate, up and down; the gate's has no elements without a gate."""
+    """Empty gradients of x, topk_weights, gate, up and down; without a gate its has no elements."""
     return (
         x_ND.new_empty(x_ND.shape),
-        torch.empty_like(share_NK),
+        torch.empty_like(topk_weights_NK),
         up_EFD.new_empty(0) if gate_EFD is None else torch.empty_like(gate_EFD),
         torch.empty_like(up_EFD),
         torch.empty_like(down_EDF),
@@ -177,11 +188,11 @@ def _save_mixture(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def _backward_mixture(ctx: Any, dy_ND: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     # autograd may pass an expanded gradient
-    dx_ND, dshare_NK, dgate_EFD, dup_EFD, ddown_EDF = mixture_backward_op(
+    dx_ND, dtopk_weights_NK, dgate_EFD, dup_EFD, ddown_EDF = mixture_backward_op(
         dy_ND.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.limit
     )
     gated = ctx.saved_tensors[2] is not None
-    return dx_ND, dshare_NK, dgate_EFD if gated else None, dup_EFD, ddown_EDF, *[None] * 5
+    return dx_ND, dtopk_weights_NK, dgate_EFD if gated else None, dup_EFD, ddown_EDF, *[None] * 5
 
 
 mixture_op.register_autograd(_backward_mixture, setup_context=_save_mixture)
@@ -189,7 +200,7 @@ mixture_op.register_autograd(_backward_mixture, setup_context=_save_mixture)
 
 def mixture(
     x_ND: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     gate_EFD: Tensor | None,
     up_EFD: Tensor,
     down_EDF: Tensor,
@@ -197,21 +208,23 @@ def mixture(
     limit: float | None,
     groups: Groups,
 ) -> Tensor:
+    """Triton implementation of `op.mixture`. Raises Unsupported."""
     require_device(x_ND)
     require_float(x_ND, "x")
-    require_float(share_NK, "share")
+    require_float(topk_weights_NK, "topk_weights")
     weights = [up_EFD, down_EDF.mT, *([] if gate_EFD is None else [gate_EFD])]
     require(
         x_ND.dim() == 2
         and up_EFD.dim() == 3
         and all(w.shape == up_EFD.shape for w in weights)
         and up_EFD.shape[2] == x_ND.shape[1]
-        and share_NK.dim() == 2
-        and len(share_NK) == len(x_ND)
-        and share_NK.device == x_ND.device,
-        "x must be [N, D], share [N, K] on its device, gate and up [E, F, D], down [E, D, F]",
+        and topk_weights_NK.dim() == 2
+        and len(topk_weights_NK) == len(x_ND)
+        and topk_weights_NK.device == x_ND.device,
+        "x must be [N, D], topk_weights [N, K] on its device, gate and up [E, F, D], "
+        "down [E, D, F]",
         x=tuple(x_ND.shape),
-        share=tuple(share_NK.shape),
+        topk_weights=tuple(topk_weights_NK.shape),
         gate=None if gate_EFD is None else tuple(gate_EFD.shape),
         up=tuple(up_EFD.shape),
         down=tuple(down_EDF.shape),
@@ -225,12 +238,12 @@ def mixture(
     require_parameter(down_EDF, x_ND, "down")
     if gate_EFD is not None:
         require_parameter(gate_EFD, x_ND, "gate")
-    require_groups(groups, share_NK.numel(), len(up_EFD))
+    require_groups(groups, topk_weights_NK.numel(), len(up_EFD))
     if limit is None and activation == "oai":
         limit = OAI_LIMIT
     y_ND, _, _ = mixture_op(
         as_rows(x_ND, "x"),
-        share_NK.contiguous(),
+        topk_weights_NK.contiguous(),
         gate_EFD,
         up_EFD,
         down_EDF,
@@ -238,6 +251,6 @@ def mixture(
         groups.offsets_E1,
         activation,
         limit,
-        needs_gradient(x_ND, share_NK, *weights),
+        needs_gradient(x_ND, topk_weights_NK, *weights),
     )
     return y_ND

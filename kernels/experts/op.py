@@ -2,13 +2,13 @@
 
     groups = group(expert_M, n_experts)         rows by expert, without a host sync
     grouped_linear(x, weight, bias, groups)     sorted rows times their expert's matrix
-    mixture(x, chosen, share, gate, up, down, "silu")   a whole routed feed-forward
+    mixture(x, chosen, topk_weights, gate, up, down, "silu")    a whole routed feed-forward
 
 reference.py defines what they compute, gradients included. Routing is the caller's: its gradients
-flow through `share`. backend="torch" runs the torch implementation, for any input; it waits for the
-device to count rows. backend="triton" runs kernels, or raises `requirements.Unsupported` before
-anything is launched. None chooses by device: "triton" for CUDA tensors, "torch" for others. Both
-are deterministic: equal inputs give equal bits.
+flow through `topk_weights`. backend="torch" runs the torch implementation, for any input; it waits
+for the device to count rows. backend="triton" runs kernels, or raises `requirements.Unsupported`
+before anything is launched. None chooses by device: "triton" for CUDA tensors, "torch" for others.
+Both are deterministic: equal inputs give equal bits.
 """
 
 # M rows sorted by expert, I features in, O features out, N tokens, K choices per token, E experts,
@@ -29,7 +29,7 @@ def grouped_linear(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """y_m = weight_e x_m + bias_e with e the expert of row m; 0 for rows of no expert.
+    """Linear layer per expert: y_m = weight_e x_m + bias_e with e the expert of row m, 0 for none.
 
     Args:
         x_MI: rows [M, I] sorted by expert, float32, bfloat16 or float16.
@@ -48,7 +48,7 @@ def grouped_linear(
 def mixture(
     x_ND: Tensor,
     chosen_NK: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     gate_EFD: Tensor | None,
     up_EFD: Tensor,
     down_EDF: Tensor,
@@ -57,13 +57,15 @@ def mixture(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """y_n = sum_k share_nk * down_e act(gate_e x_n, up_e x_n), with e = chosen_nk.
+    """Routed feed-forward: y_n = sum_k topk_weights_nk * expert_e(x_n) with e = chosen_nk.
+
+    expert_e(x) = down_e act(gate_e x, up_e x).
 
     Args:
         x_ND: tokens [N, D], float32, bfloat16 or float16.
         chosen_NK: int64 [N, K], the experts of each token. One below 0 is dropped: it adds
-            nothing, and its share has no gradient.
-        share_NK: weights of the K choices [N, K].
+            nothing, and its weight has no gradient.
+        topk_weights_NK: routing weights of the K choices [N, K].
         gate_EFD, up_EFD, down_EDF: matrices per expert, x's dtype; gate None for "relu2".
         activation: as in `rows.op.glu`, or "relu2".
         limit: clamp of gate and up, as in `rows.op.glu`.
@@ -76,5 +78,5 @@ def mixture(
         from . import mixture as implementation
     groups = group(chosen_NK.flatten(), len(up_EFD))
     return implementation.mixture(
-        x_ND, share_NK, gate_EFD, up_EFD, down_EDF, activation, limit, groups
+        x_ND, topk_weights_NK, gate_EFD, up_EFD, down_EDF, activation, limit, groups
     )

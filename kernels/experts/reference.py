@@ -34,25 +34,25 @@ def grouped_linear(
 def mixture(
     x_ND: Tensor,
     chosen_NK: Tensor,
-    share_NK: Tensor,
+    topk_weights_NK: Tensor,
     gate_EFD: Tensor | None,
     up_EFD: Tensor,
     down_EDF: Tensor,
     activation: Activation,
     limit: float | None = None,
 ) -> Tensor:
-    """y_n = sum over k of share_nk * expert_e(x_n) with e = chosen_nk; none where that is below 0.
+    """y_n = sum_k topk_weights_nk * expert_e(x_n) with e = chosen_nk; none where that is below 0.
 
     expert_e(x) = down_e glu(gate_e x, up_e x), or without a gate down_e relu2(up_e x).
     """
     y_ND = x_ND.new_zeros(x_ND.shape, dtype=torch.promote_types(x_ND.dtype, torch.float32))
     for e in range(len(up_EFD)):
         token_M, choice_M = torch.where(chosen_NK == e)
-        x_MD, share_M1 = x_ND[token_M], share_NK[token_M, choice_M, None]
+        x_MD, topk_weights_M1 = x_ND[token_M], topk_weights_NK[token_M, choice_M, None]
         gate_MF = None if gate_EFD is None else F.linear(x_MD, gate_EFD[e])
         hidden_MF = activated(gate_MF, F.linear(x_MD, up_EFD[e]), activation, limit)
         z_MD = F.linear(hidden_MF, down_EDF[e])
-        y_ND = y_ND.index_add(0, token_M, share_M1.to(y_ND.dtype) * z_MD)
+        y_ND = y_ND.index_add(0, token_M, topk_weights_M1.to(y_ND.dtype) * z_MD)
     return y_ND.to(x_ND.dtype)
 
 

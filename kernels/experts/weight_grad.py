@@ -19,7 +19,7 @@ from .tiles import EXACT
 def weight_grad(
     a_ptr,
     b_ptr,
-    place_ptr,
+    choice_ptr,
     offset_ptr,
     c_ptr,
     sum_ptr,
@@ -37,8 +37,8 @@ def weight_grad(
 ):
     """Grouped GEMM, weight gradient: c_e = a^T b over the rows of expert e, and column sums of a.
 
-    c_e is zero for an expert without rows. A_BY_TOKEN and B_BY_TOKEN read row r at place[r] // K. A
-    program takes BM x BN elements of one expert's c and loops over the rows by BK.
+    c_e is zero for an expert without rows. A_BY_TOKEN and B_BY_TOKEN read row r at choice[r] // K.
+    A program takes BM x BN elements of one expert's c and loops over the rows by BK.
     FLOPs: 2 height width per row.
     """
     expert = tl.program_id(1)
@@ -55,9 +55,9 @@ def weight_grad(
         a_row = row.to(tl.int64)
         b_row = a_row
         if A_BY_TOKEN:
-            a_row = tl.load(place_ptr + row, mask=mine, other=0) // choices
+            a_row = tl.load(choice_ptr + row, mask=mine, other=0) // choices
         if B_BY_TOKEN:
-            b_row = tl.load(place_ptr + row, mask=mine, other=0) // choices
+            b_row = tl.load(choice_ptr + row, mask=mine, other=0) // choices
         a_at = a_ptr + a_row[None, :] * a_stride + i[:, None]
         a = tl.load(a_at, mask=(i < height)[:, None] & mine[None, :], other=0.0)
         b_at = b_ptr + b_row[:, None] * b_stride + j[None, :]
@@ -83,7 +83,7 @@ def weight_grad_launch(
     c_EOI: Tensor,
     sum_EO: Tensor | None = None,
     *,
-    place_M: Tensor | None = None,
+    choice_M: Tensor | None = None,
     choices: int = 1,
     a_by_token: bool = False,
     b_by_token: bool = False,
@@ -98,7 +98,7 @@ def weight_grad_launch(
         arguments={
             "a_ptr": a,
             "b_ptr": b,
-            "place_ptr": place_M,
+            "choice_ptr": choice_M,
             "offset_ptr": offsets_E1,
             "c_ptr": c_EOI,
             "sum_ptr": sum_EO,

@@ -143,6 +143,7 @@ def forward_launch(
     h_BTN: Tensor,
     final_BN: Tensor,
 ) -> Launch:
+    """Launch of `scan_forward`."""
     require_arch(arch)
     B, T, N = x_BTN.shape
     config = CHANNEL_SCANS["channels"]
@@ -180,6 +181,7 @@ def backward_launch(
     ddecay_BTN: Tensor,
     dinitial_BN: Tensor,
 ) -> Launch:
+    """Launch of `scan_backward`."""
     require_arch(arch)
     B, T, N = dh_BTN.shape
     config = CHANNEL_SCANS["channels_backward"]
@@ -211,6 +213,7 @@ def backward_launch(
 def scan_op(
     x_BTN: Tensor, decay_BTN: Tensor, initial_BN: Tensor | None, segment_ids_BT: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """Custom operator `archfront::channel_scan`, differentiable; the caller checks inputs."""
     inputs = (x_BTN, decay_BTN, initial_BN, segment_ids_BT)
     h_BTN, final_BN = _scanned(*inputs)
     run(forward_launch(arch_of(x_BTN.device), *inputs, h_BTN, final_BN), x_BTN)
@@ -234,6 +237,7 @@ def scan_backward_op(
     initial_BN: Tensor | None,
     segment_ids_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `scan_op`."""
     inputs = (dh_BTN, dfinal_BN, h_BTN, decay_BTN, initial_BN, segment_ids_BT)
     gradients = _scan_gradients(*inputs)
     run(backward_launch(arch_of(dh_BTN.device), *inputs, *gradients), dh_BTN)
@@ -272,6 +276,7 @@ scan_op.register_autograd(_backward, setup_context=_save)
 def channel_scan(
     x_BTN: Tensor, decay_BTN: Tensor, state_BN: Tensor | None, *, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `op.channel_scan`. Raises Unsupported."""
     require_device(x_BTN)
     require(x_BTN.dim() == 3, "x must be of shape [B, T, N]", x=x_BTN.shape)
     B, T, N = x_BTN.shape

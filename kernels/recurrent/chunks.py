@@ -65,15 +65,18 @@ class Inputs:
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int, int]:
+        """(B, T, N, G, H, K, V)."""
         (B, T, G, K), (H, V) = self.q_BTGK.shape, self.v_BTHV.shape[2:]
         return B, T, triton.cdiv(T, self.chunk), G, H, K, V
 
     @property
     def has_scalar_decay(self) -> bool:
+        """Whether there is one decay per token and head."""
         return self.decay is not None and self.decay.dim() == 3
 
     @property
     def has_channel_decay(self) -> bool:
+        """Whether there is one decay per token, head and key channel."""
         return self.decay is not None and self.decay.dim() == 4
 
     @property
@@ -83,10 +86,12 @@ class Inputs:
 
     @property
     def is_rwkv7(self) -> bool:
+        """Whether the call is of `rwkv7_recurrence`."""
         return self.e_BTHK is not None
 
     @property
     def kind(self) -> Kind:
+        """The key of configs.py for these decays."""
         return "rwkv7" if self.is_rwkv7 else "channel" if self.has_channel_decay else "head"
 
 
@@ -115,12 +120,14 @@ class Gradients(NamedTuple):
 
 
 def new_outputs(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Empty (o_BTHV, final_BHKV)."""
     B, _, _, _, H, K, V = inputs.sizes
     v_BTHV = inputs.v_BTHV
     return v_BTHV.new_empty(v_BTHV.shape), v_BTHV.new_empty(B, H, K, V, dtype=torch.float32)
 
 
 def new_saved(inputs: Inputs, save: bool) -> Saved:
+    """Empty tensors for the forward; those for the backward alone only with `save`."""
     B, T, N, _, H, K, V = inputs.sizes
     new, pairs, rwkv7 = inputs.v_BTHV.new_empty, (B, T, H, inputs.chunk), inputs.is_rwkv7
     return Saved(
@@ -134,6 +141,7 @@ def new_saved(inputs: Inputs, save: bool) -> Saved:
 
 
 def new_gradients(arch: str, inputs: Inputs) -> Gradients:
+    """Empty gradients, in partial sums where several programs write one."""
     B, T, _, G, H, K, V = inputs.sizes
     parts = H // G // heads_of(H // G)
     keys = triton.cdiv(
@@ -162,6 +170,7 @@ def heads_of(sharing: int) -> int:
 def forward_launches(
     arch: str, inputs: Inputs, o_BTHV: Tensor, final_BHKV: Tensor, saved: Saved, save: bool
 ) -> dict[str, Launch]:
+    """The launches of the forward in order, by kernel name."""
     B, _, N, _, H, _, V = inputs.sizes
     launches, decayed_keys = _gate(arch, inputs)
     arguments = {
@@ -216,6 +225,7 @@ def forward_launches(
 def backward_launches(
     arch: str, inputs: Inputs, saved: Saved, do_BTHV: Tensor, dfinal_BHKV: Tensor, out: Gradients
 ) -> dict[str, Launch]:
+    """The launches of the backward in order, by kernel name."""
     B, _, N, G, H, K, V = inputs.sizes
     heads = heads_of(H // G)
     launches, decayed_keys = _gate(arch, inputs)
@@ -379,6 +389,7 @@ def linear_recurrence_op(
     chunk: int,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Custom operator `archfront::linear_recurrence`, differentiable; the caller checks inputs."""
     inputs = _inputs(
         q_BTGK,
         k_BTGK,
@@ -429,6 +440,7 @@ def linear_recurrence_backward_op(
     scale: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `linear_recurrence_op`."""
     inputs = _inputs(
         q_BTGK,
         k_BTGK,
@@ -534,6 +546,7 @@ def linear_recurrence(
     chunk: int,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `op.linear_recurrence`. Raises Unsupported."""
     K = _require(q_BTGK, v_BTHV, state_BHKV, chunk, segment_ids)
     (B, T, H, _), G = v_BTHV.shape, q_BTGK.shape[2]
     require(H % G == 0, "the key heads must divide the value heads", G=G, H=H)
@@ -564,6 +577,7 @@ def rwkv7_recurrence(
     chunk: int,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `op.rwkv7_recurrence`. Raises Unsupported."""
     K = _require(r_BTHK, v_BTHV, state_BHKV, chunk, segment_ids)
     shape = (*v_BTHV.shape[:3], K)
     e_BTHK = -a_BTHK

@@ -16,6 +16,8 @@ CHANNELS = (4096, 16)  # of Mamba-1, and states per channel
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
+    """The sizes and variant of a call, and the kernels compiled for it."""
+
     name: str
     G: int
     H: int

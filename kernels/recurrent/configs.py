@@ -65,7 +65,7 @@ FLOAT32 = {
     "bwd_intra": Config(tiles={"BV": 32}, warps=4),
     "bwd_inputs": Config(tiles={"BK": 16, "BV": 32}, warps=4, stages=1),
 }
-# where BV = 32 spills
+# Where BV = 32 spills.
 NARROW_STATE = Config(tiles={"BK": WIDEST_KEY, "BV": 16}, warps=8)
 NARROW_STATES: dict[tuple[str, Kind], dict[str, Config]] = {
     ("sm_89", "rwkv7"): {"bwd_state": NARROW_STATE},

@@ -54,6 +54,7 @@ def linear_recurrence(
     chunk: int = 64,
     segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Torch implementation of `op.linear_recurrence`."""
     wide, chunk = _wide(v_BTHV), min(chunk, LARGEST_CHUNK)
     (B, T, H, V), (G, K) = v_BTHV.shape, q_BTGK.shape[2:]
     if decay is None:
@@ -151,6 +152,7 @@ def rwkv7_recurrence(
     chunk: int = 64,
     segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Torch implementation of `op.rwkv7_recurrence`."""
     wide, chunk = _wide(v_BTHV), min(chunk, LARGEST_CHUNK)
     (B, T, H, V), K = v_BTHV.shape, r_BTHK.shape[3]
     tokens = [x.to(wide) for x in (r_BTHK, w_BTHK, k_BTHK, v_BTHV, a_BTHK, b_BTHK)]
@@ -216,6 +218,7 @@ def selective_scan(
     *,
     segment_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Torch implementation of `op.selective_scan`."""
     wide = _wide(x_BTN)
     x, dt, A, B, C, D = (y.to(wide) for y in (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N))
     state = _first(state_BNS, (len(x), *A.shape), x_BTN)

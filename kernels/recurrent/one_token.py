@@ -138,6 +138,7 @@ def linear_recurrence_step_launch(
     o_BHV: Tensor,
     scale: float,
 ) -> Launch:
+    """Launch of `linear_recurrence_step_kernel`."""
     (B, H, V), (G, K) = v_BHV.shape, q_BGK.shape[1:]
     config = config_for(arch, "step", "head", v_BHV.dtype, K, V)
     by_batch = decay is not None and decay.dim() > 1
@@ -182,6 +183,7 @@ def rwkv7_recurrence_step_launch(
     state_BHKV: Tensor,
     o_BHV: Tensor,
 ) -> Launch:
+    """Launch of `rwkv7_recurrence_step_kernel`."""
     (B, H, V), K = v_BHV.shape, r_BHK.shape[2]
     config = config_for(arch, "step", "rwkv7", v_BHV.dtype, K, V)
     inputs = {"r": r_BHK, "w": w_BHK, "k": k_BHK, "v": v_BHV, "a": a_BHK, "b": b_BHK}
@@ -212,6 +214,7 @@ def linear_recurrence_step_op(
     state_BHKV: Tensor,
     scale: float,
 ) -> Tensor:
+    """Custom operator `archfront::linear_recurrence_step`; the caller checks inputs."""
     o_BHV = v_BHV.new_empty(v_BHV.shape)
     inputs = (q_BGK, k_BGK, v_BHV, decay, beta_BH, state_BHKV)
     run(linear_recurrence_step_launch(arch_of(v_BHV.device), *inputs, o_BHV, scale), v_BHV)
@@ -241,6 +244,7 @@ def rwkv7_recurrence_step_op(
     b_BHK: Tensor,
     state_BHKV: Tensor,
 ) -> Tensor:
+    """Custom operator `archfront::rwkv7_recurrence_step`; the caller checks inputs."""
     o_BHV = v_BHV.new_empty(v_BHV.shape)
     inputs = (r_BHK, w_BHK, k_BHK, v_BHV, a_BHK, b_BHK, state_BHKV)
     run(rwkv7_recurrence_step_launch(arch_of(v_BHV.device), *inputs, o_BHV), v_BHV)
@@ -270,6 +274,7 @@ def linear_recurrence_step(
     *,
     scale: float,
 ) -> Tensor:
+    """Triton implementation of `op.linear_recurrence_step`. Raises Unsupported."""
     B, H, K = _require(q_BGK, v_BHV, state_BHKV)
     G = q_BGK.shape[1]
     require(H % G == 0, "the key heads must divide the value heads", G=G, H=H)
@@ -293,6 +298,7 @@ def rwkv7_recurrence_step(
     b_BHK: Tensor,
     state_BHKV: Tensor,
 ) -> Tensor:
+    """Triton implementation of `op.rwkv7_recurrence_step`. Raises Unsupported."""
     shape = _require(r_BHK, v_BHV, state_BHKV)
     for name, x in {"r": r_BHK, "w": w_BHK, "k": k_BHK, "a": a_BHK, "b": b_BHK}.items():
         require_rows(name, x, shape, v_BHV, 1)

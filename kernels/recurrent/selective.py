@@ -26,7 +26,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def renewed(h, x, dt, A, B, new, USE_SEGMENT_IDS: tl.constexpr):
+def next_state(h, x, dt, A, B, new, USE_SEGMENT_IDS: tl.constexpr):
     """(e^{dt A} h + dt x B^T, e^{dt A}) for the next token; e^{dt A} is 0 at a segment start."""
     kept = tl.exp2(dt[:, None] * A * LOG2_E)
     if USE_SEGMENT_IDS:
@@ -96,7 +96,7 @@ def selective_forward(
             row = first + block * UNROLL + u
             new = begins(segment_ids_ptr, row, first, end) if USE_SEGMENT_IDS else False
             now = x[u].to(tl.float32)
-            h, _ = renewed(
+            h, _ = next_state(
                 h, now, dt[u].to(tl.float32), A, B[u].to(tl.float32), new, USE_SEGMENT_IDS
             )
             y = tl.sum(h * C[u].to(tl.float32)[None, :], 1) + D * now
@@ -176,7 +176,7 @@ def selective_backward(
             row = first + block * UNROLL + u
             new = begins(segment_ids_ptr, row, first, end) if USE_SEGMENT_IDS else False
             before += (h,)
-            h, a = renewed(h, x[u], dt[u], A, B[u], new, USE_SEGMENT_IDS)
+            h, a = next_state(h, x[u], dt[u], A, B[u], new, USE_SEGMENT_IDS)
             kept += (a,)
         before += (h,)
         for u in tl.static_range(UNROLL - 1, -1, -1):
@@ -232,6 +232,7 @@ def forward_launch(
     final_BNS: Tensor,
     H_BLNS: Tensor,
 ) -> Launch:
+    """Launch of `selective_forward`."""
     arguments = {
         **_inputs(x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, segment_ids_BT),
         "initial_ptr": initial_BNS,
@@ -258,6 +259,7 @@ def backward_launch(
     segment_ids_BT: Tensor | None,
     out: Gradients,
 ) -> Launch:
+    """Launch of `selective_backward`."""
     arguments = {
         **_inputs(x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, segment_ids_BT),
         "dy_ptr": dy_BTN,
@@ -317,6 +319,7 @@ def _launch(arch: str, name: str, kernel: Any, x_BTN: Tensor, arguments: dict[st
 
 
 def new_outputs(x_BTN: Tensor, A_NS: Tensor, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty (y_BTN, final_BNS, H_BLNS), the last for the backward: empty without `save`."""
     B, T, _ = x_BTN.shape
     blocks = triton.cdiv(T, CHANNEL_SCANS["selective"].tiles["UNROLL"])
     H = (B, blocks, *A_NS.shape) if save else 0
@@ -325,6 +328,7 @@ def new_outputs(x_BTN: Tensor, A_NS: Tensor, save: bool) -> tuple[Tensor, Tensor
 
 
 def new_gradients(x_BTN: Tensor, dt_BTN: Tensor, A_NS: Tensor) -> Gradients:
+    """Empty gradients; those of parameters as partial sums in float32."""
     (B, T, N), S = x_BTN.shape, A_NS.shape[1]
     parts = triton.cdiv(N, CHANNEL_SCANS["selective_backward"].tiles["BN"])
 
@@ -354,6 +358,7 @@ def selective_op(
     segment_ids_BT: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Custom operator `archfront::selective_scan`, differentiable; the caller checks inputs."""
     outputs = new_outputs(x_BTN, A_NS, save)
     inputs = (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, initial_BNS, segment_ids_BT)
     run(forward_launch(arch_of(x_BTN.device), *inputs, *outputs), x_BTN)
@@ -378,6 +383,7 @@ def selective_backward_op(
     D_N: Tensor,
     segment_ids_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `selective_op`."""
     out = new_gradients(x_BTN, dt_BTN, A_NS)
     inputs = (x_BTN, dt_BTN, A_NS, B_BTS, C_BTS, D_N, segment_ids_BT)
     arch = arch_of(x_BTN.device)
@@ -428,6 +434,7 @@ def selective_scan(
     *,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `op.selective_scan`. Raises Unsupported."""
     require_device(x_BTN)
     constraint = "x must be of shape [B, T, N] and A of shape [N, S]"
     require(x_BTN.dim() == 3 and A_NS.dim() == 2, constraint, x=x_BTN.shape, A=A_NS.shape)

@@ -20,7 +20,7 @@ class RowConfig:
 
 # kernel -> one Config per width class, narrowest first. Eight to sixteen elements per thread keep
 # loads at 16 bytes. The norm's backward holds four tiles at once and spills beyond 8192 columns,
-# with 8, 16 and 32 warps alike.
+# with 8, 16 and 32 warps.
 NARROW = (
     RowConfig(block=64, rows=16, warps=4),
     RowConfig(block=128, rows=8, warps=4),
@@ -80,11 +80,12 @@ def config_for(arch: str, kernel: str, width: int) -> RowConfig:
 
 
 def tile_for(arch: str, kernel: str) -> RowConfig:
+    """The one tile of a kernel for rows of any width. Raises Unsupported for an unknown `arch`."""
     require_arch(arch)
     return CUT[arch, kernel]
 
 
-def walking_programs(arch: str, config: RowConfig, num_rows: int) -> int:
+def persistent_programs(arch: str, config: RowConfig, num_rows: int) -> int:
     """Number of programs for kernels that loop over rows and write a partial sum each."""
     resident = ARCHS[arch].multiprocessors * RESIDENT_WARPS // config.warps
     return max(1, min(resident, num_rows // (TILES_PER_PROGRAM * config.rows)))

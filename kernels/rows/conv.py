@@ -54,7 +54,7 @@ def load_x(x_ptr, tail_ptr, token, channel, stride, tokens, channels, W, TAIL: t
 
 
 @triton.jit
-def owner(segment_ids_ptr, token, tokens):
+def segment_of(segment_ids_ptr, token, tokens):
     """The segment id of `token`; the tail has that of the first token."""
     return tl.load(segment_ids_ptr + tl.maximum(token, 0), mask=token < tokens, other=-1)
 
@@ -105,7 +105,9 @@ def short_conv_forward(
         x = load_x(x_ptr, tail_ptr, at, channel, x_stride, tokens, channels, W, TAIL)
         x = x.to(tl.float32)
         if USE_SEGMENT_IDS:
-            own = owner(segment_ids_ptr, at, tokens) == owner(segment_ids_ptr, token, tokens)
+            own = segment_of(segment_ids_ptr, at, tokens) == segment_of(
+                segment_ids_ptr, token, tokens
+            )
             x = tl.where(own, x, 0.0)
         z += w[i] * x
     y = z * tl.sigmoid(z) if SILU else z
@@ -164,7 +166,7 @@ def short_conv_backward(
         at = first - (W - 1) + i
         x += (load_x(x_ptr, tail_ptr, at, channel, x_stride, tokens, channels, W, TAIL),)
         if USE_SEGMENT_IDS:
-            own += (owner(segment_ids_ptr, at, tokens),)
+            own += (segment_of(segment_ids_ptr, at, tokens),)
     for i in tl.static_range(RUN + W - 1):
         inside = (first + i < tokens) & (channel < channels)
         place = (first + i).to(tl.int64) * channels + channel
@@ -227,6 +229,7 @@ def forward_launch(
     y_BTN: Tensor,
     silu: bool,
 ) -> Launch:
+    """Launch of `short_conv_forward`."""
     batch, tokens, channels = x_BTN.shape
     config = tile_for(arch, "short_conv_forward")
     return Launch(
@@ -274,6 +277,7 @@ def backward_launch(
     dweight_PWN: Tensor,
     silu: bool,
 ) -> Launch:
+    """Launch of `short_conv_backward`."""
     _, tokens, channels = x_BTN.shape
     config = tile_for(arch, "short_conv_backward")
     return Launch(
@@ -304,6 +308,7 @@ def backward_launch(
 
 
 def kind_of(weight_NW: Tensor, bias_N: Tensor | None, silu: bool) -> dict[str, int | bool]:
+    """The constexpr arguments of both kernels."""
     width = weight_NW.shape[1]
     return {
         "SILU": silu,
@@ -322,6 +327,7 @@ def short_conv_op(
     segment_ids_BT: Tensor | None,
     silu: bool,
 ) -> Tensor:
+    """Custom operator `archfront::short_conv`, differentiable; the caller checks inputs."""
     y_BTN = x_BTN.new_empty(x_BTN.shape)
     operands = x_BTN, weight_NW, bias_N, tail_BWN, segment_ids_BT
     run(forward_launch(arch_of(x_BTN.device), *operands, y_BTN, silu), x_BTN)
@@ -350,6 +356,7 @@ def short_conv_backward_op(
     segment_ids_BT: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Gradients of `short_conv_op`."""
     arch = arch_of(x_BTN.device)
     dx_BTN = torch.empty_like(dy_BTN)
     dweight_PWN = partial_sums(arch, x_BTN, weight_NW, bias_N)
@@ -400,6 +407,7 @@ def short_conv(
     tail_BWN: Tensor | None,
     segment_ids: Tensor | None,
 ) -> Tensor:
+    """Triton implementation of `op.short_conv`. Raises Unsupported."""
     require(x_BTN.dim() == 3, "x must be [batch, tokens, channels]", shape=tuple(x_BTN.shape))
     batch, tokens, channels = x_BTN.shape
     as_rows(x_BTN[:1], "x")
@@ -426,6 +434,7 @@ def short_conv(
 def require_operands(
     x: Tensor, weight_NW: Tensor, bias_N: Tensor | None, activation: str | None
 ) -> None:
+    """Raise Unsupported unless the kernels take x, weight, bias and activation."""
     channels = x.shape[-1]
     require_device(x)
     require_float(x, "x")
@@ -451,6 +460,7 @@ def require_operands(
 
 
 def require_tail(tail_BWN: Tensor, x: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raise Unsupported unless the tail has this shape, and x's dtype and device."""
     require(
         (tail_BWN.shape, tail_BWN.dtype, tail_BWN.device) == (shape, x.dtype, x.device)
         and tail_BWN.is_contiguous(),

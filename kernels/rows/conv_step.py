@@ -75,6 +75,7 @@ def launch(
     y_BN: Tensor,
     silu: bool,
 ) -> Launch:
+    """Launch of `short_conv_step_forward`."""
     sequences, channels = x_BN.shape
     config = tile_for(arch, "short_conv_step")
     return Launch(
@@ -101,6 +102,7 @@ def launch(
 def short_conv_step_op(
     x_BN: Tensor, tail_BWN: Tensor, weight_NW: Tensor, bias_N: Tensor | None, silu: bool
 ) -> Tensor:
+    """Custom operator `archfront::short_conv_step`; the caller checks inputs."""
     y_BN = x_BN.new_empty(x_BN.shape)
     operands = x_BN, tail_BWN, weight_NW, bias_N
     run(launch(arch_of(x_BN.device), *operands, y_BN, silu), x_BN)
@@ -122,6 +124,7 @@ def short_conv_step(
     *,
     activation: Literal["silu"] | None,
 ) -> Tensor:
+    """Triton implementation of `op.short_conv_step`. Raises Unsupported."""
     require(x_BN.dim() == 2, "x must be [batch, channels]", shape=tuple(x_BN.shape))
     require_operands(x_BN, weight_NW, bias_N, activation)
     batch, channels = x_BN.shape

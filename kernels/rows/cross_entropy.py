@@ -100,6 +100,7 @@ def launch(
     softcap: float | None,
     z_loss: float,
 ) -> Launch:
+    """Launch of `cross_entropy`."""
     num_rows, vocabulary = logits_CV.shape
     config = tile_for(arch, "cross_entropy")
     return Launch(
@@ -130,6 +131,7 @@ def cross_entropy_rows(
     softcap: float | None,
     z_loss: float,
 ) -> Tensor:
+    """Loss per row, float32 [C]; `gradient_CV`, where given, receives the gradient of their sum."""
     loss_C = logits_CV.new_empty(len(target_C))
     operands = logits_CV, target_C, loss_C, gradient_CV
     run(launch(arch_of(logits_CV.device), *operands, scale, softcap, z_loss), logits_CV)
@@ -137,6 +139,7 @@ def cross_entropy_rows(
 
 
 def require_operands(h: Tensor, weight_VD: Tensor, target: Tensor, bias_V: Tensor | None) -> None:
+    """Raise Unsupported unless the kernel takes the hidden states, the head and the targets."""
     require_device(h)
     require_float(h, "h")
     require(

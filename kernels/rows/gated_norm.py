@@ -18,7 +18,7 @@ from torch import Tensor
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
 from ..requirements import require, require_float, require_like
-from .configs import config_for, walking_programs
+from .configs import config_for, persistent_programs
 from .heads import as_heads, row_start
 from .norm import require_weight
 
@@ -175,6 +175,7 @@ def forward_launch(
     gate_first: bool,
     groups: int,
 ) -> Launch:
+    """Launch of `gated_rms_norm_forward`."""
     num_rows, entries = y_RN.shape
     config = config_for(arch, "gated_rms_norm_forward", entries // groups)
     return Launch(
@@ -206,7 +207,7 @@ def partial_sums(arch: str, x_MHN: Tensor, groups: int) -> Tensor:
     """Buffer for partial gradients of the weight, a row per program of a group."""
     tokens, heads, entries = x_MHN.shape
     config = config_for(arch, "gated_rms_norm_backward", entries // groups)
-    programs = triton.cdiv(walking_programs(arch, config, tokens * heads * groups), groups)
+    programs = triton.cdiv(persistent_programs(arch, config, tokens * heads * groups), groups)
     return x_MHN.new_empty(programs, entries, dtype=torch.float32)
 
 
@@ -224,6 +225,7 @@ def backward_launch(
     gate_first: bool,
     groups: int,
 ) -> Launch:
+    """Launch of `gated_rms_norm_backward`."""
     num_rows, entries = dx_RN.shape
     programs = dweight_PN.shape[0]
     config = config_for(arch, "gated_rms_norm_backward", entries // groups)
@@ -267,6 +269,7 @@ def gated_rms_norm_op(
     gate_first: bool,
     groups: int,
 ) -> Tensor:
+    """Custom operator `archfront::gated_rms_norm`, differentiable; the caller checks inputs."""
     settings = eps, activation, gate_first, groups
     y_RN = _gated_rms_norm_output(x_MHN, gate_MHN, weight_N, *settings)
     arch = arch_of(x_MHN.device)
@@ -299,6 +302,7 @@ def gated_rms_norm_backward_op(
     gate_first: bool,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `gated_rms_norm_op`."""
     arch = arch_of(x_MHN.device)
     dx_RN, dgate_RN = torch.empty_like(dy_RN), torch.empty_like(dy_RN)
     dweight_PN = partial_sums(arch, x_MHN, groups)
@@ -349,6 +353,7 @@ def gated_rms_norm(
     gate_first: bool,
     groups: int,
 ) -> Tensor:
+    """Triton implementation of `op.gated_rms_norm`. Raises Unsupported."""
     x_MHN, gate_MHN = as_heads(x=x, gate=gate)
     entries = x_MHN.shape[2]
     require_device(x)

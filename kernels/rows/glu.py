@@ -34,7 +34,7 @@ CUBIC = tl.constexpr(2.0 * math.sqrt(2.0 / math.pi) * 0.044715)
 
 
 @triton.jit
-def share(gate, ACTIVATION: tl.constexpr):
+def gating_factor(gate, ACTIVATION: tl.constexpr):
     """(s, ds/dgate) of an activation gate * s(gate)."""
     if ACTIVATION == GELU:
         s = 0.5 + 0.5 * tl.erf(gate * SQRT_HALF)
@@ -87,7 +87,7 @@ def glu_forward(
             up = tl.maximum(tl.minimum(up, limit), -limit)
         if ACTIVATION == OAI:
             up += 1.0
-        s = share(gate, ACTIVATION)[0]
+        s = gating_factor(gate, ACTIVATION)[0]
         y = gate * s * up
     tl.store(y_ptr + row * width + col, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -130,7 +130,7 @@ def glu_backward(
             up = tl.maximum(tl.minimum(up, limit), -limit)
         if ACTIVATION == OAI:
             up += 1.0
-        s, slope = share(gate, ACTIVATION)
+        s, slope = gating_factor(gate, ACTIVATION)
         dgate = dy * up * (s + gate * slope)
         dup = dy * gate * s
         if LIMITED:
@@ -148,6 +148,7 @@ def forward_launch(
     activation: str,
     limit: float | None,
 ) -> Launch:
+    """Launch of `glu_forward`."""
     pointers = {"gate_ptr": gate_MF, "up_ptr": up_MF, "y_ptr": y_MF}
     return _launch(glu_forward, arch, pointers, activation, limit)
 
@@ -162,6 +163,7 @@ def backward_launch(
     activation: str,
     limit: float | None,
 ) -> Launch:
+    """Launch of `glu_backward`."""
     pointers = {
         "dy_ptr": dy_MF,
         "gate_ptr": gate_MF,
@@ -204,6 +206,7 @@ def _launch(
 
 @torch.library.custom_op("archfront::glu", mutates_args=())
 def glu_op(gate_MF: Tensor | None, up_MF: Tensor, activation: str, limit: float | None) -> Tensor:
+    """Custom operator `archfront::glu`, differentiable; the caller checks inputs."""
     y_MF = _glu_output(gate_MF, up_MF, activation, limit)
     run(forward_launch(arch_of(up_MF.device), gate_MF, up_MF, y_MF, activation, limit), up_MF)
     return y_MF
@@ -220,6 +223,7 @@ def _glu_output(
 def glu_backward_op(
     dy_MF: Tensor, gate_MF: Tensor, up_MF: Tensor, activation: str, limit: float | None
 ) -> tuple[Tensor, Tensor]:
+    """Gradients of `glu_op`."""
     gradients = torch.empty_like(dy_MF), torch.empty_like(dy_MF)
     launch = backward_launch(
         arch_of(up_MF.device), dy_MF, gate_MF, up_MF, *gradients, activation, limit
@@ -237,6 +241,7 @@ def _glu_gradients(
 
 @torch.library.custom_op("archfront::relu2_backward", mutates_args=())
 def relu2_backward_op(dy_MF: Tensor, up_MF: Tensor) -> Tensor:
+    """Gradients of `relu2_op`."""
     dup_MF = torch.empty_like(dy_MF)
     arch = arch_of(up_MF.device)
     run(backward_launch(arch, dy_MF, None, up_MF, None, dup_MF, "relu2", None), up_MF)
@@ -265,6 +270,7 @@ glu_op.register_autograd(_backward_glu, setup_context=_save_glu)
 
 
 def glu(gate: Tensor, up: Tensor, activation: Activation, limit: float | None = None) -> Tensor:
+    """Triton implementation of `op.glu`. Raises Unsupported."""
     require_device(gate)
     require_float(gate, "gate")
     require_like(up, gate, "up")
@@ -276,6 +282,7 @@ def glu(gate: Tensor, up: Tensor, activation: Activation, limit: float | None = 
 
 
 def relu2(up: Tensor) -> Tensor:
+    """Triton implementation of `op.relu2`. Raises Unsupported."""
     require_device(up)
     require_float(up, "up")
     return glu_op(None, as_rows(up, "up"), "relu2", None).view(up.shape)

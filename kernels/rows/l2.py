@@ -85,10 +85,12 @@ def l2_norm_backward(
 
 
 def forward_launch(arch: str, x_MHD: Tensor, y_RD: Tensor, eps: float) -> Launch:
+    """Launch of `l2_norm_forward`."""
     return _launch(l2_norm_forward, arch, {"x_ptr": x_MHD, "y_ptr": y_RD}, x_MHD, eps)
 
 
 def backward_launch(arch: str, dy_RD: Tensor, x_MHD: Tensor, dx_RD: Tensor, eps: float) -> Launch:
+    """Launch of `l2_norm_backward`."""
     pointers = {"dy_ptr": dy_RD, "x_ptr": x_MHD, "dx_ptr": dx_RD}
     return _launch(l2_norm_backward, arch, pointers, x_MHD, eps)
 
@@ -118,6 +120,7 @@ def _launch(
 
 @torch.library.custom_op("archfront::l2_norm", mutates_args=())
 def l2_norm_op(x_MHD: Tensor, eps: float) -> Tensor:
+    """Custom operator `archfront::l2_norm`, differentiable; the caller checks inputs."""
     y_RD = _l2_norm_output(x_MHD, eps)
     run(forward_launch(arch_of(x_MHD.device), x_MHD, y_RD, eps), x_MHD)
     return y_RD
@@ -131,6 +134,7 @@ def _l2_norm_output(x_MHD: Tensor, eps: float) -> Tensor:
 
 @torch.library.custom_op("archfront::l2_norm_backward", mutates_args=())
 def l2_norm_backward_op(dy_RD: Tensor, x_MHD: Tensor, eps: float) -> Tensor:
+    """Gradients of `l2_norm_op`."""
     dx_RD = torch.empty_like(dy_RD)
     run(backward_launch(arch_of(x_MHD.device), dy_RD, x_MHD, dx_RD, eps), x_MHD)
     return dx_RD
@@ -156,6 +160,7 @@ l2_norm_op.register_autograd(_backward_l2_norm, setup_context=_save_l2_norm)
 
 
 def l2_norm(x: Tensor, eps: float) -> Tensor:
+    """Triton implementation of `op.l2_norm`. Raises Unsupported."""
     (x_MHD,) = as_heads(x=x)
     width = x_MHD.shape[2]
     require_device(x)

@@ -23,6 +23,7 @@ MOST_LOGITS = 2**28  # and no more than one GiB of logits
 
 
 def chunk_rows(num_rows: int, vocabulary: int) -> int:
+    """Number of rows whose logits are in memory at once."""
     return max(FEWEST_ROWS, min(-(-num_rows // CHUNKS), MOST_LOGITS // vocabulary))
 
 
@@ -145,6 +146,7 @@ def linear_cross_entropy(
     z_loss: float,
     backend: Backend,
 ) -> Tensor:
+    """Triton implementation of `op.linear_cross_entropy`. Raises Unsupported."""
     if backend == "triton":
         from .cross_entropy import require_operands
 

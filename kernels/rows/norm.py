@@ -18,7 +18,7 @@ from torch import Tensor
 from ..configs import arch_of
 from ..launch import Launch, require_device, run
 from ..requirements import as_rows, needs_gradient, require, require_float, require_like
-from .configs import config_for, walking_programs
+from .configs import config_for, persistent_programs
 from .heads import as_heads, row_start
 
 WIDEST = 16_384  # a whole row stays in the registers of one program,
@@ -140,6 +140,7 @@ def forward_launch(
     eps: float,
     zero_centered: bool,
 ) -> Launch:
+    """Launch of `rms_norm_forward`."""
     num_rows, width = y_RD.shape
     config = config_for(arch, "rms_norm_forward", width)
     return Launch(
@@ -172,7 +173,7 @@ def partial_sums(arch: str, x_MHD: Tensor) -> Tensor:
     """Buffer for partial gradients of the weight, a row per program of the backward."""
     tokens, heads, width = x_MHD.shape
     config = config_for(arch, "rms_norm_backward", width)
-    programs = walking_programs(arch, config, tokens * heads)
+    programs = persistent_programs(arch, config, tokens * heads)
     return x_MHD.new_empty(programs, width, dtype=torch.float32)
 
 
@@ -187,6 +188,7 @@ def backward_launch(
     dweight_PD: Tensor,
     zero_centered: bool,
 ) -> Launch:
+    """Launch of `rms_norm_backward`."""
     num_rows, width = dx_RD.shape
     programs = dweight_PD.shape[0]
     config = config_for(arch, "rms_norm_backward", width)
@@ -221,6 +223,7 @@ def backward_launch(
 def rms_norm_op(
     x_MHD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor]:
+    """Custom operator `archfront::rms_norm`, differentiable; the caller checks inputs."""
     y_RD, rstd_R = _rms_norm_outputs(x_MHD, weight_D, eps, zero_centered)
     arch = arch_of(x_MHD.device)
     run(forward_launch(arch, x_MHD, None, weight_D, y_RD, None, rstd_R, eps, zero_centered), x_MHD)
@@ -240,6 +243,7 @@ def _rms_norm_outputs(
 def add_rms_norm_op(
     x_MHD: Tensor, residual_RD: Tensor, weight_D: Tensor, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Custom operator `archfront::add_rms_norm`, differentiable; the caller checks inputs."""
     y_RD, summed_RD, rstd_R = _add_rms_norm_outputs(
         x_MHD, residual_RD, weight_D, eps, zero_centered
     )
@@ -275,6 +279,7 @@ def rms_norm_backward_op(
     rstd_R: Tensor,
     zero_centered: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Gradients of `rms_norm_op`."""
     arch = arch_of(x_MHD.device)
     dx_RD, dweight_PD = torch.empty_like(dy_RD), partial_sums(arch, x_MHD)
     launch = backward_launch(
@@ -332,6 +337,7 @@ add_rms_norm_op.register_autograd(_backward_add_rms_norm, setup_context=_save_ad
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool = False) -> Tensor:
+    """Triton implementation of `op.rms_norm`. Raises Unsupported."""
     (x_MHD,) = as_heads(x=x)
     _require(x_MHD, weight, needs_gradient(x, weight))
     y_RD, _ = rms_norm_op(x_MHD, weight, eps, zero_centered)
@@ -341,6 +347,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool = False)
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, zero_centered: bool = False
 ) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `op.add_rms_norm`. Raises Unsupported."""
     x_MHD = as_rows(x, "x").unsqueeze(1)
     _require(x_MHD, weight, needs_gradient(x, residual, weight))
     require_like(residual, x, "residual")
@@ -360,6 +367,7 @@ def _require(x_MHD: Tensor, weight: Tensor, gradient: bool) -> None:
 
 
 def require_weight(weight: Tensor, width: int, x: Tensor) -> None:
+    """Raise Unsupported unless the weight is [width], contiguous, on x's device."""
     require_float(weight, "weight")
     require(
         weight.device == x.device and weight.shape == (width,) and weight.is_contiguous(),

@@ -38,7 +38,7 @@ def rms_norm(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467).
+    """RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight over the last dimension.
 
     `x` [..., D] with evenly spaced rows, `weight` [D]; `zero_centered` takes 1 + weight as the
     factor (Gemma). Returns x's shape and dtype. Raises Unsupported.
@@ -59,7 +59,7 @@ def add_rms_norm(
     *,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(normed, summed): summed = x + residual, normed = rms_norm(summed), in one pass.
+    """Residual sum and RMSNorm in one pass: (normed, summed), summed = x + residual.
 
     `x` and `residual` [..., D] of one dtype, `weight` [D]. Raises Unsupported.
     """
@@ -81,7 +81,7 @@ def gated_rms_norm(
     groups: int = 1,
     backend: Backend | None = None,
 ) -> Tensor:
-    """rms_norm(x) * weight * act(gate), or with `gate_first` rms_norm(x * act(gate)) * weight.
+    """Gated RMSNorm: norm(x) * weight * act(gate), or norm(x * act(gate)) * weight (`gate_first`).
 
     The first is Gated DeltaNet's (arXiv 2412.06464), with a sigmoid KDA's (2510.26692); the second
     is Mamba-2's (2405.21060). `x` and `gate` [..., D], `weight` [D]; the norm is taken over each of
@@ -96,7 +96,7 @@ def gated_rms_norm(
 
 
 def l2_norm(x: Tensor, eps: float, *, backend: Backend | None = None) -> Tensor:
-    """x / sqrt(sum(x^2) + eps) over the last dimension of `x` [..., D]. Raises Unsupported."""
+    """L2 norm: x / sqrt(sum(x^2) + eps) over the last dimension of `x`. Raises Unsupported."""
     if choose_backend(backend, x) == "torch":
         return reference.l2_norm(x, eps)
     from . import l2
@@ -105,10 +105,10 @@ def l2_norm(x: Tensor, eps: float, *, backend: Backend | None = None) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (arXiv 1607.06450).
+    """LayerNorm (arXiv 1607.06450): (x - mean) / sqrt(var + eps) * weight + bias.
 
-    `x` [..., D], `weight` and `bias` [D], all of one dtype. torch's own on every device, where it
-    is one fused kernel each way.
+    Over the last dimension of `x` [..., D]; `weight` and `bias` [D], all of one dtype. torch's own
+    on every device, where it is one fused kernel each way.
     """
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
@@ -121,7 +121,7 @@ def glu(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """act(gate) * up (arXiv 2002.05202), elementwise on two tensors [..., F] of one dtype.
+    """Gated linear unit (arXiv 2002.05202): act(gate) * up, on two tensors [..., F] of one dtype.
 
     `activation` "silu", "gelu", "gelu_tanh" or "oai" (gpt-oss: gate sigmoid(1.702 gate) (up + 1)).
     `limit` first clamps gate from above and up on both sides; None is no clamp, 7 for "oai".
@@ -135,12 +135,12 @@ def glu(
 
 
 def swiglu(gate: Tensor, up: Tensor, *, backend: Backend | None = None) -> Tensor:
-    """silu(gate) * up: `glu` with "silu"."""
+    """SwiGLU: silu(gate) * up, `glu` with "silu"."""
     return glu(gate, up, "silu", backend=backend)
 
 
 def relu2(up: Tensor, *, backend: Backend | None = None) -> Tensor:
-    """relu(up)^2 (Primer, arXiv 2109.08668), elementwise. Raises Unsupported."""
+    """Squared ReLU (Primer, arXiv 2109.08668): relu(up)^2, elementwise. Raises Unsupported."""
     if choose_backend(backend, up) == "torch":
         return reference.relu2(up)
     from . import glu

@@ -96,6 +96,7 @@ def launch(
     last: bool,
     inverse: bool,
 ) -> Launch:
+    """Launch of `rotate`."""
     num_tokens, heads, width = x_MHD.shape
     table_tokens, pairs = cos_LP.shape
     config = config_for(arch, "rope", pairs)
@@ -133,6 +134,7 @@ def launch(
 def rope_op(
     x_MHD: Tensor, cos_LP: Tensor, sin_LP: Tensor, interleaved: bool, last: bool, inverse: bool
 ) -> Tensor:
+    """Custom operator `archfront::rope`, differentiable; the caller checks inputs."""
     y_MHD = _rope_output(x_MHD, cos_LP, sin_LP, interleaved, last, inverse)
     arch = arch_of(x_MHD.device)
     run(launch(arch, x_MHD, cos_LP, sin_LP, y_MHD, interleaved, last, inverse), x_MHD)
@@ -164,6 +166,7 @@ rope_op.register_autograd(_backward_rope, setup_context=_save_rope)
 def rope(
     x_BTHD: Tensor, cos: Tensor, sin: Tensor, *, rotated: int, interleaved: bool, last: bool
 ) -> Tensor:
+    """Triton implementation of `op.rope`. Raises Unsupported."""
     require(x_BTHD.dim() == 4, "x must be [batch, tokens, heads, width]", shape=tuple(x_BTHD.shape))
     batch, tokens, _, width = x_BTHD.shape
     require_device(x_BTHD)

@@ -25,6 +25,7 @@ TABLE = {
 
 
 def config_for(arch: str, kernel: str) -> Config:
+    """The configuration of a kernel. Raises Unsupported for a GPU without e4m3."""
     require_arch(arch)
     constraint = f"e4m3 needs sm_{FIRST_WITH_E4M3} or newer, backend='torch' simulates it"
     require((arch, kernel) in TABLE, constraint, arch=arch)

@@ -81,6 +81,7 @@ def matmul(
 def matmul_launch(
     arch: str, a_MK: Tensor, a_scales: Tensor, b_NK: Tensor, b_scales: Tensor, c_MN: Tensor
 ) -> Launch:
+    """Launch of `matmul`."""
     (M, K), N = a_MK.shape, len(b_NK)
     scales = _scales_arguments("a", a_scales, M) | _scales_arguments("b", b_scales, N)
     kind = "matmul" if scales["B_HIGH"] == BLOCK else "matmul_by_row"
@@ -123,6 +124,7 @@ def _scales_arguments(name: str, scales: Tensor, num_rows: int) -> dict[str, int
 def scaled_matmul_op(
     a_MK: Tensor, a_scales: Tensor, b_NK: Tensor, b_scales: Tensor, out_dtype: torch.dtype
 ) -> Tensor:
+    """Custom operator `archfront::scaled_matmul`; the caller checks inputs."""
     c_MN = _product(a_MK, a_scales, b_NK, b_scales, out_dtype)
     arch = arch_of(a_MK.device)
     run(matmul_launch(arch, a_MK, a_scales, b_NK, b_scales, c_MN), a_MK)
@@ -139,6 +141,7 @@ def _product(
 def scaled_matmul(
     a_MK: Tensor, a_scales: Tensor, b_NK: Tensor, b_scales: Tensor, out_dtype: torch.dtype
 ) -> Tensor:
+    """Triton implementation of `op.scaled_matmul`. Raises Unsupported."""
     require_device(a_MK)
     for name, x, scales in (("a", a_MK, a_scales), ("b", b_NK, b_scales)):
         require(

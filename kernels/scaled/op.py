@@ -24,7 +24,9 @@ from .reference import Recipe, Tile
 
 
 def quantize(x_MN: Tensor, tile: Tile, *, backend: Backend | None = None) -> tuple[Tensor, Tensor]:
-    """(e4m3 values [M, N], fp32 scales [M / rows, N / columns]) with value * scale nearest to x.
+    """Quantization to FP8: (e4m3 values [M, N], fp32 scales [M / rows, N / columns]).
+
+    value * scale is nearest to x, scale = max(amax, 1e-12) / 448 over its tile.
 
     `tile` (rows, columns) shares a scale, None being all: (1, 128), (128, 128), (1, None) or
     (None, None). `x_MN` may be a transposed view; the values are written row by row.
@@ -46,10 +48,10 @@ def scaled_matmul(
     out_dtype: torch.dtype,
     backend: Backend | None = None,
 ) -> Tensor:
-    """A B^T in `out_dtype` [M, N], summed in float32, of what `quantize` gave for A and B.
+    """Product of FP8 matrices: A B^T [M, N] in `out_dtype`, of what `quantize` gave for A and B.
 
     `a_MK`, `b_NK` float8_e4m3fn; scales per tensor, per row, or per 128 along K (and 128 rows).
-    Raises Unsupported.
+    Sums are in float32. Raises Unsupported.
     """
     if choose_backend(backend, a_MK) == "torch":
         return reference.scaled_matmul(a_MK, a_scales, b_NK, b_scales, out_dtype=out_dtype)
@@ -61,7 +63,7 @@ def scaled_matmul(
 def scaled_linear(
     x: Tensor, weight_OI: Tensor, recipe: Recipe, *, backend: Backend | None = None
 ) -> Tensor:
-    """x W^T with activation, weight and gradients quantized to FP8 by `recipe`.
+    """FP8 linear layer: x W^T with activation, weight and gradients quantized by `recipe`.
 
     `x` [..., I], `weight_OI` [O, I]; recipe "tensorwise", "rowwise" or "blockwise" (1 x 128 and
     128 x 128 tiles: DeepSeek-V3, arXiv 2412.19437, section 3.3). Returns [..., O] in x's dtype;

@@ -123,6 +123,7 @@ def encode_launch(arch: str, x_MN: Tensor, values_MN: Tensor, scales: Tensor, ti
 
 
 def scale_rows_launch(arch: str, x_MN: Tensor, scales_M: Tensor) -> Launch:
+    """Launch of `scale_rows`."""
     M, N = x_MN.shape
     config = config_for(arch, "scale_rows")
     return Launch(
@@ -143,6 +144,7 @@ def scale_rows_launch(arch: str, x_MN: Tensor, scales_M: Tensor) -> Launch:
 
 @torch.library.custom_op("archfront::quantize", mutates_args=())
 def quantize_op(x_MN: Tensor, rows: int | None, columns: int | None) -> tuple[Tensor, Tensor]:
+    """Custom operator `archfront::quantize`; the caller checks inputs."""
     tile = rows, columns
     arch = arch_of(x_MN.device)
     values_MN, scales = _quantize_outputs(x_MN, rows, columns)
@@ -165,6 +167,7 @@ def _quantize_outputs(x_MN: Tensor, rows: int | None, columns: int | None) -> tu
 
 
 def quantize(x_MN: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `op.quantize`. Raises Unsupported."""
     require_device(x_MN)
     require_float(x_MN, "x")
     constraint = f"x must be a matrix with elements, the tile one of {', '.join(map(str, KERNELS))}"

@@ -1,4 +1,4 @@
-"""What a command leaves behind: its result on stdout, or a file."""
+"""Output of a command: its result on stdout, or a file."""
 
 import json
 import sys

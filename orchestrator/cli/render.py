@@ -187,6 +187,7 @@ class Column:
     report: Report
 
     def plain(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
         return {"name": self.name, "architecture": self.architecture.plain(), **self.report.plain()}
 
 

@@ -33,6 +33,7 @@ class PassCost:
     cost: Cost
 
     def plain(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
         cost = self.cost
         return {
             "workload": self.workload,

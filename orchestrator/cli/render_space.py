@@ -12,7 +12,7 @@ from ...search_space.space import Sample, SearchSpace
 from ...search_space.warm_start import starts
 from .render import block_lines
 
-if TYPE_CHECKING:  # it imports torch, which a box without triton may lack
+if TYPE_CHECKING:  # it imports torch, which may be absent where triton is
     from ...profilers.kernel_support import UnsupportedChoice
 
 
@@ -78,7 +78,7 @@ def _values(domain: Any) -> str:
 
 
 def plain(checked: SearchSpace, drawn: Sample, kernels: Kernels | None) -> dict[str, Any]:
-    """The same as plain data."""
+    """A checked space as plain data."""
     return {
         "space": checked.name,
         "choices": {

@@ -1,4 +1,4 @@
-"""What the names on the command line stand for: stores, studies, architectures, workloads."""
+"""Lookup of names on the command line: stores, studies, architectures, workloads."""
 
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,1 @@
-"""Samplers: what a search tries next."""
+"""Samplers: the choice of the next candidate of a search."""

@@ -35,7 +35,7 @@ VALID = "valid"  # the constraint that an invalid trial violates
 STATES = {
     "complete": TrialState.COMPLETE,
     "failed": TrialState.FAIL,
-    # As failed: neither a repeat nor a bound on costs says anything new of the objectives.
+    # As failed: a duplicate or a violated bound on costs has no new values of the objectives.
     "rejected": TrialState.FAIL,
     "invalid": TrialState.PRUNED,
 }
@@ -69,7 +69,7 @@ class OptunaSampler(Sampler):
         self._rebuild()
 
     @abstractmethod
-    def drawing(self, seed: int) -> BaseSampler:
+    def sampler_for(self, seed: int) -> BaseSampler:
         """The Optuna sampler for one suggestion."""
 
     def ask(self, number: int) -> Suggestion:
@@ -112,7 +112,9 @@ class OptunaSampler(Sampler):
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         before = self.outcomes.get(number - 1)
         explore = before is not None and before.state in ("rejected", "invalid")
-        self.study.sampler = optuna.samplers.RandomSampler(seed) if explore else self.drawing(seed)
+        self.study.sampler = (
+            optuna.samplers.RandomSampler(seed) if explore else self.sampler_for(seed)
+        )
         # Drawn on a trial of its own: Optuna keeps more of a trial that it sampled than its
         # parameters, and that could not be restored.
         draft = self.study.ask()
@@ -177,7 +179,7 @@ class TPE(OptunaSampler):
     The univariate default of Optuna repeats 17% of its suggestions on several objectives.
     """
 
-    def drawing(self, seed: int) -> BaseSampler:
+    def sampler_for(self, seed: int) -> BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(
@@ -188,7 +190,7 @@ class TPE(OptunaSampler):
 class Random(OptunaSampler):
     """Uniform draws, choice by choice (optuna.samplers.RandomSampler)."""
 
-    def drawing(self, seed: int) -> BaseSampler:
+    def sampler_for(self, seed: int) -> BaseSampler:
         return optuna.samplers.RandomSampler(seed)
 
 
@@ -198,7 +200,7 @@ class NSGA2(OptunaSampler):
     Choices that every candidate has are crossed over and mutated, conditional ones drawn.
     """
 
-    def drawing(self, seed: int) -> BaseSampler:
+    def sampler_for(self, seed: int) -> BaseSampler:
         return _NSGAII(seed, self.parents)
 
     def _rebuild(self) -> None:

@@ -19,6 +19,7 @@ MAX_BYTES = 1_000_000  # of both files together
 
 
 def main() -> int:
+    """Fit the model on a folder of tables and write its two files."""
     parser = argparse.ArgumentParser(
         prog="python -m archfront.profilers.cost", description="Fit the shipped cost model."
     )

@@ -10,7 +10,7 @@ is known of the device, the provenance of an estimate is
     family       another device of its GPU family was timed: constants and residual of the family
     transferred  only other families were: constants averaged over them, the more similar ones
                  weighing more, and a fraction of the residual that all families have in common
-    stand_in     calls of this class were never timed: constants of a class that moves data alike
+    stand_in     calls of this class were never timed: constants of a class with similar access
 """
 
 import math
@@ -42,7 +42,7 @@ STAND_INS = {
     "scan_plain": "scan",
     "recurrent_step_plain": "recurrent_step",
     "rows": "conv",
-    "waiting": "gemm",
+    "sequential_gemm": "gemm",
     "index_scores": "attention_prefill",
     "selected_attention": "mla_decode",
     "channel_scan": "scan",
@@ -76,10 +76,12 @@ class Times:
 
     @property
     def low(self) -> np.ndarray:
+        """Lower bounds of the 90% intervals in seconds, [n]."""
         return self.seconds * np.exp(-self.half_width)
 
     @property
     def high(self) -> np.ndarray:
+        """Upper bounds of the 90% intervals in seconds, [n]."""
         return self.seconds * np.exp(self.half_width)
 
 
@@ -249,7 +251,7 @@ def constants_for(known: Mapping[str, Constants], device: Device) -> tuple[Const
     logs = np.array([mean.log() for mean in means.values()])
     averaged = np.average(logs, axis=0, weights=weights)
     # The last constant, the cache's rate per unit, scales with the memory rate per unit for some
-    # kernels and not for others: take the form on which the families agree better.
+    # kernels and not for others: take the one of both on which the families agree better.
     rates = [_memory_gbps_per_unit(devices()[names[0]]) for names in families.values()]
     relative = logs[:, -1] - np.log(rates)
     if relative.std() < logs[:, -1].std():

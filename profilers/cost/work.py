@@ -32,7 +32,7 @@ from ...search_space.operators import (
     Rows,
     Scan,
     SelectedAttention,
-    Waiting,
+    SequentialGemm,
 )
 from ..device import Device
 
@@ -312,7 +312,7 @@ SHAPES: dict[type[Operator], Callable[[Columns, Device], list[np.ndarray]]] = {
     IndexScores: _plain,
     SelectedAttention: _plain,
     Rows: _plain,
-    Waiting: _plain,
+    SequentialGemm: _plain,
 }
 
 # The number of columns that are smooth: the flag of the cache format, the four terms, and the sizes
@@ -334,6 +334,6 @@ SMOOTH: dict[type[Operator], int] = {
         IndexScores: 0,
         SelectedAttention: 0,
         Rows: 0,
-        Waiting: 0,
+        SequentialGemm: 0,
     }.items()
 }

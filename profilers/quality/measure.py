@@ -26,7 +26,7 @@ def measure(
     """The measurements of all tasks at each rung of the plan, at seeds from `seed` on.
 
     Each task's proxy is derived once and built once per seed; a run goes on where the rung before
-    left it. `deadline` is a moment of `time.monotonic`. Raises ValueError when the proxy cannot
+    left it. `deadline` is a value of `time.monotonic`. Raises ValueError when the proxy cannot
     hold the architecture, Unbuilt, NotFinite, OutOfTime.
     """
     fractions = [rung.fraction for rung in plan.rungs]

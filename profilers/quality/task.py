@@ -67,6 +67,6 @@ class Task(ABC, Generic[Settings]):
     ) -> Run:
         """Build the proxy model with the weights of `seed`, before its first step.
 
-        `deadline` is a moment of `time.monotonic`. Raises Unbuilt where the architecture has no
+        `deadline` is a value of `time.monotonic`. Raises Unbuilt where the architecture has no
         module.
         """

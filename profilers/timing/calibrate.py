@@ -108,7 +108,7 @@ _DECODING = (AttentionDecode, MLADecode, RecurrentStep, ConvStep)
 def points_of(sizes: "Sizes", here: Device, points: int, local: torch.device) -> list[Operator]:
     """At most `points` calls of one cost class that fit the device's memory and time.
 
-    They are spread evenly over the logarithms of its sizes, the same for every call.
+    They are evenly distributed over the logarithms of its sizes, the same for every call.
     """
     small = local.type == "cpu"
     drawn = SobolEngine(len(sizes.ranges), scramble=True, seed=0).draw(DRAWN * points)
@@ -246,6 +246,7 @@ SHAPES: dict[str, Sizes] = {
 
 
 def main() -> int:
+    """Calibrate the local device and write the JSON file."""
     parser = argparse.ArgumentParser(description="Time operators on the local device.")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--points", type=int, default=30, choices=POINTS)

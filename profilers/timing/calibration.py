@@ -36,7 +36,7 @@ class Calibration:
     wholes: tuple[tuple[float, int, float], ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, for the store or a file."""
+        """Plain data for the store or a file."""
         return {
             "schema": SCHEMA,
             "protocol": PROTOCOL,

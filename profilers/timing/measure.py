@@ -57,7 +57,7 @@ def timing_key(unit: str, device: str, point: Point, facts: Mapping[str, str]) -
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """What a sum of timing units leaves out: `constant_s` per pass and `layer_s` per layer.
+    """Correction of a sum of timing units: `constant_s` per pass and `layer_s` per layer.
 
     `half_width` is the relative error of the corrected sum, the 90th percentile of
     |sum / whole - 1| over `models` whole models.

@@ -31,6 +31,7 @@ PARITY_LIMIT = 4e-2  # relative error of bfloat16 kernels against float32 torch
 
 
 def main() -> None:
+    """Read one job from stdin and write its answer to stdout."""
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
     try:

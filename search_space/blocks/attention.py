@@ -18,7 +18,7 @@ from ..operators import (
     masked_attention,
     visible,
 )
-from .block import Block, Cache, Weight, biases, grained, grouped, linear, vector
+from .block import Block, Cache, Weight, biases, grouped, linear, make_divisible, vector
 from .heads import HeadLayout, head_columns, head_rows
 from .rope import Rope
 
@@ -357,7 +357,7 @@ class Attention(Block):
             yield from masked_attention(batch=point.batch, tokens=point.tokens, keys=first, **size)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * width_fraction)
+        head_dim = make_divisible(self.head_dim * width_fraction)
         heads, kv_heads = grouped(
             self.heads, self.kv_heads, self.head_dim * width_fraction / head_dim
         )
@@ -370,14 +370,14 @@ class Attention(Block):
             "heads": heads,
             "kv_heads": kv_heads,
             "head_dim": head_dim,
-            "v_head_dim": self.v_head_dim and grained(self.v_head_dim * width_fraction),
+            "v_head_dim": self.v_head_dim and make_divisible(self.v_head_dim * width_fraction),
             "window": nearer(self.window),
             "chunk": nearer(self.chunk),
             "block_sparse": sparse
             and sparse.model_dump()
             | {
                 "block": _kernel_block(sparse.block * context_fraction),
-                "index_dim": grained(sparse.index_dim * width_fraction),
+                "index_dim": make_divisible(sparse.index_dim * width_fraction),
             },
             "temperature": self.temperature
             and self.temperature.model_dump() | {"floor": nearer(self.temperature.floor)},

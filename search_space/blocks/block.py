@@ -29,7 +29,7 @@ PrecisionRole = Literal[
 Owner = Literal["block", "use", "first", "later"]
 # Routers and gates are small and sensitive: they never leave BF16.
 Role = PrecisionRole | Literal["router", "gate"]
-GRAIN = 16  # of sizes in proxy models, for tensor cores and FP8
+SIZE_DIVISOR = 16  # of sizes in proxy models, for tensor cores and FP8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Weight:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """What one sequence caches between decoding steps.
+    """Cache of one sequence between decoding steps, in elements.
 
     `kv_elements` are cached for each of the last `window` tokens (None: all), in the KV format,
     with `kv_scales` fp32 scales per token where that has 8 bits. `compressed_elements` and the
@@ -134,7 +134,7 @@ class Block(Terse):
         return {}
 
     def cache(self, d_model: int) -> Cache:
-        """What one sequence caches; by default nothing."""
+        """The cache of one sequence; by default nothing."""
         return Cache()
 
     def operators(
@@ -228,9 +228,9 @@ def biases(sizes: Mapping[str, int]) -> tuple[Weight, ...]:
     return tuple(vector(f"{name}.bias", size) for name, size in sizes.items())
 
 
-def grained(exact: float) -> int:
-    """The nearest multiple of `GRAIN`, at least one."""
-    return max(GRAIN, GRAIN * round(exact / GRAIN))
+def make_divisible(exact: float) -> int:
+    """The nearest multiple of `SIZE_DIVISOR`, not zero."""
+    return max(SIZE_DIVISOR, SIZE_DIVISOR * round(exact / SIZE_DIVISOR))
 
 
 def grouped(heads: int, shared: int, fraction: float) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from ..operators import (
     masked_attention,
     visible,
 )
-from .block import Block, Cache, Weight, grained, linear, vector
+from .block import Block, Cache, Weight, linear, make_divisible, vector
 from .mla import Indexer
 from .rope import Rope
 
@@ -163,16 +163,16 @@ class CompressedAttention(Block):
             )
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * width_fraction)
+        head_dim = make_divisible(self.head_dim * width_fraction)
         groups = max(1, round(self.o_groups * width_fraction))
         index = self.indexer
         return {
             "heads": groups
             * max(1, round(self.heads * self.head_dim * width_fraction / head_dim / groups)),
             "head_dim": head_dim,
-            "q_lora_rank": grained(self.q_lora_rank * width_fraction),
+            "q_lora_rank": make_divisible(self.q_lora_rank * width_fraction),
             "o_groups": groups,
-            "o_lora_rank": grained(self.o_lora_rank * width_fraction),
+            "o_lora_rank": make_divisible(self.o_lora_rank * width_fraction),
             "window": max(4, round(self.window * context_fraction)),
             "compress": self.compress and max(2, round(self.compress * context_fraction)),
             "indexer": index and index.proxy_fields(width_fraction, context_fraction),

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
-from .block import Block, Role, Weight, grained, linear, vector
+from .block import Block, Role, Weight, linear, make_divisible, vector
 
 Activation = Literal[
     "swiglu", "geglu", "geglu_tanh", "swiglu_oai", "situ", "gelu", "silu", "relu", "relu2"
@@ -45,7 +45,7 @@ class FeedForward(Block):
         yield Rows(rows=point.rows, elements=(inputs + 1) * self.width)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        return {"width": grained(self.width * width_fraction)}
+        return {"width": make_divisible(self.width * width_fraction)}
 
 
 def up_projections(activation: Activation) -> tuple[str, ...]:

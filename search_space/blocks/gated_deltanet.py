@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from ..operators import NumberFormat, Operator, Point, Rows
-from .block import Block, Cache, Weight, grained, grouped, linear, vector
+from .block import Block, Cache, Weight, grouped, linear, make_divisible, vector
 from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import convolution, recurrence
 
@@ -104,13 +104,13 @@ class GatedDeltaNet(Block):
         yield Rows(rows=point.rows, elements=3 * self.v_width)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * width_fraction)
+        v_head_dim = make_divisible(self.v_head_dim * width_fraction)
         v_heads, k_heads = grouped(
             self.v_heads, self.k_heads, self.v_head_dim * width_fraction / v_head_dim
         )
         return {
             "k_heads": k_heads,
             "v_heads": v_heads,
-            "k_head_dim": grained(self.k_head_dim * width_fraction),
+            "k_head_dim": make_divisible(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
         }

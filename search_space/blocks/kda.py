@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
-from .block import Block, Cache, Weight, grained, linear, vector
+from .block import Block, Cache, Weight, linear, make_divisible, vector
 from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import convolution, recurrence
 
@@ -105,10 +105,10 @@ class KDA(Block):
         yield Rows(rows=point.rows, elements=3 * self.v_width + 2 * self.k_width)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * width_fraction)
+        v_head_dim = make_divisible(self.v_head_dim * width_fraction)
         return {
             "heads": max(1, round(self.v_width * width_fraction / v_head_dim)),
-            "k_head_dim": grained(self.k_head_dim * width_fraction),
+            "k_head_dim": make_divisible(self.k_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
-            "gate_rank": grained(self.gate_rank * width_fraction),
+            "gate_rank": make_divisible(self.gate_rank * width_fraction),
         }

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
-from .block import Block, Cache, Weight, grained, linear, vector
+from .block import Block, Cache, Weight, linear, make_divisible, vector
 from .heads import HeadLayout, head_columns, head_rows
 from .recurrent import recurrence
 
@@ -71,7 +71,7 @@ class Lightning(Block):
         yield Rows(rows=point.rows, elements=3 * self.width)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * width_fraction)
+        head_dim = make_divisible(self.head_dim * width_fraction)
         return {
             "heads": max(1, round(self.width * width_fraction / head_dim)),
             "head_dim": head_dim,

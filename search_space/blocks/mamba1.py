@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from ..operators import ChannelScan, NumberFormat, Operator, Point, Rows
-from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .block import Block, Cache, Weight, biases, linear, make_divisible, vector
 from .heads import HeadLayout, head_rows
 from .recurrent import convolution
 
@@ -73,6 +73,6 @@ class Mamba1(Block):
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
         return {
-            "d_inner": grained(self.d_inner * width_fraction),
+            "d_inner": make_divisible(self.d_inner * width_fraction),
             "dt_rank": max(4, round(self.dt_rank * width_fraction)),
         }

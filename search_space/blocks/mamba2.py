@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from ..operators import NumberFormat, Operator, Point, Rows
-from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .block import Block, Cache, Weight, biases, linear, make_divisible, vector
 from .heads import HeadLayout, head_columns, head_rows
 from .recurrent import convolution, recurrence
 
@@ -94,11 +94,11 @@ class Mamba2(Block):
         yield Rows(rows=point.rows, elements=3 * self.d_inner)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * width_fraction)
+        head_dim = make_divisible(self.head_dim * width_fraction)
         heads = max(1, round(self.d_inner * width_fraction / head_dim))
         return {
             "heads": heads,
             "head_dim": head_dim,
-            "d_state": grained(self.d_state * width_fraction),
+            "d_state": make_divisible(self.d_state * width_fraction),
             "groups": math.gcd(self.groups, heads),
         }

@@ -18,7 +18,7 @@ from ..operators import (
     SelectedAttention,
     visible,
 )
-from .block import Block, Cache, Weight, biases, grained, linear, vector
+from .block import Block, Cache, Weight, biases, linear, make_divisible, vector
 from .heads import HeadLayout, head_columns, head_rows
 from .rope import Rope
 
@@ -47,7 +47,7 @@ class Indexer(Terse):
         """The fields in a proxy model, see `Block.proxy_fields`."""
         return {
             "heads": max(1, round(self.heads * width_fraction)),
-            "head_dim": grained(self.head_dim * width_fraction),
+            "head_dim": make_divisible(self.head_dim * width_fraction),
             "top_k": max(4, round(self.top_k * context_fraction)),
         }
 
@@ -215,14 +215,14 @@ class MLA(Block):
         return scored + expanded.flops
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        v_head_dim = grained(self.v_head_dim * width_fraction)
+        v_head_dim = make_divisible(self.v_head_dim * width_fraction)
         index = self.indexer
         return {
             "heads": max(1, round(self.heads * self.v_head_dim * width_fraction / v_head_dim)),
-            "q_lora_rank": self.q_lora_rank and grained(self.q_lora_rank * width_fraction),
-            "kv_lora_rank": grained(self.kv_lora_rank * width_fraction),
-            "qk_nope_head_dim": grained(self.qk_nope_head_dim * width_fraction),
-            "qk_rope_head_dim": grained(self.qk_rope_head_dim * width_fraction),
+            "q_lora_rank": self.q_lora_rank and make_divisible(self.q_lora_rank * width_fraction),
+            "kv_lora_rank": make_divisible(self.kv_lora_rank * width_fraction),
+            "qk_nope_head_dim": make_divisible(self.qk_nope_head_dim * width_fraction),
+            "qk_rope_head_dim": make_divisible(self.qk_rope_head_dim * width_fraction),
             "v_head_dim": v_head_dim,
             "indexer": index and index.proxy_fields(width_fraction, context_fraction),
         }

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ..document import Terse
 from ..operators import Experts, NumberFormat, Operator, Point, Rows
-from .block import Block, Cache, Weight, grained, linear, vector
+from .block import Block, Cache, Weight, linear, make_divisible, vector
 from .feed_forward import Activation, mlp, up_projections
 
 Router = Literal[
@@ -210,7 +210,7 @@ class MoE(Block):
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
         fewer = max(1.0, self.n_experts / MAX_PROXY_EXPERTS)
         top_k = max(1, round(self.top_k / fewer))
-        d_expert = grained(self.top_k * self.d_expert * width_fraction / top_k)
+        d_expert = make_divisible(self.top_k * self.d_expert * width_fraction / top_k)
         n_experts, groups = max(top_k, round(self.n_experts / fewer)), None
         if self.groups and n_experts % self.groups.n == 0:
             of_one = n_experts // self.groups.n
@@ -220,7 +220,8 @@ class MoE(Block):
             "n_experts": n_experts,
             "top_k": top_k,
             "d_expert": d_expert,
-            "d_shared": (self.n_shared and grained(self.shared_width * width_fraction)) or None,
+            "d_shared": (self.n_shared and make_divisible(self.shared_width * width_fraction))
+            or None,
             "groups": groups,
-            "latent": self.latent and grained(self.latent * width_fraction),
+            "latent": self.latent and make_divisible(self.latent * width_fraction),
         }

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from ..operators import NumberFormat, Operator, Point, Rows, Waiting
-from .block import Block, Cache, Weight, biases, grained, linear
+from ..operators import NumberFormat, Operator, Point, Rows, SequentialGemm
+from .block import Block, Cache, Weight, biases, linear, make_divisible
 from .heads import HeadLayout, head_rows
 
 GATES = {"gru": 3, "lstm": 4}
@@ -45,8 +45,8 @@ class RNN(Block):
         self, d_model: int, point: Point, *, kv: NumberFormat, experts: NumberFormat
     ) -> Iterator[Operator]:
         gates = GATES[self.cell] * self.width
-        yield Waiting(steps=point.tokens, n=gates, k=self.width)  # one step after the other
+        yield SequentialGemm(steps=point.tokens, n=gates, k=self.width)  # one step after the other
         yield Rows(rows=point.rows, elements=2 * gates)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        return {"width": grained(self.width * width_fraction)}
+        return {"width": make_divisible(self.width * width_fraction)}

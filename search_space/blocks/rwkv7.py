@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveInt
 
 from ..operators import NumberFormat, Operator, Point, Rows
-from .block import Block, Cache, Owner, Weight, biases, grained, linear, vector
+from .block import Block, Cache, Owner, Weight, biases, linear, make_divisible, vector
 from .heads import HeadLayout, head_columns, head_rows
 from .recurrent import recurrence
 
@@ -97,14 +97,14 @@ class RWKV7(Block):
         yield Rows(rows=point.rows, elements=8 * self.width)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * width_fraction)
+        head_dim = make_divisible(self.head_dim * width_fraction)
         return {
             "heads": max(1, round(self.width * width_fraction / head_dim)),
             "head_dim": head_dim,
-            "decay_rank": grained(self.decay_rank * width_fraction),
-            "a_rank": grained(self.a_rank * width_fraction),
-            "v_rank": grained(self.v_rank * width_fraction),
-            "gate_rank": grained(self.gate_rank * width_fraction),
+            "decay_rank": make_divisible(self.decay_rank * width_fraction),
+            "a_rank": make_divisible(self.a_rank * width_fraction),
+            "v_rank": make_divisible(self.v_rank * width_fraction),
+            "gate_rank": make_divisible(self.gate_rank * width_fraction),
         }
 
 
@@ -138,4 +138,4 @@ class RWKV7ChannelMix(Block):
         yield Rows(rows=point.rows, elements=2 * self.width)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        return {"width": grained(self.width * width_fraction)}
+        return {"width": make_divisible(self.width * width_fraction)}

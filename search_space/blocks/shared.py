@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from ..operators import AttentionDecode, AttentionPrefill, NumberFormat, Operator, Point, Rows
-from .block import Block, Cache, Weight, grained, grouped, linear, vector
+from .block import Block, Cache, Weight, grouped, linear, make_divisible, vector
 from .feed_forward import Activation, up_projections
 from .heads import HeadLayout, head_columns, head_rows
 from .rope import Rope
@@ -107,7 +107,7 @@ class SharedBlock(Block):
         yield Rows(rows=point.rows, elements=3 * self.width)
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * width_fraction)
+        head_dim = make_divisible(self.head_dim * width_fraction)
         heads, kv_heads = grouped(
             self.heads, self.kv_heads, self.head_dim * width_fraction / head_dim
         )
@@ -115,6 +115,6 @@ class SharedBlock(Block):
             "heads": heads,
             "kv_heads": kv_heads,
             "head_dim": head_dim,
-            "width": grained(self.width * width_fraction),
-            "adapter_rank": grained(self.adapter_rank * width_fraction),
+            "width": make_divisible(self.width * width_fraction),
+            "adapter_rank": make_divisible(self.adapter_rank * width_fraction),
         }

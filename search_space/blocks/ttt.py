@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from ..operators import Gemm, NumberFormat, Operator, Point, Rows, Waiting
-from .block import Block, Cache, Weight, biases, grained, linear, vector
+from ..operators import Gemm, NumberFormat, Operator, Point, Rows, SequentialGemm
+from .block import Block, Cache, Weight, biases, linear, make_divisible, vector
 from .heads import HeadLayout, head_rows, linear_mixer_heads
 from .recurrent import convolution
 
@@ -79,7 +79,7 @@ class TTTLinear(Block):
                 if count and size:
                     yield Gemm(m=sequences * count * size, n=size, k=K)
                     yield Gemm(m=sequences * count * size, n=K, k=size)
-            yield Waiting(steps=ceil(point.tokens / self.mini_batch), n=self.width, k=K)
+            yield SequentialGemm(steps=ceil(point.tokens / self.mini_batch), n=self.width, k=K)
         yield Rows(rows=point.rows, elements=9 * self.width)
 
     def operator_flops(self, d_model: int, context: int) -> float:
@@ -87,7 +87,7 @@ class TTTLinear(Block):
         return super().operator_flops(d_model, context) + 2 * self.heads * self.head_dim**2
 
     def proxy_fields(self, width_fraction: float, context_fraction: float) -> dict[str, Any]:
-        head_dim = grained(self.head_dim * width_fraction)
+        head_dim = make_divisible(self.head_dim * width_fraction)
         return {
             "heads": max(1, round(self.width * width_fraction / head_dim)),
             "head_dim": head_dim,

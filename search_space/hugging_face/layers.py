@@ -200,7 +200,7 @@ def _window(fields: Fields, default: int | None, switch: str | None) -> int | No
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """See layers()."""
+    """The mapping that `layers` returns."""
 
     default: int
     mixers: LayerBlocks

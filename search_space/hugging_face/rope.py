@@ -45,7 +45,7 @@ _PHI_MSCALES = ("short_mscale", "long_mscale")  # only in Phi-3.5-MoE, where bot
 
 @dataclass(frozen=True, kw_only=True)
 class RopeMapping:
-    """See rope()."""
+    """The mapping that `rope` returns."""
 
     symbols: tuple[str, ...]
     theta: float

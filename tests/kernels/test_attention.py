@@ -272,7 +272,7 @@ def test_a_window_is_causal_and_holds_the_token_itself():
 
 
 @pytest.mark.parametrize("arch", TABLE)
-def test_what_has_a_forward_has_a_backward(arch):
+def test_every_width_with_a_forward_has_a_backward(arch):
     for (kernel, kind), classes in TABLE[arch].items():
         assert list(classes) == sorted(classes)
         backwards = {

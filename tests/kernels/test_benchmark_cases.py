@@ -10,7 +10,7 @@ from archfront.benchmarks.kernel_cases import OURS, OWN, cases
 from archfront.benchmarks.kernels import prepared
 from archfront.kernels.attention import op as attention
 from archfront.kernels.experts import op as experts
-from archfront.kernels.meta_dry_run import on_absent
+from archfront.kernels.meta_dry_run import dry_run_on
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a peer that is installed looks for a GPU
@@ -20,12 +20,12 @@ with warnings.catch_warnings():
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.operator} {c.direction} {c.shape}")
 def test_our_side_of_a_case_runs(case):
     for name in case.implementations.keys() & {*OWN}:
-        with on_absent("sm_90"), torch.device("meta"):
+        with dry_run_on("sm_90"), torch.device("meta"):
             results = prepared(case.implementations[name], case.direction)()
         assert all(y.is_meta for y in results)
 
 
-def test_a_goal_is_judged_by_the_values_of_its_forms():
+def test_a_goal_compares_the_values_of_implementations():
     by_name = {case.operator: case.goal for case in CASES}
     assert by_name["swiglu"].reached({OURS: 860.0}, 1000.0)
     assert not by_name["swiglu"].reached({OURS: 840.0}, 1000.0)
@@ -35,11 +35,11 @@ def test_a_goal_is_judged_by_the_values_of_its_forms():
 
 
 def test_the_peers_compute_the_same():
-    x, chosen, share, *weights = (
+    x, chosen, topk_weights, *weights = (
         kernel_cases.mixture_case(33, 4, 2, 32, 16).implementations[OURS].inputs()
     )
-    ours = experts.mixture(x, chosen, share, *weights, "silu")
-    peers = kernel_cases.torch_mixture(x, chosen, share, *weights)
+    ours = experts.mixture(x, chosen, topk_weights, *weights, "silu")
+    peers = kernel_cases.torch_mixture(x, chosen, topk_weights, *weights)
     torch.testing.assert_close(ours, peers, rtol=2e-2, atol=2e-2)
     query, held = kernel_cases.held(2, 64, 4, 2, 16, torch.bfloat16)
     o, _ = attention.attend_cached(query, held)

@@ -17,7 +17,7 @@ def wide(*shape):
 
 
 def a_mixture(n_experts=5, gated=True):
-    """x_ND, share_NK, [gate_EFD,] up_EFD, down_EDF for 33 tokens of 3 choices."""
+    """x_ND, topk_weights_NK, [gate_EFD,] up_EFD, down_EDF for 33 tokens of 3 choices."""
     gates = [wide(n_experts, 8, 12)] if gated else []
     up, down = wide(n_experts, 8, 12), wide(n_experts, 12, 8)
     return wide(33, 12), wide(33, 3), *gates, up, down
@@ -62,13 +62,13 @@ def test_the_grouped_product_agrees_with_torchs_own():
     torch.testing.assert_close(ours, F.grouped_mm(x, weight.mT, offs=groups.offsets_E1[1:]))
 
 
-def test_a_mixture_is_the_shared_sum_of_its_tokens_experts():
+def test_a_mixture_is_the_weighted_sum_of_its_tokens_experts():
     chosen = choices()
-    x, share, gate, up, down = a_mixture()
-    y = op.mixture(x, chosen, share, gate, up, down, "silu")
+    x, topk_weights, gate, up, down = a_mixture()
+    y = op.mixture(x, chosen, topk_weights, gate, up, down, "silu")
     for n in range(33):
         parts = [
-            share[n, k] * down[e] @ (F.silu(gate[e] @ x[n]) * (up[e] @ x[n]))
+            topk_weights[n, k] * down[e] @ (F.silu(gate[e] @ x[n]) * (up[e] @ x[n]))
             for k, e in enumerate(chosen[n])
         ]
         torch.testing.assert_close(y[n], sum(parts))
@@ -80,22 +80,26 @@ def test_the_torch_implementation_matches_its_reference_in_every_gradient(activa
     chosen = choices()
     chosen[torch.rand(33, 3) < 0.2] = -1
     gated = activation != "relu2"
-    x, share, *weights = a_mixture(gated=gated)
+    x, topk_weights, *weights = a_mixture(gated=gated)
     settings = *([] if gated else [None]), *weights, activation, limit
-    ours, meant = (f(x, chosen, share, *settings) for f in (op.mixture, reference.mixture))
-    torch.testing.assert_close(ours, meant)
-    dy = torch.randn_like(meant)
-    ours, meant = (torch.autograd.grad(y, [x, share, *weights], dy) for y in (ours, meant))
-    torch.testing.assert_close(ours, meant)
+    ours, expected = (
+        f(x, chosen, topk_weights, *settings) for f in (op.mixture, reference.mixture)
+    )
+    torch.testing.assert_close(ours, expected)
+    dy = torch.randn_like(expected)
+    ours, expected = (
+        torch.autograd.grad(y, [x, topk_weights, *weights], dy) for y in (ours, expected)
+    )
+    torch.testing.assert_close(ours, expected)
 
 
 def test_a_dropped_choice_adds_nothing_and_leaves_no_gradient():
     chosen = choices()
     chosen[7] = -1
-    x, share, *weights = a_mixture()
-    y = op.mixture(x, chosen, share, *weights, "silu")
-    dx, dshare = torch.autograd.grad(y.sum(), [x, share])
-    for nothing in (y[7], dx[7], dshare[7]):
+    x, topk_weights, *weights = a_mixture()
+    y = op.mixture(x, chosen, topk_weights, *weights, "silu")
+    dx, dtopk_weights = torch.autograd.grad(y.sum(), [x, topk_weights])
+    for nothing in (y[7], dx[7], dtopk_weights[7]):
         assert torch.equal(nothing, torch.zeros_like(nothing))
 
 
@@ -107,25 +111,34 @@ def test_a_meta_tensor_gives_shapes(backend):
     groups = op.group(chosen[:, 0], 4)
     y = op.grouped_linear(x, weight, None, groups, backend=backend)
     assert (y.shape, y.dtype) == ((40, 32), torch.bfloat16)
-    share = meta(40, 2, dtype=torch.float32).requires_grad_()
-    y = op.mixture(x, chosen, share, weight, weight, down, "silu", backend=backend)
+    topk_weights = meta(40, 2, dtype=torch.float32).requires_grad_()
+    y = op.mixture(x, chosen, topk_weights, weight, weight, down, "silu", backend=backend)
     y.sum().backward()
     assert (y.shape, y.dtype, x.grad.shape) == ((40, 16), torch.bfloat16, (40, 16))
-    assert (share.grad.dtype, down.grad.shape) == (torch.float32, (4, 16, 32))
+    assert (topk_weights.grad.dtype, down.grad.shape) == (torch.float32, (4, 16, 32))
 
 
-def mixed(x=(40, 16), share=(40, 2), up=(4, 32, 16), down=(4, 16, 32), gated=True, **settings):
-    chosen = torch.zeros(share, dtype=torch.int64, device="meta")
+def mixed(
+    x=(40, 16), topk_weights=(40, 2), up=(4, 32, 16), down=(4, 16, 32), gated=True, **settings
+):
+    chosen = torch.zeros(topk_weights, dtype=torch.int64, device="meta")
     gate = meta(*up) if gated else None
     activation = settings.pop("activation", "silu")
     return op.mixture(
-        meta(*x), chosen, meta(*share), gate, meta(*up), meta(*down), activation, backend="triton"
+        meta(*x),
+        chosen,
+        meta(*topk_weights),
+        gate,
+        meta(*up),
+        meta(*down),
+        activation,
+        backend="triton",
     )
 
 
 UNSUPPORTED = {
     r"x must be \[N, D\].*down=\(4, 32, 16\)": lambda: mixed(down=(4, 32, 16)),
-    r"share \[N, K\].*share=\(41, 2\)": lambda: mixed(share=(41, 2)),
+    r"topk_weights \[N, K\].*topk_weights=\(41, 2\)": lambda: mixed(topk_weights=(41, 2)),
     "must be relu2 without a gate.*activation=silu, gate=False": lambda: mixed(gated=False),
     "must be relu2 without a gate.*activation=relu2, gate=True": lambda: mixed(activation="relu2"),
     "needs a CUDA tensor.*device=cpu": lambda: op.grouped_linear(

@@ -74,8 +74,8 @@ def with_gradients(function, inputs, **settings):
 def assert_matches_reference(variant, tokens=T, segment_ids=None, **settings):
     name, inputs = given(variant, tokens)
     ours = with_gradients(getattr(op, name), inputs, segment_ids=segment_ids, **settings)
-    meant = with_gradients(getattr(reference, name), inputs, segment_ids=segment_ids)
-    torch.testing.assert_close(ours, meant)
+    expected = with_gradients(getattr(reference, name), inputs, segment_ids=segment_ids)
+    torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("segment_ids", [None, SEGMENT_IDS])
@@ -92,7 +92,7 @@ def test_a_short_sequence_matches_the_reference(variant, tokens):
 
 @pytest.mark.parametrize("chunk", [16, 32])
 @pytest.mark.parametrize("variant", ["gated deltanet", "kda", "rwkv-7"])
-def test_the_chunk_does_not_matter(variant, chunk):
+def test_the_chunk_size_does_not_change_the_result(variant, chunk):
     assert_matches_reference(variant, tokens=70, chunk=chunk)
 
 
@@ -157,8 +157,8 @@ def test_bfloat16_keeps_its_dtype_and_a_wide_state():
         short = [None if x is None else x.to(torch.bfloat16) for x in inputs]
         o, state = op.linear_recurrence(*short[:3], *inputs[3:5])
         assert (o.dtype, state.dtype) == (torch.bfloat16, torch.float32)
-        meant, _ = reference.linear_recurrence(*(x.double() for x in short[:3]), *inputs[3:5])
-        assert (o - meant).norm() < 4e-3 * meant.norm()
+        expected, _ = reference.linear_recurrence(*(x.double() for x in short[:3]), *inputs[3:5])
+        assert (o - expected).norm() < 4e-3 * expected.norm()
 
 
 def meta(*shape, dtype=torch.float32):

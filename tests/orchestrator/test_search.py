@@ -197,7 +197,7 @@ class TestEvents:
         return StudySearcher(Driver(store, study, two_rungs, Silent()))
 
     def result(self, task: dict[str, Any], rung: int) -> dict[str, Any]:
-        """What Tune hands on of a report."""
+        """The result that Tune passes to the searcher for a report."""
         report = Report(
             key=json.loads(task[workers.TASK])["key"],
             measurements=(

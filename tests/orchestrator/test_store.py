@@ -280,7 +280,7 @@ class TestTrials:
             with pytest.raises(InputError, match="Robert"):
                 ask(NASTY)
 
-    def test_a_crash_may_speak_in_bytes_that_are_no_text(self, store, tiny):
+    def test_a_crash_message_may_hold_bytes_that_are_not_utf_8(self, store, tiny):
         store.begin_trial("first", 0, tiny(0), {})
         failure = Failure(key=tiny(0).key, stage="build", kind="crash", reason="a\0b \udcff")
         store.fail_trial("first", 0, failure)
@@ -651,7 +651,9 @@ class TestOpening:
         open_store(store_url).close()
         open_store(store_url, **options).close()
 
-    def test_an_older_store_is_upgraded_without_leave_to_create_one(self, store_url, monkeypatch):
+    def test_an_older_store_is_upgraded_without_permission_to_create_one(
+        self, store_url, monkeypatch
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(database, "SCHEMA", "0002")
             open_store(store_url).close()
@@ -833,7 +835,7 @@ def nobodys_folder():
 
 
 def as_plain_user(url, readonly):
-    """Open a store as a user whom permissions bind, and say what came of it."""
+    """Open a store as a user who is subject to permissions, and return the outcome."""
     script = (
         "import os, sys, tempfile\n"
         "from archfront.orchestrator.store import InputError, open_store\n"

@@ -1,4 +1,4 @@
-"""Priced is what runs: the operator calls of every block kind, as made and as priced."""
+"""The operator calls of every block kind: those that are priced are those that run."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from block_cases import CASES, D_MODEL, architecture
 from operator_calls import Recorded, priced, recorded
 
 from archfront.builders.model import build
-from archfront.kernels.meta_dry_run import on_absent
+from archfront.kernels.meta_dry_run import dry_run_on
 from archfront.profilers.lowering import joined, layer_calls
 from archfront.search_space.architecture import Architecture
 from archfront.search_space.operators import Point, Rows
@@ -33,7 +33,7 @@ OTHER_RESIDUALS = {
 
 
 def run(small: Architecture, use: str, monkeypatch: pytest.MonkeyPatch, device: str) -> Recorded:
-    """The calls of one pass of a small model, on meta tensors up to each kernel's launch or real."""
+    """The calls of one pass of a small model, on real or on meta tensors (up to each launch)."""
     dtype = torch.bfloat16 if device == "meta" else torch.float32
     model = build(small, device=device, dtype=dtype).eval()
     tokens = torch.zeros(BATCH, TOKENS, dtype=torch.int64, device=device)
@@ -57,7 +57,7 @@ def assert_priced_as_run(small: Architecture, use: str, calls: Recorded) -> None
 @pytest.mark.parametrize("name", [name for name in CASES if name not in DATA_DEPENDENT])
 def test_the_calls_priced_are_the_calls_made(name, use, monkeypatch):
     small = architecture(name)
-    with on_absent("sm_90"):
+    with dry_run_on("sm_90"):
         calls = run(small, use, monkeypatch, "meta")
     assert_priced_as_run(small, use, calls)
 
@@ -70,7 +70,7 @@ def test_merged_tokens_are_priced_as_they_run(monkeypatch):
 @pytest.mark.parametrize("name", [name for name in CASES if name not in OTHER_RESIDUALS])
 def test_a_residual_sum_and_its_norm_are_priced_and_run_as_one(name, monkeypatch):
     small = architecture(name)
-    with on_absent("sm_90"):
+    with dry_run_on("sm_90"):
         calls = run(small, "prefill", monkeypatch, "meta")
     rows = BATCH * TOKENS
     fused = Rows(rows=rows, elements=4 * D_MODEL)

@@ -25,7 +25,7 @@ def plan_of(**fields: Any) -> Plan:
 
 
 def trained(report: Report | Failure) -> dict[str, tuple[float, float | None, float | None]]:
-    """What training measures and no clock does: (value, low, high) by name."""
+    """The metrics that do not depend on time: (value, low, high) by name."""
     assert isinstance(report, Report)
     return {
         m.name: (m.value, m.low, m.high) for m in report.measurements if not m.name.endswith("_ms")

@@ -159,7 +159,7 @@ class TestRecall:
         assert final_recall(architecture("*-"), EASY) > 0.9
 
     def test_a_model_without_a_mixer_stays_at_chance(self, architecture):
-        """The stem shows it the token before, so it may know which values occur: one of two."""
+        """The stem adds the previous token, so the model may know which two values occur."""
         assert final_recall(architecture("-"), EASY) < 1 / EASY.pairs + 0.05
 
     def test_the_cache_bytes_are_those_at_the_context_of_the_task(self, architecture):
@@ -226,7 +226,7 @@ def start(task: Task[Any], proxy: Architecture, seed: int = 0) -> Run:
 
 
 def repeatable(values: Mapping[str, float]) -> dict[str, float]:
-    """The values that no clock enters."""
+    """The values that do not depend on time."""
     return {name: value for name, value in values.items() if not name.endswith("_ms")}
 
 

@@ -29,7 +29,7 @@ def test_a_measured_number_has_no_interval_unless_one_is_given():
 
 
 @pytest.mark.parametrize("rung", [0, 2])
-def test_a_report_and_a_failure_are_the_same_after_a_trip_through_plain_data(rung: int):
+def test_a_report_and_a_failure_are_equal_after_conversion_to_plain_data_and_back(rung: int):
     measurements = (
         Measurement.counted("total_params", 3e10),
         Measurement.measured("recall", 0.5, device="cpu", rung=rung),

@@ -1,4 +1,4 @@
-"""Timing units: which an architecture has, what their sum says, how a timing fails."""
+"""Timing units: which an architecture has, the error of their sum, how a timing fails."""
 
 import pytest
 

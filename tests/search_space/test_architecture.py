@@ -24,7 +24,7 @@ def test_yaml_gives_back_an_equal_architecture(architecture: Make) -> None:
     assert read.key == made.key
 
 
-def test_no_position_survives_yaml(architecture: Make) -> None:
+def test_a_block_without_rope_is_the_same_after_yaml(architecture: Make) -> None:
     block = {"kind": "attn", "heads": 4, "kv_heads": 2, "head_dim": 16, "rope": None}
     made = architecture("*-", blocks={"*": block})
     read = architecture_from(parse_document(to_yaml(made.plain()), source="x.yaml"))

@@ -48,7 +48,8 @@ def test_a_schema_is_valid_and_describes_every_field(schema: dict) -> None:
 def _fields(schema: Any, where: str) -> Iterator[tuple[str, dict]]:
     """Every field of every object.
 
-    Those of conditions (`if`, `not`) and those with a type alone restrict a field described elsewhere.
+    Those of conditions (`if`, `not`) and those with a type alone restrict a field described
+    elsewhere.
     """
     if isinstance(schema, list):
         for inner in schema:

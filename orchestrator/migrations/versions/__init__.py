@@ -1,1 +1,1 @@
-"""One file a schema change."""
+"""Migrations of the store: one file per schema change."""

@@ -26,7 +26,7 @@ from ..rope import rope
 
 
 def _gemma(vocab_size: int) -> tuple[FieldMapping, ...]:
-    """What all Gemma families share."""
+    """Mappings that all Gemma families share."""
     return (
         *top_level(d_model=2304, vocab_size=vocab_size, eps=1e-6, tied=True),
         constant("norm.placement", "sandwich"),

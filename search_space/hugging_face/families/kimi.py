@@ -110,7 +110,7 @@ def _kimi(
     activations: dict[str, str],
     mixers: LayerBlocks,
 ) -> tuple[FieldMapping, ...]:
-    """What Kimi Linear and Kimi K3 share; the first spelling of each name is written."""
+    """Mappings that Kimi Linear and Kimi K3 share; the first spelling of each name is written."""
     return (
         *top_level(d_model=2304, vocab_size=163_840, eps=1e-5),
         *block_kinds(kda="K"),

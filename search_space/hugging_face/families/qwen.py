@@ -92,7 +92,7 @@ QWEN3_MOE = family(
 
 
 def _hybrid(*, d_model: int, vocab_size: int, kv_heads: int) -> tuple[FieldMapping, ...]:
-    """What Qwen3-Next and Qwen3.5 share: Gated DeltaNet, and attention with an output gate."""
+    """Mappings of Qwen3-Next and Qwen3.5: Gated DeltaNet, and attention with an output gate."""
     return (
         *top_level(d_model=d_model, vocab_size=vocab_size, eps=1e-6),
         constant("norm.zero_centered", True),

@@ -43,7 +43,7 @@ def a_mixture(N, K, E, D, F, dtype, gated=True):
     gates = {"gate": scaled(E, F, D, dtype=dtype)} if gated else {}
     return {
         "x": torch.randn(N, D, dtype=dtype),
-        "share": torch.rand(N, K, dtype=dtype),
+        "topk_weights": torch.rand(N, K, dtype=dtype),
         **gates,
         "up": scaled(E, F, D, dtype=dtype),
         "down": scaled(E, D, F, dtype=dtype),
@@ -59,8 +59,10 @@ def assert_matches_mixture(assert_matches_reference, monkeypatch):
         chosen = choices(*shape[:3])
 
         def of_inputs(function):
-            def with_inputs(x, share, *weights, **settings):
-                return function(x, chosen, share, *([] if gated else [None]), *weights, **settings)
+            def with_inputs(x, topk_weights, *weights, **settings):
+                return function(
+                    x, chosen, topk_weights, *([] if gated else [None]), *weights, **settings
+                )
 
             return with_inputs
 
@@ -105,28 +107,28 @@ def test_integers_are_summed_exactly(rows):
     groups = op.group(torch.arange(rows) % 7, 16)
     x, dy = (torch.randint(-1, 2, (rows, 256)).bfloat16().requires_grad_() for _ in range(2))
     weight = torch.randint(-1, 2, (16, 256, 256)).bfloat16().requires_grad_()
-    y, meant = (
+    y, expected = (
         f(x.to(dtype), weight.to(dtype), None, groups)
         for f, dtype in (
             (op.grouped_linear, torch.bfloat16),
             (reference.grouped_linear, torch.float64),
         )
     )
-    gradients, meant_gradients = (
-        torch.autograd.grad(z, (x, weight), dy.detach().to(z.dtype)) for z in (y, meant)
+    gradients, expected_gradients = (
+        torch.autograd.grad(z, (x, weight), dy.detach().to(z.dtype)) for z in (y, expected)
     )
-    for ours, exact in zip((y, *gradients), (meant, *meant_gradients), strict=True):
+    for ours, exact in zip((y, *gradients), (expected, *expected_gradients), strict=True):
         assert torch.equal(ours, exact.to(torch.bfloat16))
 
 
 def test_three_runs_give_the_same_bits():
     chosen = choices(2000, 4, 16)
     inputs = a_mixture(2000, 4, 16, 512, 256, torch.bfloat16)
-    x, share, *weights = (t.requires_grad_() for t in inputs.values())
+    x, topk_weights, *weights = (t.requires_grad_() for t in inputs.values())
 
     def run():
-        y = op.mixture(x, chosen, share, *weights, "silu")
-        return y, *torch.autograd.grad(y, [x, share, *weights], torch.ones_like(y))
+        y = op.mixture(x, chosen, topk_weights, *weights, "silu")
+        return y, *torch.autograd.grad(y, [x, topk_weights, *weights], torch.ones_like(y))
 
     first = run()
     for _ in range(2):
@@ -137,9 +139,9 @@ def test_hidden_features_past_two_to_the_31_elements_are_reached():
     tokens, hidden = 150_000, 16_384
     x = torch.zeros(tokens, 16, dtype=torch.bfloat16)
     x[-1] = 1.0
-    chosen, share = torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
+    chosen, topk_weights = torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
     up, down = torch.ones(1, hidden, 16), torch.full((1, 16, hidden), 2.0**-14)
-    y = op.mixture(x, chosen, share, None, up.bfloat16(), down.bfloat16(), "relu2")
+    y = op.mixture(x, chosen, topk_weights, None, up.bfloat16(), down.bfloat16(), "relu2")
     assert torch.equal(y[-1], torch.full((16,), 256.0, dtype=torch.bfloat16))
     assert y[:-1].count_nonzero() == 0
 
@@ -147,11 +149,11 @@ def test_hidden_features_past_two_to_the_31_elements_are_reached():
 def test_no_host_waits_for_the_device():
     chosen = choices(500, 2, 8)
     inputs = a_mixture(500, 2, 8, 256, 128, torch.bfloat16)
-    x, share, *weights = (t.requires_grad_() for t in inputs.values())
-    op.mixture(x, chosen, share, *weights, "silu").sum().backward()  # compiles
+    x, topk_weights, *weights = (t.requires_grad_() for t in inputs.values())
+    op.mixture(x, chosen, topk_weights, *weights, "silu").sum().backward()  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        op.mixture(x, chosen, share, *weights, "silu").sum().backward()
+        op.mixture(x, chosen, topk_weights, *weights, "silu").sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -159,7 +161,7 @@ def test_no_host_waits_for_the_device():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own code
 def test_the_public_api_compiles_into_one_graph():
     chosen = choices(500, 2, 8)
-    x, share, *weights = a_mixture(500, 2, 8, 256, 128, torch.bfloat16).values()
+    x, topk_weights, *weights = a_mixture(500, 2, 8, 256, 128, torch.bfloat16).values()
     compiled = torch.compile(op.mixture, fullgraph=True)
-    inputs = x, chosen, share, *weights, "silu"
+    inputs = x, chosen, topk_weights, *weights, "silu"
     assert torch.equal(compiled(*inputs), op.mixture(*inputs))

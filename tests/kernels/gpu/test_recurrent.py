@@ -96,9 +96,11 @@ def assert_matches_reference(name, inputs, scale=1.0, chunk=64, **settings):
     wide = {key: x.double() for key, x in inputs.items()}
     if name == "linear_recurrence":
         settings["scale"] = scale
-    meant = results(getattr(reference, name), wide, **settings)
+    expected = results(getattr(reference, name), wide, **settings)
     ours = results(getattr(op, name), inputs, chunk=chunk, **settings)
-    found = {key: ((y - meant[key]).norm() / meant[key].norm()).item() for key, y in ours.items()}
+    found = {
+        key: ((y - expected[key]).norm() / expected[key].norm()).item() for key, y in ours.items()
+    }
     assert max(found.values()) < bound, found
 
 
@@ -129,7 +131,7 @@ def test_segments_do_not_interact(variant):
 
 @pytest.mark.parametrize("chunk", configs.CHUNKS)
 @pytest.mark.parametrize("variant", ["gated deltanet", "kda"])
-def test_the_chunk_does_not_matter(variant, chunk):
+def test_the_chunk_size_does_not_change_the_result(variant, chunk):
     assert_matches_reference(
         "linear_recurrence", given(variant, (1, 300, 2, 2, 64, 64), BF16), chunk=chunk
     )
@@ -176,10 +178,10 @@ def test_the_channel_scans_match_their_reference(sequences, tokens, channels, st
     }
     for name, inputs in calls.items():
         wide = {key: y.double() for key, y in inputs.items()}
-        meant = results(getattr(reference, name), wide, segment_ids=segment_ids)
+        expected = results(getattr(reference, name), wide, segment_ids=segment_ids)
         ours = results(getattr(op, name), inputs, segment_ids=segment_ids)
         for key, y in ours.items():
-            assert (y - meant[key]).norm() <= 1e-5 * meant[key].norm(), (name, key)
+            assert (y - expected[key]).norm() <= 1e-5 * expected[key].norm(), (name, key)
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "rwkv-7"])
@@ -239,8 +241,8 @@ def test_elements_past_two_to_the_31_are_reached():
     k /= K**0.5
     o, state = op.linear_recurrence(q, k, v, decay)
     tail = [x[-1:, -300:, -1:].double() for x in (q, k, v, decay)]
-    meant, last = reference.linear_recurrence(*tail)
-    assert (o[-1:, -50:, -1:] - meant[:, -50:]).norm() < 1e-2 * meant[:, -50:].norm()
+    expected, last = reference.linear_recurrence(*tail)
+    assert (o[-1:, -50:, -1:] - expected[:, -50:]).norm() < 1e-2 * expected[:, -50:].norm()
     assert (state[-1:, -1:] - last).norm() < 1e-2 * last.norm()
 
 

@@ -35,7 +35,7 @@ def test_segments_do_not_see_each_other(assert_matches_reference, rule):
 
 
 @pytest.mark.parametrize("softcap", [1.0, 30.0])
-def test_a_soft_cap_bends_the_scores(assert_matches_reference, softcap):
+def test_a_soft_cap_bounds_the_scores(assert_matches_reference, softcap):
     inputs = heads(1, 40, 2, 1, 16, 16)
     assert_matches_reference("attention", "attend", inputs, softcap=softcap, scale=0.7, window=30)
 
@@ -56,7 +56,7 @@ def test_full_tiles_lie_between_masked_ones(assert_matches_reference, rule):
 
 # a key in two parts; a value so wide that dk and dv take two launches; both at once
 @pytest.mark.parametrize(("K", "V"), [(150, 40), (128, 130), (260, 260)])
-def test_a_wide_head_is_cut(assert_matches_reference, K, V):
+def test_a_wide_head_is_split(assert_matches_reference, K, V):
     assert_matches_reference("attention", "attend", heads(1, 140, 2, 1, K, V, torch.bfloat16))
 
 

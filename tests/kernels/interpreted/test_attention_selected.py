@@ -17,9 +17,9 @@ def lists(B, T, C, N):
 
 
 @pytest.mark.parametrize(("heads", "width", "v_dim"), [(3, 20, 12), (17, 40, 32), (2, 16, 16)])
-def test_the_kernel_equals_the_reference(assert_means, heads, width, v_dim):
+def test_the_kernel_equals_the_reference(assert_matches_reference, heads, width, v_dim):
     index = lists(2, 5, 41, 37)
-    assert_means(
+    assert_matches_reference(
         "attention",
         "attend_selected",
         inputs(2, 5, 41, heads, width),
@@ -28,9 +28,11 @@ def test_the_kernel_equals_the_reference(assert_means, heads, width, v_dim):
     )
 
 
-def test_a_short_dtype_errs_no_more_than_its_rounding(assert_means):
+def test_a_16_bit_dtype_errs_no_more_than_its_rounding(assert_matches_reference):
     given = inputs(1, 4, 50, 4, 48, torch.bfloat16)
-    assert_means("attention", "attend_selected", given, index_BTN=lists(1, 4, 50, 33), v_dim=32)
+    assert_matches_reference(
+        "attention", "attend_selected", given, index_BTN=lists(1, 4, 50, 33), v_dim=32
+    )
 
 
 def test_a_query_without_keys_reads_zeros():
@@ -43,6 +45,6 @@ def test_a_query_without_keys_reads_zeros():
     assert q.grad.count_nonzero() == k.grad.count_nonzero() == 0
 
 
-def test_the_operator_keeps_torchs_own_rules():
+def test_the_operator_passes_torchs_opcheck():
     q, k = (x.requires_grad_() for x in inputs(1, 3, 9, 2, 20).values())
     torch.library.opcheck(selected.attend_selected_op, (q, k, lists(1, 3, 9, 4), 12, 0.3))

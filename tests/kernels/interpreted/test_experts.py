@@ -20,8 +20,10 @@ def assert_matches_mixture(assert_matches_reference, monkeypatch):
     """assert_matches_mixture(chosen, D, F, experts, activation): against the reference."""
 
     def of_inputs(function, chosen, gated):
-        def with_inputs(x, share, *weights, **settings):
-            return function(x, chosen, share, *([] if gated else [None]), *weights, **settings)
+        def with_inputs(x, topk_weights, *weights, **settings):
+            return function(
+                x, chosen, topk_weights, *([] if gated else [None]), *weights, **settings
+            )
 
         return with_inputs
 
@@ -31,7 +33,7 @@ def assert_matches_mixture(assert_matches_reference, monkeypatch):
             monkeypatch.setattr(module, "mixture", of_inputs(module.mixture, chosen, gated))
         inputs = {
             "x": torch.randn(len(chosen), D, dtype=dtype),
-            "share": torch.rand(chosen.shape, dtype=dtype),
+            "topk_weights": torch.rand(chosen.shape, dtype=dtype),
         }
         if gated:
             inputs["gate"] = scaled(experts, F, D, dtype=dtype)
@@ -105,10 +107,10 @@ def test_slices_are_read_in_place(assert_matches_reference):
 
 
 def test_no_tokens_give_no_tokens_and_zero_gradients():
-    x, share = torch.randn(0, 16), torch.rand(0, 2)
+    x, topk_weights = torch.randn(0, 16), torch.rand(0, 2)
     chosen = torch.empty(0, 2, dtype=torch.int64)
     up, down = torch.randn(3, 8, 16, requires_grad=True), torch.randn(3, 16, 8)
-    y = op.mixture(x, chosen, share, None, up, down, "relu2", backend="triton")
+    y = op.mixture(x, chosen, topk_weights, None, up, down, "relu2", backend="triton")
     y.sum().backward()
     assert y.shape == (0, 16)
     assert torch.equal(up.grad, torch.zeros_like(up))
@@ -129,15 +131,15 @@ def test_the_operators_pass_torchs_opcheck():
     x, up, down = torch.randn(4, 16), torch.randn(2, 8, 16), torch.randn(2, 16, 8)
     leaves = [x.requires_grad_(), up.requires_grad_(), down.requires_grad_()]
     torch.library.opcheck(linear.grouped_linear_op, (leaves[0], leaves[1], None, offsets))
-    share = torch.rand(4, 1, requires_grad=True)
+    topk_weights = torch.rand(4, 1, requires_grad=True)
     settings = order, offsets, "silu", None, True
-    torch.library.opcheck(mixture.mixture_op, (x, share, up, up.detach(), down, *settings))
+    torch.library.opcheck(mixture.mixture_op, (x, topk_weights, up, up.detach(), down, *settings))
 
 
 def test_the_public_api_compiles_into_one_graph():
-    chosen, share = choices(4, 2, 3), torch.rand(4, 2)
+    chosen, topk_weights = choices(4, 2, 3), torch.rand(4, 2)
     x, up, down = torch.randn(4, 16), torch.randn(3, 8, 16), torch.randn(3, 16, 8)
-    inputs = x, chosen, share, up, up, down, "silu"
+    inputs = x, chosen, topk_weights, up, up, down, "silu"
     compiled = torch.compile(op.mixture, backend="aot_eager", fullgraph=True)
     y = compiled(*inputs, backend="triton")
     assert torch.equal(y, op.mixture(*inputs, backend="triton"))

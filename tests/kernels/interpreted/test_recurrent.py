@@ -111,13 +111,13 @@ def test_segments_do_not_interact(assert_matches_recurrence, variant):
 
 @pytest.mark.parametrize("tokens", [1, 17, 64, 100])
 @pytest.mark.parametrize("variant", ["gated deltanet", "kda"])
-def test_any_number_of_tokens_will_do(assert_matches_recurrence, variant, tokens):
+def test_any_number_of_tokens_matches_the_reference(assert_matches_recurrence, variant, tokens):
     assert_matches_recurrence(inputs(variant, T=tokens))
 
 
 @pytest.mark.parametrize("chunk", configs.CHUNKS)
 @pytest.mark.parametrize("variant", ["mamba-2", "kda"])
-def test_the_chunk_does_not_matter(assert_matches_recurrence, variant, chunk):
+def test_the_chunk_size_does_not_change_the_result(assert_matches_recurrence, variant, chunk):
     assert_matches_recurrence(inputs(variant), chunk=chunk)
 
 
@@ -223,7 +223,7 @@ def test_a_call_without_gradients_keeps_nothing():
     torch.testing.assert_close(outputs[0], reference.linear_recurrence(**given)[0])
 
 
-class TestRwkv7:
+class TestRWKV7:
     @pytest.mark.parametrize("tokens", [1, 17, 64, 100])
     def test_it_matches_its_reference(self, assert_matches_recurrence, tokens):
         assert_matches_recurrence(inputs_rwkv7(T=tokens))

@@ -32,7 +32,7 @@ def segment_ids_of(B, T):
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 17, 50])
-def test_scan_channels_matches_its_reference(assert_matches_reference, tokens):
+def test_channel_scan_matches_its_reference(assert_matches_reference, tokens):
     assert_matches_reference("recurrent", "channel_scan", inputs(T=tokens))
 
 
@@ -70,7 +70,7 @@ def test_inputs_are_read_in_place(assert_matches_reference):
     assert_matches_reference("recurrent", "selective_scan", given)
 
 
-def test_a_channel_forgets_at_once(assert_matches_reference):
+def test_a_very_strong_decay_clears_the_state_of_a_channel(assert_matches_reference):
     given = inputs()
     given["decay"][:, ::3] = -1e4
     assert_matches_reference("recurrent", "channel_scan", given)

@@ -63,7 +63,7 @@ def test_a_bfloat16_state_is_rounded_only_where_it_is_kept():
     assert_close([state], [theirs])
 
 
-def test_a_state_forgets_at_once():
+def test_an_infinite_decay_clears_the_state():
     inputs = (*token(), torch.full((B, H), -torch.inf), None)
     assert_close(*both("linear_recurrence_step", inputs, torch.randn(B, H, K, V)))
 

@@ -21,9 +21,9 @@ def uneven(*shape):
 
 
 def assert_same_bits(x, tile):
-    ours, meant = op.quantize(x, tile, backend="triton"), reference.quantize(x, tile)
-    assert torch.equal(bits(ours[0]), bits(meant[0]))
-    assert torch.equal(ours[1], meant[1])
+    ours, expected = op.quantize(x, tile, backend="triton"), reference.quantize(x, tile)
+    assert torch.equal(bits(ours[0]), bits(expected[0]))
+    assert torch.equal(ours[1], expected[1])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (17, 100), (130, 300), (64, 128)])
