@@ -10,7 +10,6 @@ from ..search_space import published
 from ..search_space.architecture import Architecture
 from ..search_space.check import check_space
 from ..search_space.document import parse_document
-from ..search_space.metrics import MetricRef
 from .measuring import target_timings
 from .pareto import knee
 from .store import Store, Study, Trial
@@ -24,14 +23,8 @@ class FrontEntry:
     report: Report
 
     def measurement(self, label: str) -> Measurement | None:
-        """The measurement of a metric, see `find_measurement`."""
-        return find_measurement(self.report, label)
-
-
-def find_measurement(report: Report, label: str) -> Measurement | None:
-    """The measurement of `name` or `name@workload`; without a workload, that of the first one."""
-    wanted = MetricRef.parse(label)
-    return next((m for m in report.measurements if wanted.selects(m.ref)), None)
+        """The measurement of a metric, see `Report.find`."""
+        return self.report.find(label)
 
 
 def front_entries(store: Store, study: Study) -> list[FrontEntry]:

@@ -115,10 +115,15 @@ class Report:
     rung: int = 0
     """Index of the rung; the last rung's report is the trial's result."""
 
+    def find(self, label: str) -> Measurement | None:
+        """The measurement of `name` or `name@workload`; without a workload, that of the first."""
+        wanted = MetricRef.parse(label)
+        return next((m for m in self.measurements if wanted.selects(m.ref)), None)
+
     def value(self, label: str) -> float | None:
         """The value of `name` or `name@workload`; without a workload, that of the first one."""
-        wanted = MetricRef.parse(label)
-        return next((m.value for m in self.measurements if wanted.selects(m.ref)), None)
+        found = self.find(label)
+        return None if found is None else found.value
 
     def beside(self, known: Sequence[Measurement]) -> Self:
         """The same report preceded by `known`, without the metrics that the report has itself."""

@@ -15,7 +15,7 @@ from ..layers import rms_normalized
 from ..parameters import Parameters
 from ..positions import apply_rope
 from ..precision import quantized_cache
-from .block_sparse import BlockIndex, attend_selected, attend_selected_cached
+from .block_sparse import BlockIndex, block_sparse_attention, block_sparse_attention_cached
 from .masked_attention import (
     causal_mask,
     dilated_attention,
@@ -214,9 +214,9 @@ class Attention(Body):
         q_BTIK = index.queries(x_BTD, q_BTHK, run)
         softcap = self.block.logit_softcap
         if keys.prefill and not run.subset and softcap is None:
-            return attend_selected(index, q_BTIK, q_BTHK, keys, run, self.scale)
+            return block_sparse_attention(index, q_BTIK, q_BTHK, keys, run, self.scale)
         if keys.decode and keys.cache is not None and keys.cache.room is None:
-            return attend_selected_cached(
+            return block_sparse_attention_cached(
                 index, q_BTIK, q_BTHK, keys, run, scale=self.scale, softcap=softcap
             )
         visible_BTC = causal_mask(run.positions_BT, keys.positions_BC)

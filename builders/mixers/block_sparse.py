@@ -69,10 +69,13 @@ class BlockIndex(nn.Module):
         visible_BTN = back_BTN >= 0
         if first_BT is not None:
             visible_BTN = visible_BTN & (block_N >= first_BT[..., None])
-        near_BTN = visible_BTN & (back_BTN < self.sparse.local_blocks)
-        score_BITN = score_BITN.masked_fill(near_BTN[:, None], torch.inf)
         score_BITN = score_BITN.masked_fill(~visible_BTN[:, None], -torch.inf)
-        top = score_BITN.topk(min(self.sparse.top_k, len(block_N)), -1)
+        return self._best(score_BITN, visible_BTN & (back_BTN < self.sparse.local_blocks))
+
+    def _best(self, score_BITN: Tensor, near_BTN: Tensor) -> Tensor:
+        """blocks_BITM, int32: the near blocks, then those of the highest scores; -1 past them."""
+        score_BITN = score_BITN.masked_fill(near_BTN[:, None], torch.inf)
+        top = score_BITN.topk(min(self.sparse.top_k, score_BITN.shape[-1]), -1)
         return torch.where(top.values > -torch.inf, top.indices, -1).int()
 
     def _block_scores(self, q_BTIK: Tensor, k_BCJK: Tensor) -> Tensor:
@@ -112,10 +115,10 @@ class BlockIndex(nn.Module):
             score_BITN = (total_BITN / count_BITN).masked_fill(count_BITN == 0, -torch.inf)
         back_BTN = own_BT[..., None] - torch.arange(blocks, device=own_BT.device)
         near_BTN = (back_BTN >= 0) & (back_BTN < self.sparse.local_blocks)
-        score_BITN = score_BITN.masked_fill(near_BTN[:, None], torch.inf)
-        top_BITM = score_BITN.topk(min(self.sparse.top_k, blocks), -1).indices
-        chosen_BITN = torch.zeros_like(score_BITN, dtype=torch.bool)
-        chosen_BITN.scatter_(-1, top_BITM, score_BITN.gather(-1, top_BITM) > -torch.inf)
+        blocks_BITM = self._best(score_BITN, near_BTN).long()
+        shape = (*score_BITN.shape[:-1], blocks + 1)  # -1 goes to the extra column
+        chosen_BITN = score_BITN.new_zeros(shape, dtype=torch.bool)
+        chosen_BITN.scatter_(-1, blocks_BITM % (blocks + 1), True)
         return chosen_BITN.gather(-1, index_BITC)
 
     def _rotated(self, x_BTIK: Tensor, run: Pass) -> Tensor:
@@ -124,7 +127,7 @@ class BlockIndex(nn.Module):
         return apply_rope(x_BTIK, self.rope, self.rope.rotated(x_BTIK.shape[-1]), run)
 
 
-def attend_selected(
+def block_sparse_attention(
     index: BlockIndex, q_BTIK: Tensor, q_BTHK: Tensor, keys: KeyValues, run: Pass, scale: float
 ) -> tuple[Tensor, Tensor]:
     """(o_BTHV, lse_BHT) of whole texts by the block-sparse kernel.
@@ -148,7 +151,7 @@ def attend_selected(
     return o_BTHV, lse_BHS.transpose(1, 2)[row_B1, layout.slot_BT].transpose(1, 2)
 
 
-def attend_selected_cached(
+def block_sparse_attention_cached(
     index: BlockIndex,
     q_B1IK: Tensor,
     q_B1HK: Tensor,

@@ -14,7 +14,7 @@ from ...search_space.architecture import Architecture
 from ...search_space.metrics import MetricRef
 from ..format import FRONT_LEGEND, half_width, headline, interval, number, unit_text
 from ..palette import PROVENANCES
-from ..queries import FrontEntry, find_measurement, knee_index
+from ..queries import FrontEntry, knee_index
 from ..store import FrontStep, Study, Trial
 
 MAX_FRONT_ROWS = 20
@@ -206,9 +206,7 @@ def compare(columns: Sequence[Column]) -> RenderableType:
     for label in dict.fromkeys(m.label for c in columns for m in c.report.measurements):
         unit = unit_text(MetricRef.parse(label).metric.unit)
         title = f"{label} [{unit}]" if unit else label
-        table.add_row(
-            Text(title), *(value_text(find_measurement(c.report, label)) for c in columns)
-        )
+        table.add_row(Text(title), *(value_text(c.report.find(label)) for c in columns))
     legend = " · ".join(f"{color.terminal} {name}" for name, color in PROVENANCES.items())
     return Group(table, Text(legend, style="dim"))
 

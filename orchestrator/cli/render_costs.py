@@ -19,7 +19,6 @@ from ...search_space.architecture import Architecture
 from ...search_space.workload import Workload
 from ..format import number
 from ..palette import VERDICTS
-from ..queries import find_measurement
 
 MIN_FRACTION = 0.005  # of the time of a pass, for a line of its own
 
@@ -87,7 +86,7 @@ def fits(report: Report, target: Cluster, workloads: Sequence[Workload]) -> list
     """The verdict of each workload, from the peak memory in the report."""
     found = []
     for workload in workloads:
-        peak = find_measurement(report, f"peak_gib@{workload.name}")
+        peak = report.find(f"peak_gib@{workload.name}")
         assert peak is not None, "static metrics have a peak for every workload"
         found.append(
             Fit(

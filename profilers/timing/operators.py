@@ -96,12 +96,14 @@ def run_of(call: Operator, device: torch.device) -> Run:
 
 
 def _prefill(call: AttentionPrefill | MLAPrefill, new: Callable[..., Tensor]) -> Run:
-    kv_heads = call.kv_heads if isinstance(call, AttentionPrefill) else call.heads
-    width = call.head_dim if isinstance(call, AttentionPrefill) else call.qk_head_dim
+    if isinstance(call, AttentionPrefill):
+        kv_heads, width, window = call.kv_heads, call.head_dim, call.window
+    else:
+        kv_heads, width, window = call.heads, call.qk_head_dim, None
     q = new(call.batch, call.tokens, call.heads, width)
     k = new(call.batch, call.tokens, kv_heads, width)
     v = new(call.batch, call.tokens, kv_heads, call.v_head_dim)
-    return partial(attention.attend_without_lse, q, k, v, window=getattr(call, "window", None))
+    return partial(attention.attend_without_lse, q, k, v, window=window)
 
 
 def _decode(

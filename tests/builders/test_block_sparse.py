@@ -10,7 +10,7 @@ from archfront.builders.body import Pass, document_positions
 from archfront.builders.caches import KeyValues
 from archfront.builders.mixers import block_sparse
 from archfront.builders.mixers.attention import Attention
-from archfront.builders.mixers.block_sparse import BlockIndex, attend_selected
+from archfront.builders.mixers.block_sparse import BlockIndex, block_sparse_attention
 from archfront.builders.mixers.masked_attention import (
     causal_mask,
     masked_attention,
@@ -75,7 +75,7 @@ def test_it_equals_attention_under_the_mask_of_its_blocks(name: str, packed: boo
     if packed:  # the mask counts the blocks of one document, so the documents are masked apart
         positions = run.positions_BT
         spans = torch.tensor(LENGTHS).cumsum(0).tolist()
-        found, _ = attend_selected(index, q_index, q, keys, run, 0.3)
+        found, _ = block_sparse_attention(index, q_index, q, keys, run, 0.3)
         for start, stop in zip([0, *spans], spans, strict=False):
             part = Pass(positions_BT=positions[:, start:stop])
             alone = {n: keys[n][:, start:stop] for n in keys._named}
@@ -83,7 +83,7 @@ def test_it_equals_attention_under_the_mask_of_its_blocks(name: str, packed: boo
             expected = _masked(index, q_index[:, start:stop], q[:, start:stop], of_part, part)
             torch.testing.assert_close(found[:, start:stop], expected)
         return
-    found, _ = attend_selected(index, q_index, q, keys, run, 0.3)
+    found, _ = block_sparse_attention(index, q_index, q, keys, run, 0.3)
     torch.testing.assert_close(found, _masked(index, q_index, q, keys, run))
 
 
